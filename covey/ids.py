@@ -1,0 +1,35 @@
+"""Formats and parses ids. A new task's id is a hash of what it is for, so a decision made twice makes one key.
+
+Pure: what is random lives in covey.entropy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def base36(number: int, width: int) -> str:
+    """``number`` in base 36, left-padded with zeros to ``width`` digits, its highest digits cut."""
+    out = []
+    for _ in range(width):
+        number, digit = divmod(number, 36)
+        out.append(_DIGITS[digit])
+    return "".join(reversed(out))
+
+
+def task_id(service_id: str, slot: int, node_id: str, attempt: int) -> str:
+    """The id of the ``attempt``-th task of a slot (replicated: ``node_id`` empty) or of a node (global: ``slot`` 0)."""
+    key = f"{service_id}\0{slot}\0{node_id}\0{attempt}".encode()
+    return base36(int.from_bytes(hashlib.sha256(key).digest()[:16]), 25)
+
+
+def tie_break(*parts: str) -> int:
+    """A 64-bit number from ``parts``, the same in every process: the seeded hash that breaks ties."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
+
+
+def task_name(service_name: str, slot: int, node_id: str, task: str) -> str:
+    """The container name of a task as Docker shows it: ``web.3.<task id>``, for global services ``web.<node>.<task>``."""
+    return f"{service_name}.{slot or node_id}.{task}"

@@ -1,0 +1,325 @@
+"""The objects of the store, as they are stored and as decisions read them. Pure data, frozen, one struct a key.
+
+Each key has one writer (manager/store/keys.py), so what Docker shows as one object is several here: a node is its Node
+(what people set), NodeInfo (what it says of itself), NodeStatus (what the leader made of its silence) and Session (leased).
+``version`` is the key's mod_revision: filled in when a value is read, never stored. Times are seconds since the epoch.
+Specs are the JSON objects as received (design, nouns); covey.model.spec reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+from covey.model.resources import Resources
+from covey.model.task_states import TaskState, shown
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every stored object has: a ``kind`` (its key's first segment) and the version it was read at."""
+
+    kind: ClassVar[str] = ""
+
+    version: int = 0
+
+
+class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """The one object of the cluster: who signs, which tokens admit, which address pools are ours.
+
+    ``tokens`` holds the secret halves by role ("worker", "manager"); ``ca_key`` is PEM and leaves the store only for managers.
+    """
+
+    kind: ClassVar[str] = "cluster"
+
+    id: str
+    spec: dict[str, Any] = {}
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    ca_certificate: str = ""
+    ca_key: str = ""
+    tokens: dict[str, str] = {}
+    address_pools: tuple[str, ...] = ("10.0.0.0/8",)
+    subnet_size: int = 24
+    data_path_port: int = 4789
+
+
+class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from."""
+
+    kind: ClassVar[str] = "service"
+
+    id: str
+    spec: dict[str, Any]
+    previous_spec: dict[str, Any] | None = None
+    spec_version: int = 1
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.spec.get("Name", ""))
+
+
+class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the last update of a service goes: updating, paused, completed, rollback_started, rollback_paused, rollback_completed."""
+
+    state: str = ""
+    started_at: float = 0.0
+    completed_at: float = 0.0
+    message: str = ""
+
+
+class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What the leader made of a service so far."""
+
+    kind: ClassVar[str] = "service_status"
+
+    id: str
+    update: UpdateStatus | None = None
+
+
+class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What people decide about a node, written by the API (joining through the CA counts)."""
+
+    kind: ClassVar[str] = "node"
+
+    id: str
+    name: str = ""
+    role: str = "worker"
+    availability: str = "active"
+    labels: dict[str, str] = {}
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+class NodeDescription(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node says of itself when it opens a session."""
+
+    hostname: str = ""
+    os: str = "linux"
+    architecture: str = ""
+    resources: Resources = Resources()
+    engine_version: str = ""
+    engine_labels: dict[str, str] = {}
+    plugins: tuple[tuple[str, str], ...] = ()
+
+
+class NodeInfo(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """The description and address of the node's last session, written by the dispatcher that holds it."""
+
+    kind: ClassVar[str] = "node_info"
+
+    id: str
+    description: NodeDescription = NodeDescription()
+    address: str = ""
+    manager_address: str = ""
+
+
+class NodeStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What the leader made of the node: unknown, down, ready, disconnected; ``since`` when.
+
+    ``session`` is the session the verdict is about. ``missing_since`` > 0 while the session is gone and the grace runs;
+    ``down_at`` is the time at which the node is declared down if nothing is heard until then.
+    """
+
+    kind: ClassVar[str] = "node_status"
+
+    id: str
+    state: str = "unknown"
+    since: float = 0.0
+    message: str = ""
+    session: str = ""
+    missing_since: float = 0.0
+    down_at: float = 0.0
+
+
+class Session(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker's live link: leased, so it vanishes with the manager that holds it. ``id`` is the node's id."""
+
+    kind: ClassVar[str] = "session"
+
+    id: str
+    session_id: str
+    manager_id: str
+    opened_at: float = 0.0
+
+
+class Network(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A cluster-scope network as asked for (the Engine API's NetworkCreateRequest)."""
+
+    kind: ClassVar[str] = "network"
+
+    id: str
+    spec: dict[str, Any]
+    created_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.spec.get("Name", ""))
+
+
+class Secret(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A secret: its spec (Name, Labels, Templating) and the bytes."""
+
+    kind: ClassVar[str] = "secret"
+
+    id: str
+    spec: dict[str, Any]
+    data: bytes = b""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+class Config(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A config: its spec (Name, Labels, Templating) and the bytes."""
+
+    kind: ClassVar[str] = "config"
+
+    id: str
+    spec: dict[str, Any]
+    data: bytes = b""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+class Name(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """Holds a name of one kind: created in the transaction that creates its owner, so names are unique."""
+
+    kind: ClassVar[str] = "name"
+
+    id: str
+
+
+class NetworkAllocation(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What the leader gave a cluster-scope network: subnets in CIDR form, their gateways, a VXLAN id (0: none yet)."""
+
+    kind: ClassVar[str] = "network_allocation"
+
+    id: str
+    subnets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    vxlan_id: int = 0
+
+
+class PortConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A published port. ``published`` 0 means: choose one. ``mode`` is ingress or host."""
+
+    target: int
+    published: int = 0
+    protocol: str = "tcp"
+    mode: str = "ingress"
+    name: str = ""
+    host_ip: str = ""
+
+
+class ServiceAllocation(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What the leader gave a service: its ports with every ``published`` chosen, and virtual addresses by network id."""
+
+    kind: ClassVar[str] = "service_allocation"
+
+    id: str
+    ports: tuple[PortConfig, ...] = ()
+    addresses: dict[str, str] = {}
+
+
+class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task's attachment to a cluster-scope network: addresses in CIDR form, unique within the network."""
+
+    network_id: str
+    addresses: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+class Task(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt to fill a slot, as the leader decided it.
+
+    ``slot`` is 0 for global services, whose slot is ``node_id`` from the start. ``spec`` is the service's TaskTemplate as
+    it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
+    within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
+    """
+
+    kind: ClassVar[str] = "task"
+
+    id: str
+    service_id: str
+    slot: int = 0
+    node_id: str = ""
+    attempt: int = 1
+    spec: dict[str, Any] = {}
+    spec_version: int = 1
+    service_name: str = ""
+    service_labels: dict[str, str] = {}
+    networks: tuple[TaskNetwork, ...] = ()
+    ports: tuple[PortConfig, ...] = ()
+    state: TaskState = TaskState.NEW
+    desired: TaskState = TaskState.RUNNING
+    message: str = ""
+    cause: str = ""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    not_before: float = 0.0
+    replaces: str = ""
+
+
+class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """What the worker observed of a task. ``id`` is the task's. Its state's rank only rises.
+
+    ``exit_code`` is None until the container has exited; ``failed_at`` is the time of the exit or refusal. ``ports`` are
+    those bound on the node (host ports chosen). ``health`` is "", starting, healthy or unhealthy.
+    """
+
+    kind: ClassVar[str] = "task_status"
+
+    id: str
+    node_id: str
+    state: TaskState
+    at: float = 0.0
+    message: str = ""
+    error: str = ""
+    container_id: str = ""
+    pid: int = 0
+    exit_code: int | None = None
+    oom_killed: bool = False
+    ports: tuple[PortConfig, ...] = ()
+    addresses: tuple[str, ...] = ()
+    health: str = ""
+
+
+class Leader(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """Who leads: the value of the election's key, which is leased. The key's create_revision fences the leader's writes."""
+
+    kind: ClassVar[str] = "leader"
+
+    node_id: str
+    address: str = ""
+    elected_at: float = 0.0
+
+
+#: kind → struct: everything the store may hold.
+KINDS: dict[str, type[Stored]] = {
+    struct.kind: struct
+    for struct in (
+        Cluster,
+        Service,
+        ServiceStatus,
+        Node,
+        NodeInfo,
+        NodeStatus,
+        Session,
+        Network,
+        Secret,
+        Config,
+        Name,
+        NetworkAllocation,
+        ServiceAllocation,
+        Task,
+        TaskStatus,
+        Leader,
+    )
+}
+
+
+def shown_state(task: Task, status: TaskStatus | None) -> TaskState:
+    """The state a person sees of ``task``."""
+    return shown(task.state, status.state if status is not None else None)
