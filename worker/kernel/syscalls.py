@@ -1,0 +1,285 @@
+"""System calls that Python's standard library lacks, through ctypes.
+
+Every function is one call: arguments in, a value out, or OSError with the errno and the call's name. Nothing here
+decides anything, and nothing knows what a container is. Numbers are the kernel's (arch/x86/entry/syscalls/syscall_64.tbl
+and include/uapi/asm-generic/unistd.h); constants are those of the uapi headers of the same names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_NUMBERS: dict[str, dict[str, int]] = {
+    "x86_64": {
+        "clone": 56, "mount": 165, "umount2": 166, "pivot_root": 155, "sethostname": 170, "setdomainname": 171,
+        "unshare": 272, "setns": 308, "prctl": 157, "capget": 125, "capset": 126, "seccomp": 317, "keyctl": 250,
+        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "pidfd_getfd": 438, "open_tree": 428,
+        "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442,
+    },
+    "aarch64": {
+        "clone": 220, "mount": 40, "umount2": 39, "pivot_root": 41, "sethostname": 161, "setdomainname": 162,
+        "unshare": 97, "setns": 268, "prctl": 167, "capget": 90, "capset": 91, "seccomp": 277, "keyctl": 219,
+        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "pidfd_getfd": 438, "open_tree": 428,
+        "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442,
+    },
+}  # fmt: skip
+
+MACHINE = os.uname().machine
+_NUMBER = _NUMBERS.get(MACHINE, {})
+
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_UNBINDABLE = 1 << 17
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_ATIME = 0x70
+MOUNT_ATTR_RELATIME = 0x0
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_GET_NO_NEW_PRIVS = 39
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_LOG = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+KEYCTL_JOIN_SESSION_KEYRING = 1
+CLOSE_RANGE_CLOEXEC = 4
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+# The interpreter lock stays held across a clone: the child has no other thread that could give it back.
+_locked_syscall = ctypes.PyDLL(None, use_errno=True).syscall
+_locked_syscall.restype = ctypes.c_long
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def _argument(value: object) -> object:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    if isinstance(value, str):
+        return ctypes.c_char_p(os.fsencode(value))
+    if isinstance(value, bytes):
+        return ctypes.c_char_p(value)
+    return value
+
+
+def _call(name: str, *arguments: object) -> int:
+    number = _NUMBER.get(name)
+    if number is None:
+        raise OSError(38, f"{name}: no system call number is known for machine {MACHINE}")
+    result = int(_syscall(ctypes.c_long(number), *[_argument(a) for a in arguments]))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by CLONE_NEW* flags for new ones; NEWPID affects later children only."""
+    _call("unshare", flags)
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """Join the namespace behind ``fd`` (a /proc/PID/ns file, or a pidfd with several CLONE_NEW* flags)."""
+    _call("setns", fd, nstype)
+
+
+def fork_into(flags: int) -> int:
+    """fork() whose child starts in new namespaces (CLONE_NEW* flags). For single-threaded processes only.
+
+    Python's after-fork work does not run; the child must not start threads. Returns the child's pid, 0 in the child.
+    """
+    number = _NUMBER["clone"]
+    zero = ctypes.c_long(0)
+    pid = int(_locked_syscall(ctypes.c_long(number), ctypes.c_long(flags | 17), zero, zero, zero, zero))
+    if pid < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"clone: {os.strerror(code)}")
+    return pid
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    _call("mount", source, target, fstype, flags, data)
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    _call("umount2", target, flags)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    _call("pivot_root", new_root, put_old)
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """A descriptor for the mount at ``path``; with OPEN_TREE_CLONE a detached copy of it."""
+    return _call("open_tree", dirfd, path, flags)
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    _call("move_mount", from_fd, from_path, to_fd, to_path, flags)
+
+
+def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
+    return _call("fsopen", fstype, flags)
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None, aux: int = 0) -> None:
+    _call("fsconfig", fd, command, key, value, aux)
+
+
+def fsmount(fd: int, flags: int = FSMOUNT_CLOEXEC, attributes: int = 0) -> int:
+    return _call("fsmount", fd, flags, attributes)
+
+
+def mount_setattr(
+    dirfd: int, path: str, flags: int, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns_fd: int = 0
+) -> None:
+    attr = _MountAttr(attr_set, attr_clr, propagation, userns_fd)
+    _call("mount_setattr", dirfd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    return _call("openat2", dirfd, path, ctypes.byref(how), ctypes.sizeof(how))
+
+
+def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    return _call("prctl", option, arg2, arg3, arg4, arg5)
+
+
+def capget() -> tuple[int, int, int]:
+    """(effective, permitted, inheritable) of this process as bit masks."""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (_CapData * 2)()
+    _call("capget", ctypes.byref(header), ctypes.byref(data))
+    low, high = data[0], data[1]
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    mask = 0xFFFFFFFF
+    data = (_CapData * 2)(
+        _CapData(effective & mask, permitted & mask, inheritable & mask),
+        _CapData(effective >> 32, permitted >> 32, inheritable >> 32),
+    )
+    _call("capset", ctypes.byref(header), ctypes.byref(data))
+
+
+def seccomp_set_filter(instructions: bytes, flags: int = 0) -> None:
+    """Load a classic BPF filter: ``instructions`` is an array of struct sock_filter (8 bytes each)."""
+    program = _SockFprog(len(instructions) // 8, instructions)
+    _call("seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    _call("pidfd_send_signal", pidfd, signal, None, 0)
+
+
+def sethostname(name: str) -> None:
+    raw = os.fsencode(name)
+    _call("sethostname", raw, len(raw))
+
+
+def setdomainname(name: str) -> None:
+    raw = os.fsencode(name)
+    _call("setdomainname", raw, len(raw))
+
+
+def join_session_keyring(name: str) -> None:
+    """A keyring session of our own, so that a container does not see the keys of whoever started it."""
+    _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name, 0, 0, 0)
+
+
+def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
+    _call("close_range", first, last, flags)
