@@ -1,8 +1,8 @@
 """System calls that Python's standard library lacks, through ctypes.
 
 Every function is one call: arguments in, a value out, or OSError with the errno and the call's name. Nothing here
-decides anything, and nothing knows what a container is. Numbers are the kernel's (arch/x86/entry/syscalls/syscall_64.tbl
-and include/uapi/asm-generic/unistd.h); constants are those of the uapi headers of the same names.
+decides anything, and nothing knows what a container is. Numbers are the kernel's (x86 syscall_64.tbl and asm-generic
+unistd.h); constants are those of the uapi headers of the same names.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         "clone": 56, "mount": 165, "umount2": 166, "pivot_root": 155, "sethostname": 170, "setdomainname": 171,
         "unshare": 272, "setns": 308, "prctl": 157, "capget": 125, "capset": 126, "seccomp": 317, "keyctl": 250,
-        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "pidfd_getfd": 438, "open_tree": 428,
-        "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442,
+        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
+        "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 138,
     },
     "aarch64": {
         "clone": 220, "mount": 40, "umount2": 39, "pivot_root": 41, "sethostname": 161, "setdomainname": 162,
         "unshare": 97, "setns": 268, "prctl": 167, "capget": 90, "capset": 91, "seccomp": 277, "keyctl": 219,
-        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "pidfd_getfd": 438, "open_tree": 428,
-        "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442,
+        "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
+        "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 44,
     },
 }  # fmt: skip
 
@@ -283,3 +283,10 @@ def join_session_keyring(name: str) -> None:
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
     _call("close_range", first, last, flags)
+
+
+def filesystem_magic(fd: int) -> int:
+    """f_type of the filesystem the open file lies on (include/uapi/linux/magic.h)."""
+    buffer = (ctypes.c_long * 32)()
+    _call("fstatfs", fd, ctypes.byref(buffer))
+    return int(buffer[0])
