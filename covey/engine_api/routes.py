@@ -187,8 +187,7 @@ class _Index:
             self.shaped.setdefault((head, tail), {})[route.method] = _Shape(route, name, bool(colon))
         self.heads = tuple(sorted({head for head, _ in self.shaped}, key=len, reverse=True))
         self.tails = {
-            head: tuple(sorted({tail for at, tail in self.shaped if at == head}, key=len, reverse=True))
-            for head in self.heads
+            head: tuple(sorted({tail for at, tail in self.shaped if at == head}, key=len, reverse=True)) for head in self.heads
         }
 
     def methods(self, path: str) -> dict[str, tuple[Route, dict[str, str]]]:

@@ -34,9 +34,7 @@ def check(version: str | None) -> str:
             "please upgrade your client to a newer version"
         )
     if not at_least(API_VERSION, version):
-        raise InvalidArgument(
-            f"client version {version} is too new. Maximum supported API version is {API_VERSION}"
-        )
+        raise InvalidArgument(f"client version {version} is too new. Maximum supported API version is {API_VERSION}")
     return version
 
 

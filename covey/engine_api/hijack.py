@@ -1,0 +1,80 @@
+"""Taking a connection over from aiohttp: after our own head it is a raw stream in both directions.
+
+aiohttp knows upgrades only as websockets, so the transport gets a new protocol, and aiohttp is told when the
+connection is gone. It must not know what flows through. Measured origin: dependencies.md, row "hijack".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+READ_LIMIT = 256 * 1024
+
+
+class _Duplex(asyncio.StreamReaderProtocol):
+    """The stream's protocol; tells aiohttp's, which owned the transport before, that the connection is lost."""
+
+    def __init__(self, reader: asyncio.StreamReader, former: asyncio.BaseProtocol) -> None:
+        super().__init__(reader, loop=asyncio.get_running_loop())
+        self._former = former
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._former.connection_lost(exc)
+
+
+class Spent(web.StreamResponse):
+    """What aiohttp is given for a request whose answer is already on the wire; it closes the connection after."""
+
+    @property
+    def keep_alive(self) -> bool:
+        return False
+
+    async def prepare(self, request: web.BaseRequest) -> Any:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+def head(status: int, headers: Mapping[str, str]) -> bytes:
+    """Status line and header lines as bytes. Docker says ``101 UPGRADED``."""
+    reason = "UPGRADED" if status == 101 else "OK"
+    lines = [f"HTTP/1.1 {status} {reason}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+async def take(
+    request: web.BaseRequest, status: int, headers: Mapping[str, str]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Answers ``status`` and ``headers`` and returns the connection. Raises ConnectionResetError: the client is gone.
+
+    The request's body must have been read; on return nothing but the head has been sent.
+    """
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client closed the connection before it was taken over")
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=READ_LIMIT, loop=loop)
+    protocol = _Duplex(reader, request.protocol)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    if not transport.is_reading():
+        transport.resume_reading()
+    transport.write(head(status, headers))
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def finish(writer: asyncio.StreamWriter) -> None:
+    """Delivers what was written and closes; a client that is already gone is no error."""
+    try:
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    except OSError:
+        writer.transport.abort()
