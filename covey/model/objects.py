@@ -62,7 +62,7 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the last update of a service goes: updating, paused, completed, rollback_started, rollback_paused, rollback_completed."""
+    """How the last update goes: updating, paused, completed, and rollback_started, rollback_paused, rollback_completed."""
 
     state: str = ""
     started_at: float = 0.0

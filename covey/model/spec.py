@@ -22,7 +22,7 @@ STRATEGY_LABEL = "covey.placement.strategy"
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When a slot is filled again: condition none, on-failure or any; ``max_attempts`` 0 is without end; ``window`` 0 is all time."""
+    """When a slot is filled again: none, on-failure or any; ``max_attempts`` 0 is without end, ``window`` 0 all time."""
 
     condition: str = "any"
     delay: float = 5.0

@@ -3,7 +3,7 @@
 A connection (TLS 1.3) opens with ``Hello``, answered by ``Welcome`` or ``Refused``; then, by its purpose:
 
 - join: ``JoinRequest`` → ``JoinReply``; no client certificate; the client has pinned the CA by the token's digest.
-- session: ``OpenSession`` → ``SessionOpened``, then ``Assignments`` and ``DialBack`` down, ``StatusBatch`` and ``Heartbeat`` up.
+- session: ``OpenSession`` → ``SessionOpened``, then ``Assignments``, ``DialBack`` down, ``StatusBatch``, ``Heartbeat`` up.
 - dialback: ``DialBackOpen``; from there on the bytes are HTTP, the manager being the client.
 
 Unknown fields are ignored and unknown message types refused by name, so that a release can talk to its neighbours.
@@ -42,7 +42,7 @@ class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welco
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
-    """Why the manager will not go on; the connection ends. ``status`` is an HTTP code, ``retry_after`` in seconds (0: do not)."""
+    """Why the manager will not go on; the connection ends. ``status``: HTTP code; ``retry_after``: seconds, 0 for never."""
 
     status: int
     message: str
@@ -71,12 +71,15 @@ class JoinReply(Message, frozen=True, kw_only=True, omit_defaults=True, tag="joi
 
 
 class OpenSession(Message, frozen=True, kw_only=True, omit_defaults=True, tag="open"):
-    """A worker with a certificate offers itself. ``applied`` is the last assignment sequence it holds ("" for none)."""
+    """A worker with a certificate offers itself.
+
+    ``revision`` is the store revision of the newest assignment it has applied: a manager whose view is older waits until
+    it is not, for an older view would take running tasks away.
+    """
 
     description: NodeDescription
     address: str = ""
-    applied: str = ""
-    availability: str = ""
+    revision: int = 0
 
 
 class SessionOpened(Message, frozen=True, kw_only=True, omit_defaults=True, tag="opened"):
@@ -129,13 +132,15 @@ class AssignedTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Assignments(Message, frozen=True, kw_only=True, omit_defaults=True, tag="assign"):
     """What the node should hold: all of it (``complete``), or what changed since ``applies_to``.
 
-    A node that has not applied ``applies_to`` drops the increment and reopens its session. Removed objects are named by
-    kind ("task", "network", "secret", "config") and id.
+    A node that has not applied ``applies_to`` drops the increment and reopens its session. ``revision`` is the store's at
+    which this was seen; a node takes none older than what it has applied. Removed objects are named by kind ("task",
+    "network", "secret", "config") and id.
     """
 
     complete: bool
     applies_to: str = ""
     results_in: str
+    revision: int = 0
     tasks: tuple[AssignedTask, ...] = ()
     networks: tuple[AssignedNetwork, ...] = ()
     secrets: tuple[AssignedSecret, ...] = ()
