@@ -113,7 +113,8 @@ class Journal:
             self._append(frame(Entry(version=VERSION)))
             return
         if not 1 <= entries[0].version <= VERSION:
-            raise JournalDamaged(f"the agent's journal {self.path} is of version {entries[0].version}, this release reads {VERSION}")
+            found = entries[0].version
+            raise JournalDamaged(f"the agent's journal {self.path} is of version {found}, this release reads {VERSION}")
         if self._size < len(data):
             os.ftruncate(self._file, self._size)
         for entry in entries:

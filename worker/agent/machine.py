@@ -452,7 +452,9 @@ class AgentMachine:
         if not (self._dirty or self._forgotten or self._holdings_changed):
             return []
         records = tuple(self._held[task_id].record for task_id in sorted(self._dirty) if task_id in self._held)
-        holdings = Holdings(networks=tuple(self._networks.values()), revision=self._revision) if self._holdings_changed else None
+        holdings = None
+        if self._holdings_changed:
+            holdings = Holdings(networks=tuple(self._networks.values()), revision=self._revision)
         return [WriteJournal(records=records, forgotten=tuple(self._forgotten), holdings=holdings, cause=self._cause)]
 
     def _report(self) -> list[AnyInstruction]:
