@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from covey.model.objects import (
     Cluster,
+    Leader,
     Network,
     NetworkAllocation,
     Node,
@@ -59,8 +60,7 @@ class NodeView:
 class NodeColumns:
     """One row a node (``NodeView.row``); rows of removed nodes are unused (``ids`` is "" there) and not ready.
 
-    ``total_*``: capacity; ``used_*``: reservations of tasks that hold their place there (desired ≤ RUNNING or not yet
-    over). CPU in nano-CPUs, memory in bytes, both int64. ``tasks``: such tasks, counted. ``nominal_*``: used with
+    ``total_*``: capacity; ``used_*``: reservations of tasks that hold their place there (assigned and not over). CPU in nano-CPUs, memory in bytes, both int64. ``tasks``: such tasks, counted. ``nominal_*``: used with
     NOMINAL in place of empty reservations, for ranking only.
     """
 
@@ -77,15 +77,21 @@ class NodeColumns:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The cluster at ``revision``. Mappings are by id and must not be changed."""
+    """The cluster at ``revision``. Mappings are by id and must not be changed.
+
+    ``node_infos`` and ``node_statuses`` may still hold what was written of nodes that are gone; ``nodes`` does not.
+    """
 
     revision: int
     cluster: Cluster | None
+    leader: Leader | None
     services: Mapping[str, Service]
     service_specs: Mapping[str, ServiceSpec]
     service_statuses: Mapping[str, ServiceStatus]
     service_allocations: Mapping[str, ServiceAllocation]
     nodes: Mapping[str, NodeView]
+    node_infos: Mapping[str, NodeInfo]
+    node_statuses: Mapping[str, NodeStatus]
     columns: NodeColumns
     networks: Mapping[str, Network]
     network_allocations: Mapping[str, NetworkAllocation]

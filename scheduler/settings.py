@@ -1,0 +1,87 @@
+"""Every timer and policy a decision reads, in one frozen struct with two profiles: ``default`` and ``test``.
+
+It decides the numbers (design §8: those that users of Swarm rely on); it knows no clock. Seconds and counts throughout.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from covey.model.resources import NOMINAL, Resources
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Timers and policies.
+
+    A node is down ``missed_heartbeats`` periods after it was last heard. That time has two parts: for
+    ``session_silence`` the dispatcher keeps the session record of a worker it does not hear (also when the connection
+    closed: a quick reconnect is then no event at all); once the record is gone, ``grace`` runs in ``liveness``.
+    """
+
+    heartbeat: float = 5.0
+    heartbeat_jitter: float = 0.5
+    missed_heartbeats: int = 3
+    session_silence: float = 6.0
+    #: How long after an election the grace is doubled: workers are still finding their managers.
+    new_leader: float = 30.0
+    #: This many nodes and this share of those ready, gone at once, look like our own trouble: the grace is doubled.
+    mass_count: int = 3
+    mass_share: float = 0.34
+
+    lease_ttl: float = 5.0
+    resync: float = 60.0
+    registrations: int = 3
+    registration_window: float = 8.0
+    backoff_first: float = 0.1
+    backoff_last: float = 8.0
+
+    #: Used where a spec's RestartPolicy has no Delay.
+    restart_delay: float = 5.0
+    history: int = 5
+    failure_limit: int = 5
+    failure_window: float = 300.0
+
+    strategy: str = "binpack"
+    nominal: Resources = NOMINAL
+    first_port: int = 30000
+    last_port: int = 32767
+
+    @property
+    def down_after(self) -> float:
+        """From the last sign of life to the verdict, without jitter."""
+        return self.heartbeat * self.missed_heartbeats
+
+    def grace(self, share: float) -> float:
+        """From the end of the session record to the verdict; ``share`` in [0, 1) picks within the jitter."""
+        period = self.heartbeat + self.heartbeat_jitter * (2 * share - 1)
+        return max(period * self.missed_heartbeats - self.session_silence, self.heartbeat / 2)
+
+    @classmethod
+    def default(cls) -> Settings:
+        """The numbers of a real cluster."""
+        return cls()
+
+    @classmethod
+    def test(cls) -> Settings:
+        """A cluster on one machine that shall heal in a blink: heartbeat 200 ms, down after 600 ms, no restart delay."""
+        return cls(
+            heartbeat=0.2,
+            heartbeat_jitter=0.02,
+            session_silence=0.3,
+            new_leader=3.0,
+            lease_ttl=2.0,
+            resync=5.0,
+            registration_window=0.4,
+            backoff_first=0.02,
+            backoff_last=0.5,
+            restart_delay=0.0,
+        )
+
+    @classmethod
+    def profile(cls, name: str) -> Settings:
+        """The profile ``default`` or ``test``; ValueError names both."""
+        if name == "default":
+            return cls.default()
+        if name == "test":
+            return cls.test()
+        raise ValueError(f"profile {name!r} is unknown: use default or test")
