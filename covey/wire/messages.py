@@ -34,11 +34,12 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True, tag="hello")
 
 
 class Welcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
-    """The manager answers a Hello it can serve."""
+    """The manager answers a Hello it can serve. ``ca_pem`` is sent to those who join: they pin it by the token's digest."""
 
     version: int
     cluster_id: str = ""
     manager_id: str = ""
+    ca_pem: str = ""
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True, tag="refused"):
