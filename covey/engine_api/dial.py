@@ -32,6 +32,7 @@ class Wire(Protocol):
     def close(self) -> None: ...
     def fileno(self) -> int: ...
     def alive(self) -> bool: ...
+    def pending(self) -> bool: ...
 
 
 class _Plain:
@@ -63,11 +64,20 @@ class _Plain:
             return False
         return False
 
+    def pending(self) -> bool:
+        """Whether received bytes are at hand already."""
+        return False
+
 
 class _Tls(_Plain):
+    """One thread may send while another receives."""
+
     def __init__(self, sock: socket.socket, stream: TlsStream) -> None:
+        from threading import Lock
+
         super().__init__(sock)
         self._stream = stream
+        self._lock = Lock()
         self._ready: list[bytes] = []
         stream.handshake()
         while not stream.established:
@@ -84,17 +94,24 @@ class _Tls(_Plain):
 
     def receive(self) -> bytes:
         while not self._ready and not self._stream.ended:
-            self._ready += self._stream.feed(self.sock.recv(PIECE))
-            self._flush()
+            data = self.sock.recv(PIECE)
+            with self._lock:
+                self._ready += self._stream.feed(data)
+                self._flush()
         return self._ready.pop(0) if self._ready else b""
 
     def send(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._flush()
+        with self._lock:
+            self._stream.write(data)
+            self._flush()
 
     def close_write(self) -> None:
-        self._stream.close_write()
-        self._flush()
+        with self._lock:
+            self._stream.close_write()
+            self._flush()
+
+    def pending(self) -> bool:
+        return bool(self._ready)
 
 
 class Host:

@@ -76,7 +76,10 @@ class Response:
 
 
 class Hijacked:
-    """A raw duplex connection after attach or exec start. ``framed``: Docker frames, else a TTY's bytes."""
+    """A raw duplex connection after attach or exec start.
+
+    ``multiplexed``: surely Docker frames. Below version 1.42 both kinds have one media type: ask whether there is a TTY.
+    """
 
     def __init__(self, wire: Wire, answer: http1.Answer) -> None:
         self._wire = wire
@@ -100,8 +103,12 @@ class Hijacked:
         self._wire.close_write()
 
     def fileno(self) -> int:
-        """For select. With TLS, received data may be ready though the descriptor is not: read until it would block."""
+        """For select; look at ``pending`` first."""
         return self._wire.fileno()
+
+    def pending(self) -> bool:
+        """Whether ``receive`` has something at hand though the descriptor may not be readable."""
+        return bool(self._rest) or self._wire.pending()
 
     def close(self) -> None:
         self._wire.close()

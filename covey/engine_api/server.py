@@ -6,16 +6,17 @@ connections, what a fault looks like. It must not know what any call does: handl
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import socket
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from multidict import CIMultiDict
 
 from covey.engine_api import hijack, versions
 from covey.engine_api.answers import JSON, Answer, Empty, Json, Stream, Taken, Text
@@ -67,7 +68,8 @@ class Server:
     """Serves the route table on any number of listeners (see ``listeners``).
 
     ``handlers``: by route name. ``forwards``: by place (node | cluster | merged), for routes without a handler of
-    their own. A route with neither answers 501. ``release`` goes into the Server header.
+    their own. A route with neither answers 501. ``release`` goes into the Server header. ``peers`` is filled by a
+    listener that knows a connection's other end better than its transport does.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Server:
     ) -> None:
         self._handlers = {**BUILT_IN, **handlers}
         self._forwards = dict(forwards or {})
+        self.peers: dict[asyncio.BaseProtocol, Peer] = {}
         self._headers = {
             "Api-Version": versions.API_VERSION,
             "Docker-Experimental": "false",
@@ -148,7 +151,7 @@ class Server:
             path=request.raw_path,
             query=request.rel_url.query,
             headers=request.headers,
-            peer=peer_of(request.transport),
+            peer=self.peers.get(request.protocol) or peer_of(request.transport),
             chunks=_chunks(request),
             take=take,
         )
@@ -191,42 +194,39 @@ class Server:
             case _:
                 return self._whole(200, _encode(answer), JSON, {})
 
-    def _whole(self, status: int, body: bytes, content_type: str | None, headers: Mapping[str, str]) -> web.StreamResponse:
-        fields = {**self._headers, **headers}
-        if content_type is not None:
+    def _fields(self, content_type: str | None, headers: Mapping[str, str]) -> CIMultiDict[str]:
+        fields = CIMultiDict(self._headers)
+        if content_type:
             fields["Content-Type"] = content_type
-        response = web.Response(status=status, body=body, headers=fields)
+        for name, value in headers.items():
+            fields[name] = value
+        return fields
+
+    def _whole(self, status: int, body: bytes, content_type: str | None, headers: Mapping[str, str]) -> web.StreamResponse:
+        response = web.Response(status=status, body=body, headers=self._fields(content_type, headers))
         if content_type is None:
             response.headers.popall("Content-Type", None)
         return response
 
     async def _send_stream(self, request: web.BaseRequest, answer: Stream) -> web.StreamResponse:
-        fields = {**self._headers, "Content-Type": answer.content_type, **answer.headers}
-        response = web.StreamResponse(status=answer.status, headers=fields)
-        async with aclosing(_closable(answer.chunks)) as chunks:
+        response = web.StreamResponse(status=answer.status, headers=self._fields(answer.content_type, answer.headers))
+        try:
             await response.prepare(request)
             if request.method == "HEAD":
                 return response
-            try:
-                async for chunk in chunks:
-                    await response.write(chunk)
-            except ConnectionError:
-                raise
-            except Exception:
-                self._fault(request)
-                if request.transport is not None:
-                    request.transport.abort()
+            async for chunk in answer.chunks:
+                await response.write(chunk)
+        except ConnectionError:
+            raise
+        except Exception:
+            self._fault(request)
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            close = getattr(answer.chunks, "aclose", None)
+            if close is not None:
+                await close()
         return response
-
-
-async def _closable(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    try:
-        async for chunk in chunks:
-            yield chunk
-    finally:
-        close = getattr(chunks, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def _encode(body: Any) -> bytes:
