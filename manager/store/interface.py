@@ -199,18 +199,16 @@ class WatchBatch(NamedTuple):
     events: tuple[WatchEvent, ...]
 
 
-class Lease(Protocol):
-    """A claim that ends unless renewed. ``lost`` is set once it is gone, or could be gone for all we know."""
+class Lease:
+    """A claim of ``ttl`` seconds, as granted, that ends unless renewed.
 
-    @property
-    def id(self) -> int: ...
+    ``lost`` is set once it is gone, or could be gone for all we know.
+    """
 
-    @property
-    def ttl(self) -> float:
-        """Seconds as granted; the store may have raised what was asked."""
-
-    @property
-    def lost(self) -> asyncio.Event: ...
+    def __init__(self, id: int, ttl: float) -> None:
+        self.id = id
+        self.ttl = ttl
+        self.lost = asyncio.Event()
 
 
 class Watch(Protocol):

@@ -69,15 +69,6 @@ def no_faults(call: str, keys: tuple[str, ...]) -> Verdict:
     return FAULTLESS
 
 
-class MemoryLease:
-    """A lease of a MemoryStore."""
-
-    def __init__(self, id: int, ttl: float) -> None:
-        self.id = id
-        self.ttl = ttl
-        self.lost = asyncio.Event()
-
-
 class MemoryStore:
     """See interface.Store. ``database`` may be shared; ``clock`` ends leases and counts delays."""
 
@@ -138,7 +129,7 @@ class MemoryStore:
     async def grant(self, ttl: float) -> Lease:
         lease = await self._call("grant", (), lambda: self.database.grant(ttl, self.clock.monotonic()))
         self._leases_changed.set()
-        return MemoryLease(lease, ttl)
+        return Lease(lease, ttl)
 
     def keep_alive(self, lease: Lease) -> AbstractAsyncContextManager[Lease]:
         return self._kept_alive(lease)
