@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 NODE = "node"
 CLUSTER = "cluster"
 MERGED = "merged"
+PRIVATE = "private"
 ANY_METHOD = "*"
 FIRST = "1.24"
 
@@ -21,7 +22,8 @@ FIRST = "1.24"
 class Route(NamedTuple):
     """One call. ``path`` is a template: ``{id}`` is one segment, ``{name:.*}`` may hold slashes.
 
-    ``place``: node (this daemon answers), cluster (a manager answers), merged (local first, then the cluster).
+    ``place``: node (this daemon answers), cluster (a manager answers), merged (local first, then the cluster),
+    private (only on the socket between the daemon and its manager; the front door forwards none of it).
     ``minimum``: the first API version that has the call. ``body``: none | json | stream.
     ``answer``: none | json | stream | hijack.
     """
@@ -151,6 +153,7 @@ ROUTES: tuple[Route, ...] = (
     Route("config_inspect", "GET", "/configs/{id}", CLUSTER, "1.30"),
     Route("config_update", "POST", "/configs/{id}/update", CLUSTER, "1.30", body="json", answer="none"),
     Route("config_delete", "DELETE", "/configs/{id}", CLUSTER, "1.30", answer="none"),
+    Route("covey_bootstrap", "POST", "/covey/bootstrap", PRIVATE, body="json"),
     Route("covey_statistics", "GET", "/covey/statistics", CLUSTER),
     Route("covey_plan", "POST", "/covey/plan", CLUSTER, body="json"),
     Route("covey_task_story", "GET", "/covey/tasks/{id}/story", CLUSTER),
@@ -246,3 +249,14 @@ def find(method: str, path: str) -> Match | None:
 def allowed(path: str) -> list[str]:
     """The methods that ``path`` knows, sorted; empty when the path is unknown."""
     return sorted(_INDEX.methods(split_version(path)[1]))
+
+
+def path_of(name: str, params: Mapping[str, str]) -> str:
+    """The path of a route by name, parameters encoded. Raises KeyError for an unknown name or a missing parameter."""
+    path = BY_NAME[name].path
+    while "{" in path:
+        head, _, rest = path.partition("{")
+        parameter, _, tail = rest.partition("}")
+        key, greedy, _ = parameter.partition(":")
+        path = head + quote(params[key], safe="/:@" if greedy else ":@") + tail
+    return path
