@@ -60,8 +60,9 @@ class NodeView:
 class NodeColumns:
     """One row a node (``NodeView.row``); rows of removed nodes are unused (``ids`` is "" there) and not ready.
 
-    ``total_*``: capacity; ``used_*``: reservations of tasks that hold their place there (assigned and not over). CPU in nano-CPUs, memory in bytes, both int64. ``tasks``: such tasks, counted. ``nominal_*``: used with
-    NOMINAL in place of empty reservations, for ranking only.
+    ``total_*``: capacity; ``used_*``: reservations of tasks that hold their place there (assigned and not over). CPU in
+    nano-CPUs, memory in bytes, both int64. ``tasks``: such tasks, counted. ``nominal_*``: used with NOMINAL in place of
+    empty reservations, for ranking only.
     """
 
     ids: list[str]

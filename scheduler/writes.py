@@ -1,0 +1,154 @@
+"""Plan → the objects to be written, in groups that must be written together. Pure; the committer makes transactions of it.
+
+It derives each new object from the one in the snapshot the plan was made from, and names the version it expects to find.
+It must not know keys, bytes or limits. What would change nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from covey.model.objects import Stored, Task
+from covey.model.task_states import TaskState
+from scheduler.plan import (
+    AllocateTasks,
+    AssignTasks,
+    CreateTasks,
+    DeleteTasks,
+    DropAllocation,
+    DropStatus,
+    MoveTasks,
+    Plan,
+    PutAllocation,
+    PutNodeStatus,
+    PutServiceStatus,
+)
+from scheduler.snapshot import Snapshot
+
+
+class Write(NamedTuple):
+    """One key: put ``value``, or remove it when None, if its mod_revision is ``expected_version`` (0: it is absent)."""
+
+    kind: str
+    id: str
+    expected_version: int
+    value: Stored | None
+
+
+class Group(NamedTuple):
+    """Writes that happen all or not at all."""
+
+    writes: tuple[Write, ...]
+    cause: str
+
+
+def groups(plan: Plan, snapshot: Snapshot, now: float) -> Iterator[Group]:
+    """Every group of ``plan``, in its order; rows of tasks the snapshot does not hold are left out."""
+    for change in plan.changes:
+        for writes in _WRITES[type(change)](change, snapshot, now):
+            if writes:
+                yield Group(writes, change.cause)
+
+
+def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, ...]:
+    if all(getattr(task, name) == value for name, value in fields.items()):
+        return ()
+    value = msgspec.structs.replace(task, updated_at=now, cause=cause, version=0, **fields)
+    return (Write("task", task.id, task.version, value),)
+
+
+def _create(change: CreateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    for task in change.tasks():
+        retired: tuple[Write, ...] = ()
+        old = snapshot.tasks.get(task.replaces)
+        if old is not None and old.desired < TaskState.SHUTDOWN:
+            retired = _changed(old, now, change.cause, desired=TaskState.SHUTDOWN)
+        yield (Write("task", task.id, 0, task), *retired)
+
+
+def _allocate(change: AllocateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    for task_id, networks in zip(change.ids, change.networks, strict=True):
+        if (task := snapshot.tasks.get(task_id)) is not None:
+            yield _changed(task, now, change.cause, networks=networks, state=TaskState.PENDING, message="")
+
+
+def _assign(change: AssignTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    for task_id, node_id in zip(change.ids, change.node_ids, strict=True):
+        if (task := snapshot.tasks.get(task_id)) is not None:
+            yield _changed(task, now, change.cause, node_id=node_id, state=TaskState.ASSIGNED, message=change.message)
+
+
+def _move(change: MoveTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    wanted = {"state": change.state, "desired": change.desired, "message": change.message}
+    fields = {name: value for name, value in wanted.items() if value is not None}
+    for task_id in change.ids:
+        if (task := snapshot.tasks.get(task_id)) is not None:
+            yield _changed(task, now, change.cause, **fields)
+
+
+def _delete(change: DeleteTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    for task_id in change.ids:
+        found = (("task", snapshot.tasks.get(task_id)), ("task_status", snapshot.statuses.get(task_id)))
+        yield tuple(Write(kind, task_id, value.version, None) for kind, value in found if value is not None)
+
+
+def _put(held: Stored | None, value: Stored, key: str) -> Iterator[tuple[Write, ...]]:
+    version = held.version if held is not None else 0
+    value = msgspec.structs.replace(value, version=0)
+    if held is None or msgspec.structs.replace(held, version=0) != value:
+        yield (Write(value.kind, key, version, value),)
+
+
+def _put_node_status(change: PutNodeStatus, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    return _put(snapshot.node_statuses.get(change.status.id), change.status, change.status.id)
+
+
+def _put_service_status(change: PutServiceStatus, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    return _put(snapshot.service_statuses.get(change.status.id), change.status, change.status.id)
+
+
+def _put_allocation(change: PutAllocation, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    given = change.allocation
+    held: Stored | None
+    if given.kind == "network_allocation":
+        held = snapshot.network_allocations.get(given.id)
+    else:
+        held = snapshot.service_allocations.get(given.id)
+    return _put(held, given, given.id)
+
+
+def _drop_allocation(change: DropAllocation, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    held: Stored | None
+    if change.kind == "network_allocation":
+        held = snapshot.network_allocations.get(change.id)
+    else:
+        held = snapshot.service_allocations.get(change.id)
+    if held is not None:
+        yield (Write(change.kind, change.id, held.version, None),)
+
+
+def _drop_status(change: DropStatus, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    """With a node's status goes what the dispatcher wrote of the node: nobody else is left to remove it."""
+    found: tuple[tuple[str, Stored | None], ...]
+    if change.kind == "node_status":
+        found = (("node_status", snapshot.node_statuses.get(change.id)), ("node_info", snapshot.node_infos.get(change.id)))
+    else:
+        found = (("service_status", snapshot.service_statuses.get(change.id)),)
+    yield tuple(Write(kind, change.id, value.version, None) for kind, value in found if value is not None)
+
+
+_WRITES: dict[type[Any], Callable[[Any, Snapshot, float], Iterator[tuple[Write, ...]]]] = {
+    CreateTasks: _create,
+    AllocateTasks: _allocate,
+    AssignTasks: _assign,
+    MoveTasks: _move,
+    DeleteTasks: _delete,
+    PutNodeStatus: _put_node_status,
+    PutServiceStatus: _put_service_status,
+    PutAllocation: _put_allocation,
+    DropAllocation: _drop_allocation,
+    DropStatus: _drop_status,
+}
