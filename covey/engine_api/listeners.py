@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -19,23 +20,81 @@ from pathlib import Path
 
 from aiohttp import web
 
+from covey.engine_api import tls_pump
+from covey.engine_api.call import Duplex, Peer
 from covey.engine_api.server import Server
+from covey.engine_api.tls import TlsStream
 from covey.errors import Conflict, InvalidArgument
+
+log = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 2.0
 BACKLOG = 512
 
 
 @asynccontextmanager
-async def _serving(server: Server, sock: socket.socket, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+async def _serving(server: Server, sock: socket.socket) -> AsyncIterator[None]:
     runner = web.ServerRunner(server.protocol_factory(), shutdown_timeout=SHUTDOWN_SECONDS)
     try:
         await runner.setup()
-        await web.SockSite(runner, sock, ssl_context=tls, backlog=BACKLOG).start()
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
         yield
     finally:
         await runner.cleanup()
         sock.close()
+
+
+async def _serve_tls(server: Server, factory: web.Server, wire: Duplex, context: ssl.SSLContext) -> None:
+    """One TLS client: handshake, then a plain socket pair between the wire and the HTTP server."""
+    writer = wire[1]
+    name = writer.get_extra_info("peername")
+    address = f"{name[0]}:{name[1]}" if name else "unknown"
+    stream = TlsStream(context, server_side=True)
+    try:
+        early = await tls_pump.handshake(wire, stream)
+    except (ssl.SSLError, OSError) as error:
+        log.info("refused a TLS client at %s: %s", address, error or "the handshake took too long")
+        writer.close()
+        return
+    protocol = factory()
+    server.peers[protocol] = Peer("tls", address=address, certificate=stream.peer_certificate())
+    outer, inner = socket.socketpair()
+    for end in (outer, inner):
+        end.setblocking(False)
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, inner)
+        await tls_pump.pump(wire, stream, outer, early)
+    finally:
+        del server.peers[protocol]
+        writer.close()
+
+
+@asynccontextmanager
+async def _serving_tls(server: Server, sock: socket.socket, context: ssl.SSLContext) -> AsyncIterator[None]:
+    runner = web.ServerRunner(server.protocol_factory(), shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    factory = runner.server
+    assert factory is not None
+    clients: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        clients.add(task)
+        try:
+            await _serve_tls(server, factory, (reader, writer), context)
+        finally:
+            clients.discard(task)
+
+    listener = await asyncio.start_server(accept, sock=sock, backlog=BACKLOG, limit=4 * tls_pump.PIECE)
+    try:
+        yield
+    finally:
+        listener.close()
+        await runner.cleanup()
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 def _clear_stale(path: Path) -> None:
@@ -115,7 +174,7 @@ async def listen_tls(server: Server, host: str, port: int, context: ssl.SSLConte
         raise InvalidArgument("a TCP listener must demand client certificates: see listeners.tls_context")
     sock = await _tcp_socket(host, port)
     bound: int = sock.getsockname()[1]
-    async with _serving(server, sock, context):
+    async with _serving_tls(server, sock, context):
         yield bound
 
 
