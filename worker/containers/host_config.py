@@ -1,0 +1,195 @@
+"""Checks and completes a HostConfig: what Docker refuses, in its words, and the defaults its inspect shows. Pure.
+
+It must not know the machine beyond its number of CPUs and memory, which are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from covey.errors import InvalidArgument
+from worker.containers import defaults, limits
+
+MEMORY_MINIMUM = 6 * 1024 * 1024
+POLICIES = ("no", "always", "on-failure", "unless-stopped")
+LOG_DRIVERS = ("json-file", "none", "local")
+RLIMIT_NAMES = frozenset(
+    ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio")
+    + ("rttime", "sigpending", "stack")
+)
+
+#: What inspect shows of a field the client left out.
+TEMPLATE: Mapping[str, Any] = {
+    "Binds": None, "ContainerIDFile": "", "LogConfig": {"Type": "json-file", "Config": {}}, "NetworkMode": "default",
+    "PortBindings": {}, "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "AutoRemove": False, "VolumeDriver": "",
+    "VolumesFrom": None, "ConsoleSize": [0, 0], "CapAdd": None, "CapDrop": None, "CgroupnsMode": "private", "Dns": [],
+    "DnsOptions": [], "DnsSearch": [], "ExtraHosts": None, "GroupAdd": None, "IpcMode": "private", "Cgroup": "",
+    "Links": None, "OomScoreAdj": 0, "PidMode": "", "Privileged": False, "PublishAllPorts": False,
+    "ReadonlyRootfs": False, "SecurityOpt": None, "UTSMode": "", "UsernsMode": "", "ShmSize": defaults.SHM_BYTES,
+    "Runtime": "covey", "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
+    "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
+    "BlkioDeviceWriteIOps": [], "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0,
+    "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": None, "DeviceRequests": None,
+    "MemoryReservation": 0, "MemorySwap": 0, "MemorySwappiness": None, "OomKillDisable": None, "PidsLimit": None,
+    "Ulimits": [], "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
+}  # fmt: skip
+
+
+def completed(given: Mapping[str, Any], cpus: int) -> dict[str, Any]:
+    """``given`` with Docker's defaults. Raises InvalidArgument for what can never be."""
+    host = {**TEMPLATE, **{key: value for key, value in given.items() if value is not None or key not in TEMPLATE}}
+    for check in (_memory, _restart, _logging, _security, _namespaces, _ulimits):
+        check(host)
+    _cpu(host, cpus)
+    if not host["ShmSize"]:
+        host["ShmSize"] = defaults.SHM_BYTES
+    if host["ShmSize"] < 0:
+        raise InvalidArgument("SHM size can not be less than 0")
+    if not host["NetworkMode"]:
+        host["NetworkMode"] = "default"
+    masked, readonly = given.get("MaskedPaths"), given.get("ReadonlyPaths")
+    host["MaskedPaths"], host["ReadonlyPaths"] = masked, readonly
+    if masked is None and not host["Privileged"]:
+        host["MaskedPaths"] = list(defaults.MASKED_PATHS) + [defaults.MASKED_CPU_PATH.format(n) for n in range(cpus)]
+    if readonly is None and not host["Privileged"]:
+        host["ReadonlyPaths"] = list(defaults.READONLY_PATHS)
+    return host
+
+
+def _memory(host: dict[str, Any]) -> None:
+    memory, swap = host["Memory"] or 0, host["MemorySwap"] or 0
+    if memory < 0 or 0 < memory < MEMORY_MINIMUM:
+        raise InvalidArgument("Minimum memory limit allowed is 6MB")
+    if swap > 0 and not memory:
+        raise InvalidArgument("You should always set the Memory limit when using Memoryswap limit, see usage")
+    if memory and swap > 0 and swap < memory:
+        raise InvalidArgument("Minimum memoryswap limit should be larger than memory limit, see usage")
+    if memory and host["MemoryReservation"] and memory < host["MemoryReservation"]:
+        raise InvalidArgument("Minimum memory limit can not be less than memory reservation limit, see usage")
+    if memory and not swap:
+        host["MemorySwap"] = memory * 2
+    swappiness = host["MemorySwappiness"]
+    if swappiness is not None and not -1 <= swappiness <= 100:
+        raise InvalidArgument(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
+    if not -1000 <= (host["OomScoreAdj"] or 0) <= 1000:
+        raise InvalidArgument(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
+
+
+def _cpu(host: dict[str, Any], cpus: int) -> None:
+    nano = host["NanoCpus"] or 0
+    if nano and (host["CpuPeriod"] or host["CpuQuota"]):
+        which = "Period" if host["CpuPeriod"] else "Quota"
+        raise InvalidArgument(f"Conflicting options: Nano CPUs and CPU {which} cannot both be set.")
+    if nano < 0 or nano > cpus * 1_000_000_000:
+        raise InvalidArgument(f"range of CPUs is from 0.01 to {cpus:.2f}, as there are only {cpus} CPUs available")
+    if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
+        raise InvalidArgument("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+    if 0 < (host["CpuQuota"] or 0) < 1000:
+        raise InvalidArgument("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    if (host["CpuShares"] or 0) < 0:
+        raise InvalidArgument(f"invalid CPU shares ({host['CpuShares']}): value must be a positive integer")
+
+
+def restart_policy(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A checked RestartPolicy; an empty name is "no"."""
+    name = str((given or {}).get("Name") or "no")
+    count = int((given or {}).get("MaximumRetryCount") or 0)
+    if name not in POLICIES:
+        raise InvalidArgument(
+            f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+        )
+    if count < 0:
+        raise InvalidArgument("invalid restart policy: maximum retry count cannot be negative")
+    if count and name != "on-failure":
+        raise InvalidArgument("invalid restart policy: maximum retry count can only be used with 'on-failure'")
+    return {"Name": name, "MaximumRetryCount": count}
+
+
+def _restart(host: dict[str, Any]) -> None:
+    host["RestartPolicy"] = restart_policy(host["RestartPolicy"])
+    if host["AutoRemove"] and host["RestartPolicy"]["Name"] != "no":
+        raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
+
+
+def _logging(host: dict[str, Any]) -> None:
+    config = dict(host["LogConfig"] or {})
+    driver = config.get("Type") or "json-file"
+    if driver not in LOG_DRIVERS:
+        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered; use json-file or none")
+    options = config.get("Config") or {}
+    for key in options:
+        if key not in ("max-size", "max-file", "labels", "labels-regex", "env", "env-regex", "tag", "compress", "mode",
+                       "max-buffer-size"):  # fmt: skip
+            raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
+    log_rotation(options)
+    host["LogConfig"] = {"Type": driver, "Config": options}
+
+
+def byte_size(text: str) -> int:
+    """``10m`` → 10485760. ValueError for what is no size."""
+    units = {"": 1, "b": 1, "k": 1024, "kb": 1024, "m": 1024**2, "mb": 1024**2, "g": 1024**3, "gb": 1024**3}
+    bare = text.strip().lower()
+    digits = bare.rstrip("bkmg")
+    return int(float(digits) * units[bare[len(digits) :]])
+
+
+def log_rotation(options: Mapping[str, str]) -> tuple[int | None, int]:
+    """(largest file in bytes or None, number of files) of a json-file log. Raises InvalidArgument."""
+    size: int | None = None
+    try:
+        if options.get("max-size") and options["max-size"] != "-1":
+            size = byte_size(options["max-size"])
+            if size <= 0:
+                raise ValueError(size)
+        count = int(options.get("max-file") or 1)
+    except (ValueError, KeyError):
+        raise InvalidArgument(
+            f"invalid log options max-size={options.get('max-size')!r} max-file={options.get('max-file')!r}: "
+            "give a size such as 10m and a whole number"
+        ) from None
+    if count < 1:
+        raise InvalidArgument("max-file cannot be less than 1")
+    return size, count
+
+
+def _security(host: dict[str, Any]) -> None:
+    limits.capabilities(host)
+    for option in host["SecurityOpt"] or []:
+        key = option.replace(":", "=", 1).partition("=")[0]
+        if key not in ("no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups"):
+            raise InvalidArgument(f"invalid --security-opt 2: {option!r}")
+    if host["UsernsMode"] not in ("", "host"):
+        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host")
+    if host["Runtime"] not in ("", "covey", "runc", "io.containerd.runc.v2"):
+        raise InvalidArgument(f"unknown or invalid runtime name: {host['Runtime']}")
+    host["Runtime"] = "covey"
+    limits.device_rules(host, [])
+
+
+_MODES = {
+    "PidMode": ("", "host"),
+    "UTSMode": ("", "host"),
+    "IpcMode": ("", "none", "private", "shareable", "host"),
+    "CgroupnsMode": ("", "private", "host"),
+}
+_MODE_NAMES = {"PidMode": "PID", "UTSMode": "UTS", "IpcMode": "IPC", "CgroupnsMode": "cgroup namespace"}
+
+
+def _namespaces(host: dict[str, Any]) -> None:
+    for field, allowed in _MODES.items():
+        mode = host[field] or ""
+        joined = field in ("PidMode", "IpcMode") and mode.startswith("container:") and len(mode) > 10
+        if mode not in allowed and not joined:
+            raise InvalidArgument(f"invalid {_MODE_NAMES[field]} mode: {mode}")
+    host["IpcMode"] = host["IpcMode"] or "private"
+    host["CgroupnsMode"] = host["CgroupnsMode"] or "private"
+
+
+def _ulimits(host: dict[str, Any]) -> None:
+    for one in host["Ulimits"] or []:
+        name, soft, hard = one.get("Name"), one.get("Soft") or 0, one.get("Hard") or 0
+        if name not in RLIMIT_NAMES:
+            raise InvalidArgument(f"invalid ulimit type: {name}")
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise InvalidArgument(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
