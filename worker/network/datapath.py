@@ -1,0 +1,159 @@
+"""Brings the kernel of one network namespace to what the networks and attachments say: links, sysctls, nft table.
+
+Synchronous; everything is made and used by one thread. It compares and applies; what is wanted is told to it. It is lazy:
+a node without bridge networks in use has neither table nor bridge nor forwarding changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+from collections.abc import Collection, Iterable
+
+from worker.kernel.netlink import Netlink
+from worker.kernel.nft import Nft, NftError
+from worker.network import balance, bridge, ports, topology
+from worker.network.endpoint import Attachment, Endpoint
+from worker.network.networks import ICC, MASQUERADE, Network, Occupied
+from worker.network.plug import Port, plug, unplug
+
+log = logging.getLogger(__name__)
+
+
+class Datapath:
+    """Links and rules of one Covey node; ``table`` names its nft table and with ``owner`` its link group."""
+
+    def __init__(self, table: str, owner: str) -> None:
+        self._table = table
+        self._group = int.from_bytes(hashlib.sha256(f"{table}\0{owner}".encode()).digest()[:4]) >> 1 | 1
+        self._netlink = Netlink()
+        self._nft: Nft | None = None
+        self._applied: ports.Flat | None = None
+
+    def close(self) -> None:
+        """Lets go of the kernel's sockets; links and rules stay, as the containers do."""
+        self._netlink.close()
+        if self._nft is not None:
+            self._nft.close()
+
+    def occupied(self, bridges: Collection[str]) -> Occupied:
+        """Routes and connected subnets of the namespace, without those of our own ``bridges``."""
+        names = {link.index: link.name for link in self._netlink.links()}
+        foreign = [route for route in self._netlink.routes() if names.get(route.index) not in bridges]
+        routes = [route.destination for route in foreign if not route.destination.is_link_local]
+        connected = [
+            one.address.network
+            for one in self._netlink.addresses()
+            if names.get(one.index) not in bridges and not one.address.ip.is_link_local
+        ]
+        return Occupied([*routes, *connected], connected)
+
+    def links(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> list[str]:
+        """Makes the bridges and sets the ports right; returns host links that are missing. Raises OSError, NameTaken."""
+        wanted = _wanted(networks, attachments)
+        seen = bridge.observe(self._netlink, self._group)
+        if not wanted.bridges and not seen.owned:
+            return []
+        bridge.apply(self._netlink, topology.operations(wanted, seen), self._group)
+        for name in wanted.bridges:
+            bridge.localize(name)
+        if wanted.bridges:
+            bridge.sysctl("ipv4/ip_forward", "1")
+        if any(one.version == 6 for made in wanted.bridges.values() for one in made.addresses):
+            bridge.sysctl("ipv6/conf/all/forwarding", "1")
+        return topology.missing_ports(wanted, seen)
+
+    def rules(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
+        """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError."""
+        bridges = [_bridge_rules(network) for network in _in_use(networks, attachments)]
+        flat = ports.flatten(bridges, balance.published(balance.backends(attachments)))
+        if self._nft is None:
+            if not bridges:
+                self._drop_stale_table()
+                return
+            self._nft = Nft()
+        if self._applied is None:
+            self._nft.run(ports.render(self._table, flat))
+        else:
+            commands = ports.changes(self._table, self._applied, flat)
+            try:
+                if commands:
+                    self._nft.run(commands)
+            except NftError as error:
+                log.warning("nft table %s was changed by someone else (%s); it is written anew", self._table, error)
+                self._nft.run(ports.render(self._table, flat))
+        self._applied = flat
+
+    def _drop_stale_table(self) -> None:
+        """What a daemon that never came to clean up left; a node without nftables has nothing to drop."""
+        try:
+            with Nft() as nft:
+                if f"table inet {self._table}\n" in nft.run("list tables") + "\n":
+                    nft.run(ports.delete(self._table))
+        except NftError as error:
+            log.debug("no nft table to drop: %s", error)
+
+    def plug(
+        self,
+        where: int | str,
+        attachment: Attachment,
+        networks: Iterable[Network],
+        only: Collection[Endpoint] | None = None,
+    ) -> None:
+        """Links of the attachment's endpoints into the namespace of a pid or path. Raises OSError."""
+        made = {one.id: Port(one.bridge, one.mtu, not one.flag(ICC)) for one in networks if one.driver == "bridge"}
+        plug(self._netlink, where, attachment, made, self._group, None if only is None else list(only))
+
+    def unplug(self, endpoints: Iterable[Endpoint]) -> None:
+        for one in endpoints:
+            unplug(self._netlink, one)
+
+    def statistics(self, attachment: Attachment) -> dict[str, dict[str, int]]:
+        """Counters of each interface as the container sees them (the host's side, swapped), in Docker's names."""
+        found = {link.name: link.statistics for link in self._netlink.links()}
+        swapped = {"rx": "tx", "tx": "rx"}
+        return {
+            one.interface: {f"{swapped[key[:2]]}{key[2:]}": value for key, value in found[one.host_link].items()}
+            for one in attachment.endpoints
+            if one.host_link in found
+        }
+
+    def teardown(self) -> None:
+        """Removes every link of ours and the table. Forwarding stays on: others may have come to rely on it."""
+        seen = bridge.observe(self._netlink, self._group)
+        bridge.apply(self._netlink, topology.operations(topology.Wanted({}, {}), seen), self._group)
+        if self._nft is not None:
+            self._nft.run(ports.delete(self._table))
+            self._applied = None
+        else:
+            self._drop_stale_table()
+
+
+def _in_use(networks: Iterable[Network], attachments: Collection[Attachment]) -> list[Network]:
+    """Bridge networks that need a link: every user-defined one, the default one once it has a container."""
+    members = {endpoint.network_id for attachment in attachments for endpoint in attachment.endpoints}
+    return [one for one in networks if one.driver == "bridge" and (one.user_defined or one.id in members)]
+
+
+def _wanted(networks: Iterable[Network], attachments: Collection[Attachment]) -> topology.Wanted:
+    used = _in_use(networks, attachments)
+    names = {network.id: network.bridge for network in used}
+    bridges = {
+        network.bridge: topology.Bridge(
+            network.mac,
+            network.mtu,
+            frozenset(
+                ipaddress.ip_interface(f"{one.gateway}/{one.subnet.partition('/')[2]}") for one in network.subnets
+            ),
+        )
+        for network in used
+    }
+    plugged = [one for one in attachments if one.plugged]
+    links = {one.host_link: names[one.network_id] for held in plugged for one in held.endpoints if one.host_link}
+    return topology.Wanted(bridges, links)
+
+
+def _bridge_rules(network: Network) -> ports.BridgeRules:
+    subnets = tuple(ipaddress.ip_network(one.subnet) for one in network.subnets)
+    return ports.BridgeRules(network.bridge, subnets, network.internal, network.flag(MASQUERADE))
