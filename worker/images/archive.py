@@ -1,0 +1,231 @@
+"""The formats images arrive in: docker-archive and OCI-layout tars (``docker save``), and root file system tars.
+
+Decides which manifests an archive holds and stores their blobs; naming and unpacking are the store's. Every member
+becomes a blob as it streams by, because ``manifest.json`` stands last; what no image needs is collected afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from covey.clock import rfc3339
+from covey.errors import InvalidArgument
+from worker.images import changes as dockerfile
+from worker.images import compression, image, reference
+from worker.images.compression import Peeked, Readable
+from worker.images.content import Blob, ContentStore, Lease
+from worker.images.image import Image
+from worker.images.reference import Reference
+from worker.images.tar_stream import BadArchive, Limits, TarReader
+
+_INDEX_TYPES = {
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+}
+_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_INDEX_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An image of an archive, its blobs stored: the manifest and the names the archive gives it."""
+
+    manifest: Blob
+    names: tuple[Reference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image now in the store and the familiar names it was loaded under (none: say its id)."""
+
+    image: Image
+    names: tuple[str, ...]
+
+
+def read(stream: Readable, content: ContentStore, lease: Lease, limits: Limits | None = None) -> list[Found]:
+    """Store the blobs of an archive and say which images it holds. BadArchive when it is none."""
+    members = _Members(content)
+    members.ingest(TarReader(compression.plain(stream), limits), lease)
+    described = members.json("manifest.json") if "manifest.json" in members else None
+    if "index.json" in members:
+        found = _from_layout(members, content, lease, described)
+        if found:
+            return found
+    if described is None:
+        raise BadArchive("not an image archive: it has neither manifest.json nor index.json with an image in it")
+    if not isinstance(described, list) or not described:
+        raise BadArchive("image archive: manifest.json is not a list of images")
+    return [_from_docker(item, members, content, lease) for item in described]
+
+
+def store_layer(stream: Readable, content: ContentStore, lease: Lease) -> tuple[Blob, str]:
+    """Store a layer as it comes, or decompressed where its compression has no media type; (blob, media type)."""
+    peeked = Peeked(stream, 8)
+    kind = compression.kind(peeked.head)
+    if kind in (None, "gzip", "zstd"):
+        return content.ingest(peeked, lease), image.layer_media_type(kind)
+    return content.ingest(compression.plain(peeked), lease), image.layer_media_type(None)
+
+
+def import_document(changes: Sequence[str], message: str, platform: str, now: float) -> dict[str, Any]:
+    """The config of an imported image, all but its rootfs. ``platform`` is ``os[/arch[/variant]]`` or empty."""
+    words = platform.split("/") if platform else []
+    if len(words) > 3 or not all(words):
+        raise InvalidArgument(f"invalid platform {platform!r}: expected os[/architecture[/variant]]")
+    created = rfc3339(now)
+    document: dict[str, Any] = {
+        "architecture": words[1] if len(words) > 1 else image.host_architecture(),
+        "os": words[0] if words else "linux",
+        "created": created,
+        "config": dockerfile.apply({}, changes),
+        "history": [{"created": created, "comment": message or "Imported from -"}],
+    }
+    if len(words) > 2:
+        document["variant"] = words[2]
+    return document
+
+
+class _Members:
+    """The files of an archive by name, links followed."""
+
+    def __init__(self, content: ContentStore) -> None:
+        self._content = content
+        self._blobs: dict[str, Blob] = {}
+        self._links: dict[str, str] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return self.find(name) is not None
+
+    def ingest(self, reader: TarReader, lease: Lease) -> None:
+        for entry in reader:
+            name = posixpath.normpath(entry.name)
+            if entry.kind == "file" and entry.sparse is None:
+                self._blobs[name] = self._content.ingest(reader, lease)
+            elif entry.kind == "symlink":
+                self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), entry.link))
+            elif entry.kind == "hardlink":
+                self._links[name] = posixpath.normpath(entry.link)
+
+    def find(self, name: str) -> Blob | None:
+        name = posixpath.normpath(name)
+        for _ in range(8):
+            if name in self._blobs:
+                return self._blobs[name]
+            if name not in self._links:
+                return None
+            name = self._links[name]
+        return None
+
+    def get(self, name: str) -> Blob:
+        found = self.find(name)
+        if found is None:
+            raise BadArchive(f"image archive: {name!r} is missing; save the image again")
+        return found
+
+    def json(self, name: str) -> Any:
+        return _json(self._content, self.get(name).digest, name)
+
+
+def _json(content: ContentStore, digest: str, name: str) -> Any:
+    try:
+        return json.loads(content.read(digest))
+    except (ValueError, RecursionError):
+        raise BadArchive(f"image archive: {name!r} is not JSON") from None
+
+
+def _from_docker(item: Any, members: _Members, content: ContentStore, lease: Lease) -> Found:
+    sound = isinstance(item, dict) and isinstance(item.get("Config"), str) and isinstance(item.get("Layers"), list)
+    if not sound:
+        raise BadArchive("image archive: manifest.json has an entry without Config and Layers")
+    config = members.get(item["Config"])
+    layers = []
+    for path in item["Layers"]:
+        member = members.get(str(path))
+        with content.open(member.digest) as file:
+            kind = compression.kind(file.read(8))
+            if kind in (None, "gzip", "zstd"):
+                layers.append(image.descriptor(image.layer_media_type(kind), member.digest, member.size))
+                continue
+            file.seek(0)
+            blob, media_type = store_layer(file, content, lease)
+            layers.append(image.descriptor(media_type, blob.digest, blob.size))
+    manifest = image.manifest_document(image.descriptor(image.CONFIG_TYPE, config.digest, config.size), layers)
+    stored = content.put(json.dumps(manifest).encode(), lease)
+    return Found(stored, _tags(item))
+
+
+def _tags(item: Mapping[str, Any]) -> tuple[Reference, ...]:
+    return tuple(reference.parse_tagged(str(tag)) for tag in item.get("RepoTags") or [])
+
+
+def _from_layout(members: _Members, content: ContentStore, lease: Lease, described: Any) -> list[Found]:
+    """The images of ``index.json`` whose blobs are all there, with the names of both index and ``manifest.json``."""
+    names_by_config: dict[str, tuple[Reference, ...]] = {}
+    for item in described if isinstance(described, list) else []:
+        config = members.find(str(item.get("Config"))) if isinstance(item, dict) else None
+        if config:
+            names_by_config[config.digest] = _tags(item)
+    found: dict[str, Found] = {}
+    for entry in _entries(members.json("index.json")):
+        chosen = _choose(content, entry, _INDEX_DEPTH)
+        if chosen is None:
+            continue
+        digest, manifest = chosen
+        names = set(names_by_config.get(manifest["config"]["digest"], ()))
+        if not names:
+            names = set(_annotated(entry))
+        before = found.get(digest)
+        names |= set(before.names) if before else set()
+        found[digest] = Found(Blob(digest, content.size(digest)), tuple(sorted(names, key=str)))
+    return list(found.values())
+
+
+def _entries(document: Any) -> Iterator[dict[str, Any]]:
+    manifests = document.get("manifests") if isinstance(document, dict) else None
+    for entry in manifests if isinstance(manifests, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("digest"), str):
+            yield entry
+
+
+def _choose(content: ContentStore, entry: Mapping[str, Any], depth: int) -> tuple[str, Any] | None:
+    """The manifest an index entry means on this machine: itself, or of an index the one of our platform, else any."""
+    digest = reference.check_digest(entry["digest"])
+    if depth == 0 or not content.has(digest):
+        return None
+    document = _json(content, digest, digest)
+    is_index = entry.get("mediaType") in _INDEX_TYPES or (isinstance(document, dict) and "manifests" in document)
+    if not is_index:
+        return (digest, document) if _complete(content, document) else None
+    candidates = sorted(_entries(document), key=_foreignness)
+    for candidate in candidates:
+        if _foreignness(candidate) < 2 and (chosen := _choose(content, candidate, depth - 1)):
+            return chosen
+    return None
+
+
+def _foreignness(entry: Mapping[str, Any]) -> int:
+    """0 for our platform or an unnamed one, 1 for another, 2 for what is no image (attestations)."""
+    platform = entry.get("platform") or {}
+    if platform.get("os") == "unknown" or platform.get("architecture") == "unknown":
+        return 2
+    return int(platform.get("architecture", image.host_architecture()) != image.host_architecture())
+
+
+def _complete(content: ContentStore, manifest: Any) -> bool:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
+        return False
+    blobs = [manifest["config"], *(manifest.get("layers") or [])]
+    return all(isinstance(blob, dict) and content.has(str(blob.get("digest"))) for blob in blobs)
+
+
+def _annotated(entry: Mapping[str, Any]) -> list[Reference]:
+    notes = entry.get("annotations") or {}
+    for key in _NAMES:
+        text = notes.get(key)
+        if isinstance(text, str) and ("/" in text or ":" in text):
+            return [reference.parse_tagged(text)]
+    return []

@@ -1,0 +1,168 @@
+"""What an image is to the rest of the worker: a frozen view of its manifest, config and names.
+
+Pure: built from parsed JSON; reads no disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from covey.errors import InvalidArgument
+from worker.images import layers, reference
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+_LAYER_SUFFIX = {None: "", "gzip": "+gzip", "zstd": "+zstd"}
+_HOST_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
+
+
+def host_architecture() -> str:
+    """This machine's architecture as images name it (GOARCH)."""
+    machine = os.uname().machine
+    return _HOST_ARCHITECTURES.get(machine, machine)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer: what it is (``diff_id``, ``chain_id``) and the blob that carries it."""
+
+    diff_id: str
+    chain_id: str
+    digest: str
+    blob_size: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A stored image.
+
+    ``id`` is the digest of its config ("sha256:…"); ``document`` the whole config JSON, ``config`` its container
+    part (Cmd, Entrypoint, Env, WorkingDir, User, ExposedPorts, Volumes, Labels, StopSignal, Healthcheck …; any may be
+    missing). ``layers`` are lowest first. ``size``: bytes of the unpacked layers. ``created`` is RFC 3339 as the
+    image says, perhaps "". ``repo_tags`` and ``repo_digests`` are familiar names. ``stored_at`` and ``tagged_at`` are
+    seconds since the epoch, 0 when never.
+    """
+
+    id: str
+    manifest_digest: str
+    manifest_size: int
+    manifest_type: str
+    document: Mapping[str, Any]
+    layers: tuple[Layer, ...]
+    size: int = 0
+    repo_tags: tuple[str, ...] = ()
+    repo_digests: tuple[str, ...] = ()
+    stored_at: float = 0.0
+    tagged_at: float = 0.0
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.document.get("config") or {}
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self.config.get("Labels") or {}
+
+    @property
+    def created(self) -> str:
+        return self.document.get("created") or ""
+
+    @property
+    def architecture(self) -> str:
+        return self.document.get("architecture") or ""
+
+    @property
+    def os(self) -> str:
+        return self.document.get("os") or ""
+
+    @property
+    def variant(self) -> str:
+        return self.document.get("variant") or ""
+
+    @property
+    def platform(self) -> str:
+        """``linux/arm64/v8``."""
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+    @property
+    def platform_warning(self) -> str | None:
+        """Docker's warning when the image is for another kind of machine than this one."""
+        if self.os in ("", "linux") and self.architecture in ("", host_architecture()):
+            return None
+        return (
+            f"The requested image's platform ({self.platform}) does not match the detected host platform "
+            f"(linux/{host_architecture()}) and no specific platform was requested"
+        )
+
+    @property
+    def short_id(self) -> str:
+        return short(self.id)
+
+
+def short(image_id: str) -> str:
+    """The 12 digits Docker prints."""
+    return image_id.removeprefix("sha256:")[:12]
+
+
+def layer_media_type(compression: str | None) -> str:
+    """The OCI media type of a layer blob compressed as worker.images.compression names it."""
+    if compression not in _LAYER_SUFFIX:
+        raise InvalidArgument(f"layers compressed with {compression} have no media type; use gzip or zstd")
+    return LAYER_TYPE + _LAYER_SUFFIX[compression]
+
+
+def descriptor(media_type: str, digest: str, size: int) -> dict[str, Any]:
+    """An OCI content descriptor."""
+    return {"mediaType": media_type, "digest": digest, "size": size}
+
+
+def manifest_document(config: Mapping[str, Any], layer_descriptors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An OCI image manifest over the given descriptors."""
+    return {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": dict(config),
+        "layers": [dict(layer) for layer in layer_descriptors],
+    }
+
+
+def from_documents(manifest_digest: str, manifest_size: int, manifest: Any, document: Any) -> Image:
+    """The image of a parsed manifest and config. InvalidArgument when they are malformed or do not fit together."""
+    if not isinstance(manifest, dict) or not isinstance(document, dict):
+        raise InvalidArgument(f"manifest {manifest_digest} or its config is not a JSON object")
+    config = _checked_descriptor(manifest.get("config"), manifest_digest)
+    blobs = [_checked_descriptor(layer, manifest_digest) for layer in manifest.get("layers") or []]
+    rootfs = document.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(diff_ids, list) or not all(isinstance(diff_id, str) for diff_id in diff_ids):
+        raise InvalidArgument(f"image config {config['digest']} has no rootfs.diff_ids")
+    if len(diff_ids) != len(blobs):
+        raise InvalidArgument(f"image config {config['digest']} names {len(diff_ids)} layers, its manifest has {len(blobs)}")
+    for diff_id in diff_ids:
+        reference.check_digest(diff_id)
+    if not isinstance(document.get("config") or {}, dict):
+        raise InvalidArgument(f"image config {config['digest']} has a config that is not an object")
+    return Image(
+        id=config["digest"],
+        manifest_digest=manifest_digest,
+        manifest_size=manifest_size,
+        manifest_type=manifest.get("mediaType") or MANIFEST_TYPE,
+        document=document,
+        layers=tuple(
+            Layer(diff_id, chain, blob["digest"], blob["size"], blob.get("mediaType") or LAYER_TYPE)
+            for diff_id, chain, blob in zip(diff_ids, layers.chain_ids(diff_ids), blobs)
+        ),
+    )
+
+
+def _checked_descriptor(value: Any, where: str) -> dict[str, Any]:
+    sound = isinstance(value, dict) and isinstance(value.get("digest"), str) and isinstance(value.get("size"), int)
+    if not sound:
+        raise InvalidArgument(f"manifest {where} has a malformed descriptor: {value!r:.80}")
+    reference.check_digest(value["digest"])
+    return dict(value)

@@ -1,0 +1,96 @@
+"""The directory a layer is unpacked into: where parents are found or made, and what stands in the way is removed.
+
+Every path is resolved by worker.kernel.safe_paths below the root's descriptor; the last component is then made with
+an ``…at`` call that never follows a link. Knows nothing of tar or whiteouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from worker.kernel import safe_paths
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CACHED = 128
+
+
+class LayerTree:
+    """Owns descriptors for recently used parents; ``close`` gives them back.
+
+    ``lowers`` are descriptors of the layers below, topmost first: a parent that only they have is made here with the
+    attributes it has there, because in an overlay the upper directory's attributes are the ones seen.
+    """
+
+    def __init__(self, root_fd: int, lowers: Sequence[int] = ()) -> None:
+        self.root_fd = root_fd
+        self._lowers = lowers
+        self._parents: OrderedDict[str, int] = OrderedDict()
+
+    def close(self) -> None:
+        self.forget()
+
+    def parent(self, path: str) -> int:
+        """A descriptor of directory ``path`` (borrowed: valid until the next call), made with its parents if missing."""
+        if not path:
+            return self.root_fd
+        known = self._parents.get(path)
+        if known is not None:
+            self._parents.move_to_end(path)
+            return known
+        try:
+            fd = safe_paths.open_in_root(self.root_fd, path, _DIRECTORY)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            fd = self._make(path)
+        self._parents[path] = fd
+        if len(self._parents) > _CACHED:
+            os.close(self._parents.popitem(last=False)[1])
+        return fd
+
+    def forget(self) -> None:
+        """Drop the cache: a path may lead elsewhere once a directory or link was removed or replaced."""
+        while self._parents:
+            os.close(self._parents.popitem()[1])
+
+    def status(self, parent_fd: int, name: str) -> os.stat_result | None:
+        """lstat of ``name``, None when nothing is there."""
+        try:
+            return os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _make(self, path: str) -> int:
+        parent_path, _, name = path.rpartition("/")
+        parent_fd = self.parent(parent_path)
+        os.mkdir(name, 0o755, dir_fd=parent_fd)
+        fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
+        below = self._below(path)
+        if below is None:
+            os.fchmod(fd, 0o755)
+        else:
+            copy_directory_attributes(below, fd)
+        return fd
+
+    def _below(self, path: str) -> os.stat_result | None:
+        for lower in self._lowers:
+            with contextlib.suppress(OSError):
+                fd = safe_paths.open_in_root(lower, path, os.O_PATH | os.O_NOFOLLOW, follow=False)
+                try:
+                    status = os.fstat(fd)
+                finally:
+                    os.close(fd)
+                return status if stat.S_ISDIR(status.st_mode) else None
+        return None
+
+
+def copy_directory_attributes(source: os.stat_result, to_fd: int) -> None:
+    """Owner, mode and times."""
+    os.fchown(to_fd, source.st_uid, source.st_gid)
+    os.fchmod(to_fd, stat.S_IMODE(source.st_mode))
+    os.utime(to_fd, ns=(source.st_atime_ns, source.st_mtime_ns))

@@ -1,0 +1,374 @@
+"""The images of one node: which there are, what they are called, and when their bytes may go.
+
+Decides names, identity and lifetime. Blobs are worker.images.content's, unpacked layers worker.images.layers', the
+formats images arrive in worker.images.archive's. Knows no HTTP and no containers: who uses an image it is told by the
+callables it is given. Synchronous and thread-safe: one lock around the tables; copying and unpacking hold it not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from covey.errors import CoveyError, InvalidArgument, NotFound
+from worker.images import archive, image, index, listing, reference, removal
+from worker.images.compression import Readable
+from worker.images.content import Blob, ContentStore, Lease
+from worker.images.image import Image
+from worker.images.layers import LayerStore
+from worker.images.reference import Reference
+from worker.images.tar_stream import Limits
+
+_log = logging.getLogger(__name__)
+
+# ImageStore has a method called list, so its annotations cannot say list[...].
+Images = list[Image]
+LoadedImages = list[archive.Loaded]
+Paths = list[Path]
+Sizes = list[int]
+Freed = tuple[list[str], int]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """One image in the tables; ``image`` carries no names."""
+
+    image: Image
+    names: set[Reference] = field(default_factory=set)
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What one removal did: familiar names untagged, ids deleted (the image's, then its layers' chain ids)."""
+
+    untagged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    freed: int = 0
+
+
+class ImageStore:
+    """``root`` is ``<data>/images``; ``layers_root`` defaults to ``<data>/rootfs/layers`` beside it.
+
+    ``in_use`` gives, per image id, the names of the containers made from it (running or not); ``running`` the names
+    of those that run. Both are called without the store's lock held.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        layers_root: Path | None = None,
+        *,
+        in_use: Callable[[], Mapping[str, Sequence[str]]] = dict,
+        running: Callable[[], Collection[str]] = tuple,
+        now: Callable[[], float] = time.time,
+        limits: Limits | None = None,
+    ) -> None:
+        self.root = root
+        self.content = ContentStore(root)
+        self.layers = LayerStore(layers_root or root.parent / "rootfs" / "layers", limits)
+        self._in_use, self._running, self._now = in_use, running, now
+        self._limits = limits
+        self._lock = threading.RLock()
+        self._kept: dict[str, _Kept] = {}
+        for row in index.read(root):
+            self._restore(row)
+        self._sweep()
+
+    def resolve(self, name: str) -> Image:
+        """The image that a name, a name with digest, an id or a unique id prefix means.
+
+        NotFound "No such image: …" in Docker's words; InvalidArgument when it is no reference at all.
+        """
+        with self._lock:
+            return self._named(self._find(name))
+
+    def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Images:
+        """Images, newest first. ``filters`` as ``GET /images/json`` takes them (worker.images.listing)."""
+        with self._lock:
+            images = [self._named(kept) for kept in self._kept.values() if not kept.removed]
+        images.sort(key=lambda each: (each.created, each.stored_at), reverse=True)
+        return listing.select(images, filters or {}, self.resolve, self._now())
+
+    def layer_dirs(self, of: Image) -> Paths:
+        """The image's unpacked layers, TOPMOST FIRST as overlayfs wants its lowers; missing ones are unpacked again."""
+        self._unpack_all(of)
+        return [self.layers.diff_dir(layer.chain_id) for layer in reversed(of.layers)]
+
+    def layer_sizes(self, of: Image) -> Sizes:
+        """Bytes of each unpacked layer, lowest first (0 where it is not unpacked)."""
+        return [self.layers.size(layer.chain_id) or 0 for layer in of.layers]
+
+    def shared_size(self, of: Image) -> int:
+        """Bytes of this image's layers that another image has too."""
+        with self._lock:
+            others = {layer.chain_id for kept in self._kept.values() if kept.image.id != of.id for layer in kept.image.layers}
+        sizes = zip(of.layers, self.layer_sizes(of))
+        return sum(size for layer, size in sizes if layer.chain_id in others)
+
+    def layers_size(self) -> int:
+        """Bytes of all unpacked layers, each counted once (``LayersSize`` of ``/system/df``)."""
+        with self._lock:
+            chains = {layer.chain_id for kept in self._kept.values() for layer in kept.image.layers}
+        return sum(self.layers.size(chain) or 0 for chain in chains)
+
+    def load_archive(self, stream: Readable) -> LoadedImages:
+        """Load every image of a docker-archive or OCI-layout tar, however compressed."""
+        with self.content.lease() as lease:
+            loaded = []
+            for found in archive.read(stream, self.content, lease, self._limits):
+                kept = self.add(found.manifest, found.names, lease)
+                loaded.append(archive.Loaded(kept, tuple(name.familiar for name in found.names)))
+        self._sweep()
+        return loaded
+
+    def import_rootfs(
+        self,
+        stream: Readable,
+        name: str | Reference | None = None,
+        changes: Sequence[str] = (),
+        *,
+        message: str = "",
+        platform: str = "",
+    ) -> Image:
+        """Make an image of one layer from a root file system tar, with Dockerfile ``changes`` (docker import -c)."""
+        named = reference.parse_tagged(name) if isinstance(name, str) and name else name or None
+        if isinstance(named, Reference) and named.digest:
+            raise InvalidArgument(f"cannot import digest reference {named.familiar}; give a tag")
+        with self.content.lease() as lease:
+            document = archive.import_document(changes, message, platform, self._now())
+            blob, media_type = archive.store_layer(stream, self.content, lease)
+            if not blob.size:
+                raise InvalidArgument("cannot import: the archive is empty")
+            with self.content.open(blob.digest) as file:
+                base = self.layers.unpack_base(file)
+            lease.pin(base.chain_id)
+            document["rootfs"] = {"type": "layers", "diff_ids": [base.diff_id]}
+            config = self.content.put(json.dumps(document).encode(), lease)
+            manifest = image.manifest_document(
+                image.descriptor(image.CONFIG_TYPE, config.digest, config.size),
+                [image.descriptor(media_type, blob.digest, blob.size)],
+            )
+            stored = self.content.put(json.dumps(manifest).encode(), lease)
+            return self.add(stored, [named] if isinstance(named, Reference) else [], lease)
+
+    def add(self, manifest: Blob, names: Iterable[Reference], lease: Lease) -> Image:
+        """Take in an image whose manifest, config and layer blobs are in the content store, leased.
+
+        The door for load, pull and build: unpacks what is missing, verifies every diff id, records, names.
+        """
+        incoming = self._read(manifest.digest, manifest.size)
+        if incoming.platform_warning:
+            _log.warning("image %s: %s", incoming.short_id, incoming.platform_warning)
+        for layer in incoming.layers:
+            lease.pin(layer.chain_id)
+        self._unpack_all(incoming)
+        size = sum(self.layer_sizes(incoming))
+        with self._lock:
+            kept = self._kept.setdefault(incoming.id, _Kept(replace(incoming, size=size, stored_at=self._now())))
+            kept.removed = False
+            for name in names:
+                self._claim(kept, name)
+            self._write()
+            return self._named(kept)
+
+    def tag(self, source: str, name: Reference) -> Image:
+        """Give the image ``source`` another name; a name it takes from another image leaves that one dangling."""
+        if name.digest:
+            raise InvalidArgument(f"refusing to create a tag with a digest reference: {name.familiar}")
+        with self._lock:
+            kept = self._find(source)
+            self._claim(kept, name.tagged())
+            self._write()
+            return self._named(kept)
+
+    def remove(self, name: str, force: bool = False) -> Removed:
+        """Untag, and delete the image with its last name, by Docker's rules. Conflict or NotFound otherwise."""
+        in_use, running = self._in_use(), set(self._running())
+        with self._lock:
+            kept = self._find(name)
+            users = _users(in_use.get(kept.image.id, ()), running)
+            names = sorted(kept.names, key=str)
+            asked = None if _means_id(name, kept.image.id) else _among(names, name)
+            if asked is None:
+                plan = removal.by_id(kept.image.id, names, users, force=force)
+            else:
+                plan = removal.by_name(kept.image.id, asked, names, users, force=force)
+            return self._carry_out(kept, plan, bool(users.stopped))
+
+    def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Removed:
+        """Delete unused images: dangling ones, or with ``dangling=false`` all; ``until`` and ``label`` narrow it."""
+        in_use = self._in_use()
+        total = Removed()
+        for each in listing.prunable(self.list(), filters or {}, self._now()):
+            with self._lock:
+                kept = self._kept.get(each.id)
+                if kept is None or in_use.get(each.id):
+                    continue
+                plan = removal.Removal(tuple(sorted(kept.names, key=str)), delete=True)
+                done = self._carry_out(kept, plan, False)
+            total = Removed(total.untagged + done.untagged, total.deleted + done.deleted, total.freed + done.freed)
+        return total
+
+    def collect(self) -> int:
+        """Free what nothing needs any more: images removed under their containers, leftover blobs. Bytes of blobs."""
+        in_use = self._in_use()
+        with self._lock:
+            gone = [each for each, kept in self._kept.items() if kept.removed and not in_use.get(each)]
+            for each in gone:
+                del self._kept[each]
+            if gone:
+                self._write()
+        return self._sweep()[1]
+
+    def settle(self) -> int:
+        """Make unpacked layers durable (one disk sync). For quiet moments and shutdown; see worker.images.layers."""
+        return self.layers.settle()
+
+    def statistics(self) -> dict[str, int]:
+        with self._lock:
+            shown = [kept for kept in self._kept.values() if not kept.removed]
+            return {
+                "images": len(shown),
+                "names": sum(len(kept.names) for kept in shown),
+                "removed_in_use": len(self._kept) - len(shown),
+            }
+
+    def _restore(self, row: index.Row) -> None:
+        try:
+            restored = self._read(row.manifest_digest, row.manifest_size)
+            names = {reference.parse(name) for name in row.names}
+        except CoveyError as error:
+            _log.warning("image %s is left out: %s", row.manifest_digest, error.message)
+            return
+        restored = replace(restored, size=row.size, stored_at=row.stored_at, tagged_at=row.tagged_at)
+        self._kept[restored.id] = _Kept(restored, names, row.removed)
+
+    def _read(self, digest: str, size: int) -> Image:
+        manifest = _json(self.content.read(digest), digest)
+        config = manifest.get("config") if isinstance(manifest, dict) else None
+        config_digest = config.get("digest") if isinstance(config, dict) else None
+        if not isinstance(config_digest, str):
+            raise InvalidArgument(f"manifest {digest} names no config")
+        document = _json(self.content.read(config_digest), config_digest)
+        return image.from_documents(digest, size, manifest, document)
+
+    def _unpack_all(self, of: Image) -> None:
+        for count, layer in enumerate(of.layers, 1):
+            if self.layers.has(layer.chain_id):
+                continue
+            with self.content.lease() as lease, self.content.open(layer.digest) as file:
+                lease.pin(layer.chain_id)
+                self.layers.ensure([each.diff_id for each in of.layers[:count]], lambda: file)
+
+    def _find(self, name: str) -> _Kept:
+        if name.startswith("sha256:") or (reference.id_prefix(name) and len(name) == 64):
+            return self._by_prefix(name) or self._missing(name)
+        named = reference.parse(name)
+        wanted = named.tagged() if not named.digest else Reference(named.domain, named.path, None, named.digest)
+        for kept in self._kept.values():
+            if wanted in kept.names:
+                return kept
+        if named.digest:
+            return self._missing(named.familiar)
+        return self._by_prefix(name) or self._missing(named.tagged().familiar)
+
+    def _by_prefix(self, name: str) -> _Kept | None:
+        prefix = reference.id_prefix(name)
+        if prefix is None:
+            return None
+        full = [kept for key, kept in self._kept.items() if key.startswith(f"sha256:{prefix}") and not kept.removed]
+        return full[0] if len(full) == 1 else None
+
+    @staticmethod
+    def _missing(name: str) -> _Kept:
+        raise NotFound(f"No such image: {name}")
+
+    def _claim(self, kept: _Kept, name: Reference) -> None:
+        for other in self._kept.values():
+            if other is not kept:
+                other.names.discard(name)
+        kept.names.add(name)
+        kept.image = replace(kept.image, tagged_at=self._now())
+
+    def _carry_out(self, kept: _Kept, plan: removal.Removal, stopped_users: bool) -> Removed:
+        kept.names.difference_update(plan.untag)
+        untagged = tuple(name.familiar for name in plan.untag)
+        if not plan.delete:
+            self._write()
+            return Removed(untagged)
+        if stopped_users:
+            kept.removed = True
+        else:
+            del self._kept[kept.image.id]
+        self._write()
+        chains, freed = self._sweep()
+        return Removed(untagged, (kept.image.id, *chains), freed)
+
+    def _sweep(self) -> Freed:
+        """Drop layers and blobs no image needs; (chain ids, bytes freed)."""
+        with self._lock:
+            images = [kept.image for kept in self._kept.values()]
+            blobs = {digest for each in images for digest in _blobs(each)}
+            sizes = {layer.chain_id for each in images for layer in each.layers}
+            retired = self.layers.retire(sizes, self.content.is_leased)
+            freed = self.content.collect(blobs)
+        self.layers.discard(retired)
+        return [chain for chain, _ in retired], freed
+
+    def _named(self, kept: _Kept) -> Image:
+        tags = sorted(name.familiar for name in kept.names if name.tag)
+        digests = sorted(name.familiar for name in kept.names if name.digest)
+        return replace(kept.image, repo_tags=tuple(tags), repo_digests=tuple(digests))
+
+    def _write(self) -> None:
+        rows = [
+            index.Row(
+                manifest_digest=kept.image.manifest_digest,
+                manifest_size=kept.image.manifest_size,
+                manifest_type=kept.image.manifest_type,
+                names=tuple(sorted(str(name) for name in kept.names)),
+                size=kept.image.size,
+                stored_at=kept.image.stored_at,
+                tagged_at=kept.image.tagged_at,
+                removed=kept.removed,
+            )
+            for kept in self._kept.values()
+        ]
+        index.write(self.root, rows)
+
+
+def _json(data: bytes, digest: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidArgument(f"blob {digest} is not JSON") from None
+
+
+def _blobs(of: Image) -> list[str]:
+    return [of.manifest_digest, of.id, *(layer.digest for layer in of.layers)]
+
+
+def _users(names: Sequence[str], running: set[str]) -> removal.Users:
+    return removal.Users(
+        running=tuple(name for name in names if name in running),
+        stopped=tuple(name for name in names if name not in running),
+    )
+
+
+def _means_id(name: str, image_id: str) -> bool:
+    prefix = reference.id_prefix(name)
+    return prefix is not None and image_id.startswith(f"sha256:{prefix}")
+
+
+def _among(names: Sequence[Reference], text: str) -> Reference:
+    wanted = reference.parse_tagged(text)
+    if wanted.digest:
+        wanted = Reference(wanted.domain, wanted.path, None, wanted.digest)
+    return next(name for name in names if name == wanted)
