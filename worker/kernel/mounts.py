@@ -68,7 +68,7 @@ def new_filesystem(fstype: str, options: list[str], attributes: int = 0, source:
 
 def _kernel_words(context: int) -> str:
     """What the filesystem logged on its context ("e tmpfs: Bad value for 'size'"), for the error message."""
-    lines = []
+    lines: list[str] = []
     with contextlib.suppress(OSError):
         while len(lines) < 4:
             lines.append(os.read(context, 1024).decode("utf-8", "replace").strip())

@@ -1,0 +1,356 @@
+"""The daemon's side of the zygote and of the shims: one object each, over their sockets, on asyncio.
+
+A shim outlives the daemon: ``Shim.connect`` adopts one that runs already. What the shim refuses is RuntimeFault (code,
+message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worker.kernel import process
+from worker.runtime.cgroups import Cgroup
+from worker.runtime.errors import RuntimeFault
+from worker.shim import records
+
+VERSION = 1
+_LENGTH = struct.Struct(">I")
+_FRAME = struct.Struct(">BxxxI")
+_START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
+_GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
+_IDLE_LIMIT = 2
+
+
+class ShimGone(Exception):
+    """The shim (or zygote) does not answer: it has ended, or never was."""
+
+
+async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer."""
+    try:
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShimGone(f"there is no {path.parent}") from None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
+        return await asyncio.open_unix_connection(sock=sock)
+    except OSError as error:
+        sock.close()
+        raise ShimGone(f"nobody answers at {path}: {error.strerror}") from None
+    finally:
+        os.close(directory)
+
+
+async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
+    (length,) = _LENGTH.unpack(await reader.readexactly(4))
+    body: dict[str, Any] = json.loads(await reader.readexactly(length))
+    if "error" in body:
+        raise RuntimeFault.from_dict(body["error"])
+    return body
+
+
+def _frame(body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+class _Client:
+    """Requests to one socket; each takes an idle connection or opens one, so a slow answer delays no other request."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def request(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer. Raises RuntimeFault or ShimGone."""
+        reader, writer = self._idle.pop() if self._idle else await _open(self._path)
+        try:
+            writer.write(_frame(body))
+            await writer.drain()
+            answer = await _receive(reader)
+        except RuntimeFault:
+            self._idle.append((reader, writer))
+            raise
+        except _GONE as error:
+            writer.close()
+            raise ShimGone(f"{self._path} ended while it answered {body['op']}: {error}") from None
+        except BaseException:
+            # Cancelled half-way: the answer that still comes must not be taken for another request's.
+            writer.close()
+            raise
+        if len(self._idle) < _IDLE_LIMIT:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
+        return answer
+
+    async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection of its own with ``body`` sent."""
+        reader, writer = await _open(self._path)
+        writer.write(_frame(body))
+        return reader, writer
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+
+
+class Attachment(NamedTuple):
+    """An attach stream in Docker's framing; ``frames``, ``send`` and ``half_close`` speak it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def frames(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(stream, data) until the process's output has ended."""
+        while True:
+            try:
+                stream, length = _FRAME.unpack(await self.reader.readexactly(_FRAME.size))
+                yield stream, await self.reader.readexactly(length)
+            except _GONE:
+                return
+
+    async def send(self, data: bytes) -> None:
+        if data:
+            self.writer.write(_FRAME.pack(0, len(data)) + data)
+            await self.writer.drain()
+
+    async def half_close(self) -> None:
+        """The process reads end of file once it has read what was sent."""
+        self.writer.write(_FRAME.pack(0, 0))
+        await self.writer.drain()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Shim:
+    """A shim that has answered; ``hello`` is what it said then (id, pid, state, init_pid, init_start_time, exit …)."""
+
+    def __init__(self, directory: Path, client: _Client, hello: dict[str, Any]) -> None:
+        self.directory = directory
+        self.hello = hello
+        self._client = client
+
+    @classmethod
+    async def connect(cls, directory: Path) -> Shim:
+        """Connect to a new or an already running shim. Raises ShimGone."""
+        client = _Client(directory / "shim.sock")
+        return cls(directory, client, await client.request({"op": "hello", "version": VERSION}))
+
+    async def create(
+        self, bundle: Path, *, log: dict[str, Any] | None = None, stdin: bool = False, init: bool = False
+    ) -> tuple[int, int]:
+        """(init pid, its start time): a process that waits in its namespaces for ``start``.
+
+        ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}.
+        """
+        request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init}
+        answer = await self._client.request(request)
+        return answer["init_pid"], answer["init_start_time"]
+
+    async def start(self) -> None:
+        """Returns after execve; RuntimeFault not-found is Docker's 127, not-executable 126."""
+        await self._client.request({"op": "start"})
+
+    async def kill(self, signal: int, *, everything: bool = False, exec_id: str | None = None) -> None:
+        await self._client.request({"op": "kill", "signal": signal, "all": everything, "exec_id": exec_id})
+
+    async def pause(self) -> None:
+        await self._client.request({"op": "pause"})
+
+    async def resume(self) -> None:
+        await self._client.request({"op": "resume"})
+
+    async def update(self, resources: dict[str, Any]) -> None:
+        """``resources``: OCI linux.resources, only what changes."""
+        await self._client.request({"op": "update", "resources": resources})
+
+    async def resize(self, height: int, width: int, *, exec_id: str | None = None) -> None:
+        await self._client.request({"op": "resize", "height": height, "width": width, "exec_id": exec_id})
+
+    async def state(self) -> dict[str, Any]:
+        """As ``hello``, but now."""
+        return await self._client.request({"op": "state"})
+
+    async def pids(self) -> list[int]:
+        return list((await self._client.request({"op": "pids"}))["pids"])
+
+    async def stats(self) -> dict[str, Any]:
+        """Raw counters; the shape is that of worker.runtime.cgroup_stats."""
+        return await self._client.request({"op": "stats"})
+
+    async def exec(self, exec_id: str, process: dict[str, Any], *, stdin: bool = False) -> int:
+        """The pid of a process that waits for ``exec_start``; attach to it in between. ``process``: OCI process."""
+        answer = await self._client.request({"op": "exec", "exec_id": exec_id, "process": process, "stdin": stdin})
+        return int(answer["pid"])
+
+    async def exec_start(self, exec_id: str) -> None:
+        await self._client.request({"op": "exec_start", "exec_id": exec_id})
+
+    async def exec_state(self, exec_id: str) -> dict[str, Any]:
+        """{"running", "exit_code", "pid"}."""
+        return await self._client.request({"op": "exec_state", "exec_id": exec_id})
+
+    async def attach(
+        self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, exec_id: str | None = None
+    ) -> Attachment:
+        """Output from now on, all of it: the process waits for attachers that are slow to read."""
+        reader, writer = await self._client.open(
+            {"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
+        )
+        try:
+            await _receive(reader)
+        except _GONE as error:
+            writer.close()
+            raise ShimGone(f"{self.directory} ended while it answered attach: {error}") from None
+        except BaseException:
+            writer.close()
+            raise
+        return Attachment(reader, writer)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
+        reader, writer = await self._client.open({"op": "events"})
+        try:
+            while True:
+                try:
+                    event = await _receive(reader)
+                except _GONE:
+                    raise ShimGone(f"the shim of {self.directory} has ended") from None
+                yield event
+        finally:
+            writer.close()
+
+    async def delete(self) -> None:
+        """After the exit: remove its cgroups; the shim ends."""
+        await self._client.request({"op": "delete"})
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections; the shim lives on."""
+        self._client.close()
+
+
+def exit_record(directory: Path) -> dict[str, Any] | None:
+    """exit.json of a container's run directory, or None while (or because) nobody has written one."""
+    return records.read(str(directory), "exit.json")
+
+
+def sweep(directory: Path) -> bool:
+    """Remove what a shim that was killed left: processes in its cgroup, the cgroup, its socket. Blocking, short.
+
+    False while the kernel still holds the cgroup: call again. A shim that lives is left alone and is an error.
+    """
+    record = records.read(str(directory), "shim.json")
+    if record is not None:
+        if process.is_alive(record["pid"], record.get("start_time") or -1):
+            raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
+        if record.get("cgroup"):
+            group = Cgroup(record["cgroup"])
+            if group.kill():
+                with contextlib.suppress(OSError, RuntimeFault):
+                    group.freeze(False)
+            if not group.remove():
+                return False
+    for name in ("shim.sock", "shim.json"):
+        with contextlib.suppress(FileNotFoundError):
+            (directory / name).unlink()
+    return True
+
+
+class Zygote:
+    """The process that forks shims; ``pid`` and ``start_time`` identify it."""
+
+    def __init__(self, client: _Client, pid: int) -> None:
+        self._client = client
+        self.pid = pid
+        self.start_time = process.start_time(pid) or 0
+
+    @classmethod
+    async def connect(cls, socket_path: Path) -> Zygote:
+        """A zygote that runs already. Raises ShimGone."""
+        client = _Client(socket_path)
+        hello = await client.request({"op": "hello", "version": VERSION})
+        if hello["version"] != VERSION:
+            client.close()
+            raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
+        return cls(client, hello["pid"])
+
+    @classmethod
+    async def spawn(cls, socket_path: Path, log_path: Path, *, patience: float = 10.0) -> Zygote:
+        """Start one in a session of its own, standard library only; its words go to ``log_path``."""
+        pid = _spawn(socket_path, log_path)
+        deadline = asyncio.get_running_loop().time() + patience
+        while True:
+            try:
+                return await cls.connect(socket_path)
+            except ShimGone:
+                if _ended(pid) or asyncio.get_running_loop().time() > deadline:
+                    words = _last_words(log_path)
+                    raise ShimGone(f"the zygote {pid} does not answer at {socket_path}; its log ends: {words}") from None
+            await asyncio.sleep(0.01)
+
+    async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey") -> tuple[int, int]:
+        """(pid, start time) of a new shim that listens in ``directory``."""
+        request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
+        answer = await self._client.request(request)
+        return answer["pid"], answer["start_time"]
+
+    async def ping(self) -> None:
+        await self._client.request({"op": "ping"})
+
+    def alive(self) -> bool:
+        """Whether the process still runs; a dead child of ours is reaped."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+        return process.is_alive(self.pid, self.start_time)
+
+    async def stop(self) -> None:
+        """End the zygote; shims stay."""
+        await self._client.request({"op": "stop"})
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _ended(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG)[0] != 0
+
+
+def _last_words(log_path: Path) -> str:
+    return log_path.read_text(errors="replace")[-2000:]
+
+
+def _spawn(socket_path: Path, log_path: Path) -> int:
+    """posix_spawn rather than asyncio's subprocess, whose transport would kill the zygote with its event loop."""
+    with contextlib.suppress(FileNotFoundError):
+        socket_path.unlink()
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path)]
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        sys.executable,
+        command,
+        {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigmask=(),
+    )

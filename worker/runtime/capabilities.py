@@ -1,0 +1,61 @@
+"""Capability names and sets: what a process may hold, as bit masks, and the calls that make it so.
+
+Names and numbers are include/uapi/linux/capability.h. Which names a container gets is decided by the bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker.kernel import syscalls
+from worker.runtime.errors import SpecFault
+
+NAMES: tuple[str, ...] = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+    "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+    "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+SETS = ("bounding", "effective", "permitted", "inheritable", "ambient")
+_NUMBER = {name: number for number, name in enumerate(NAMES)}
+
+
+def masks(capabilities: dict[str, Any] | None, field: str = "process.capabilities") -> dict[str, int]:
+    """OCI capability lists as one bit mask a set; no object means no capability at all. Raises SpecFault."""
+    result = dict.fromkeys(SETS, 0)
+    for name, values in (capabilities or {}).items():
+        if name not in SETS:
+            raise SpecFault(f"{field}.{name}", f"is not one of {', '.join(SETS)}")
+        for value in values or []:
+            if value not in _NUMBER:
+                raise SpecFault(f"{field}.{name}", f"{value!r} is not a capability")
+            result[name] |= 1 << _NUMBER[value]
+    return result
+
+
+def held() -> int:
+    """What this process could hand on at most: root on a restricted machine lacks some of them."""
+    return syscalls.capget()[1]
+
+
+def drop_bounding(keep: int) -> None:
+    """Leave only ``keep`` in the bounding set (bits the kernel does not know end the loop)."""
+    for number in range(64):
+        if keep >> number & 1:
+            continue
+        try:
+            syscalls.prctl(syscalls.PR_CAPBSET_DROP, number)
+        except OSError:
+            return
+
+
+def set_all(effective: int, permitted: int, inheritable: int, ambient: int) -> None:
+    syscalls.capset(effective, permitted, inheritable)
+    syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in range(len(NAMES)):
+        if ambient >> number & 1:
+            syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, number)

@@ -1,0 +1,268 @@
+"""One container's control groups: made, limited, filled, frozen, counted, emptied and removed, on v1 and on v2.
+
+The path (``/covey/<id>``) lies below the mount of every hierarchy that has a controller, wherever this process itself
+is. Which limit is written to which file is worker.runtime.limits (pure). Device rules are enforced on v1 and by a BPF
+program on v2 (worker.runtime.device_program). Errors are RuntimeFault or OSError naming the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+from worker.kernel.mounts import unescape
+from worker.runtime import limits
+from worker.runtime.errors import RuntimeFault
+
+CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "io")
+
+
+class Hierarchy:
+    """A mounted cgroup filesystem: its mount point, version and (v1) controllers."""
+
+    __slots__ = ("controllers", "mount", "version")
+
+    def __init__(self, mount: str, controllers: tuple[str, ...], version: int) -> None:
+        self.mount = mount
+        self.controllers = controllers
+        self.version = version
+
+
+def hierarchies(mountinfo: Iterable[str] | None = None) -> list[Hierarchy]:
+    """The hierarchies with controllers: all of v1's, or else v2's. Named ones (systemd's) are left alone."""
+    if mountinfo is None:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mountinfo = file.readlines()
+    found: dict[tuple[str, ...], Hierarchy] = {}
+    unified = None
+    for line in mountinfo:
+        left, _, right = line.partition(" - ")
+        fstype, _, options = right.strip().split(" ", 2)
+        mount = unescape(left.split(" ")[4])
+        if fstype == "cgroup":
+            controllers = tuple(name for name in options.split(",") if name in CONTROLLERS)
+            if controllers and controllers not in found:
+                found[controllers] = Hierarchy(mount, controllers, 1)
+        elif fstype == "cgroup2" and unified is None:
+            unified = Hierarchy(mount, (), 2)
+    if found:
+        return list(found.values())
+    return [unified] if unified else []
+
+
+def read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536).decode("ascii", "replace")
+    finally:
+        os.close(fd)
+
+
+def write(path: str, value: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise OSError(error.errno, f"write {value!r}: {error.strerror}", path) from None
+    finally:
+        os.close(fd)
+
+
+class Cgroup:
+    """The directories of one absolute cgroup path. Every method may be called again without harm."""
+
+    def __init__(self, path: str, found: list[Hierarchy] | None = None) -> None:
+        self.path = "/" + path.strip("/")
+        self.hierarchies = hierarchies() if found is None else found
+        if not self.hierarchies:
+            raise RuntimeFault("kernel", "no cgroup hierarchy is mounted below /sys/fs/cgroup", "cgroup")
+        self.version = self.hierarchies[0].version
+
+    def directory(self, controller: str) -> str | None:
+        """The directory in which the controller's files are; None where the machine has no such controller."""
+        for hierarchy in self.hierarchies:
+            if self.version == 2 or controller in hierarchy.controllers:
+                return hierarchy.mount + self.path
+        return None
+
+    def directories(self) -> list[str]:
+        return [hierarchy.mount + self.path for hierarchy in self.hierarchies]
+
+    def exists(self) -> bool:
+        return any(os.path.isdir(directory) for directory in self.directories())
+
+    def mounts(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """What a container sees below /sys/fs/cgroup: (name, directory, aliases); v2 is ("", directory, ())."""
+        if self.version == 2:
+            return [("", self.directories()[0], ())]
+        result = []
+        for hierarchy in self.hierarchies:
+            name = ",".join(hierarchy.controllers)
+            aliases = hierarchy.controllers if len(hierarchy.controllers) > 1 else ()
+            result.append((name, hierarchy.mount + self.path, aliases))
+        return result
+
+    def create(self) -> None:
+        for hierarchy in self.hierarchies:
+            made = hierarchy.mount
+            for part in self.path.strip("/").split("/"):
+                if self.version == 2:
+                    _delegate(made)
+                made = f"{made}/{part}"
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(made, 0o755)
+                    if "cpuset" in hierarchy.controllers:
+                        _inherit_cpuset(made)
+
+    def add(self, pid: int) -> None:
+        for directory in self.directories():
+            write(f"{directory}/cgroup.procs", str(pid))
+
+    def apply(self, resources: dict[str, Any], *, update: bool = False) -> None:
+        """Set the limits of OCI linux.resources; with ``update`` only those named, on a group that is in use."""
+        current = self._memory_now() if update else (None, None)
+        for entry in limits.writes(resources, self.version, current, devices=not update):
+            directory = self.directory(entry.controller)
+            path = f"{directory}/{entry.file}"
+            if directory is None or not os.path.exists(path):
+                if entry.optional:
+                    continue
+                raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
+            try:
+                write(path, entry.value)
+            except OSError as error:
+                raise RuntimeFault("kernel", f"{entry.field}: {error.strerror} to {path}", "cgroup") from None
+
+    def _memory_now(self) -> tuple[int | None, int | None]:
+        directory = self.directory("memory")
+        if self.version == 2 or directory is None:
+            return None, None
+        try:
+            return (
+                int(read(f"{directory}/memory.limit_in_bytes")),
+                int(read(f"{directory}/memory.memsw.limit_in_bytes")),
+            )
+        except OSError:
+            return None, None
+
+    def pids(self) -> list[int]:
+        """Every process in the group and in groups a container made below it."""
+        found: set[int] = set()
+        for directory in self.directories()[:1]:
+            for base, _, _ in os.walk(directory):
+                with contextlib.suppress(OSError):
+                    found.update(int(line) for line in _read_all(f"{base}/cgroup.procs").split())
+        return sorted(found - {0})
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Signal every process; answers how many there were."""
+        count = 0
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                count += 1
+        return count
+
+    def freeze(self, frozen: bool) -> None:
+        """Ask for it; ``is_frozen`` says when it is so."""
+        if self.version == 2:
+            write(f"{self.directories()[0]}/cgroup.freeze", "1" if frozen else "0")
+            return
+        directory = self.directory("freezer")
+        if directory is None:
+            raise RuntimeFault("kernel", "this machine has no freezer cgroup, so nothing can be paused", "freeze")
+        write(f"{directory}/freezer.state", "FROZEN" if frozen else "THAWED")
+
+    def is_frozen(self) -> bool:
+        if self.version == 2:
+            return "frozen 1" in read(f"{self.directories()[0]}/cgroup.events")
+        directory = self.directory("freezer")
+        return directory is not None and read(f"{directory}/freezer.state").strip() == "FROZEN"
+
+    def oom_kills(self) -> int:
+        """How many processes the out-of-memory killer ended in this group."""
+        directory = self.directory("memory")
+        if directory is None:
+            return 0
+        file = "memory.events" if self.version == 2 else "memory.oom_control"
+        try:
+            return keyed(read(f"{directory}/{file}")).get("oom_kill", 0)
+        except OSError:
+            return 0
+
+    def open_oom_events(self) -> tuple[int, bool] | None:
+        """A descriptor that becomes ready at an out-of-memory event; True when it is to be polled for POLLPRI.
+
+        v1: an eventfd registered at memory.oom_control. v2: memory.events itself. None without a memory controller.
+        """
+        directory = self.directory("memory")
+        if directory is None:
+            return None
+        if self.version == 2:
+            return os.open(f"{directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC), True
+        control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            write(f"{directory}/cgroup.event_control", f"{event} {control}")
+        except OSError:
+            os.close(event)
+            return None
+        finally:
+            os.close(control)
+        return event, False
+
+    def remove(self) -> bool:
+        """Remove the directories, deepest first; False while processes are still leaving them."""
+        done = True
+        for directory in self.directories():
+            for base, _, _ in os.walk(directory, topdown=False):
+                try:
+                    os.rmdir(base)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    done = False
+        return done
+
+    def stats(self) -> dict[str, Any]:
+        """Raw numbers; see worker.runtime.cgroup_stats for the shape."""
+        from worker.runtime import cgroup_stats
+
+        return cgroup_stats.collect(self)
+
+
+def keyed(text: str) -> dict[str, int]:
+    """Lines of "name number"."""
+    result = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if value.isdigit():
+            result[name] = int(value)
+    return result
+
+
+def _read_all(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall().decode("ascii", "replace")
+
+
+def _inherit_cpuset(directory: str) -> None:
+    """A new v1 cpuset is empty and takes no process until it has its parent's processors and memory nodes."""
+    parent = os.path.dirname(directory)
+    for file in ("cpuset.cpus", "cpuset.mems"):
+        write(f"{directory}/{file}", read(f"{parent}/{file}").strip())
+
+
+def _delegate(directory: str) -> None:
+    """v2: let children of ``directory`` have the controllers it has itself; one that cannot be given is left out."""
+    available = set(read(f"{directory}/cgroup.controllers").split())
+    enabled = set(read(f"{directory}/cgroup.subtree_control").split())
+    for name in sorted(available - enabled):
+        with contextlib.suppress(OSError):
+            write(f"{directory}/cgroup.subtree_control", f"+{name}")

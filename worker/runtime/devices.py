@@ -1,0 +1,51 @@
+"""The device nodes and links every container has (OCI config-linux.md, "Default Devices"), and device rules as text.
+
+Data and pure functions; the nodes are made by init.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT: tuple[dict[str, Any], ...] = tuple(
+    {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}
+    for name, major, minor in (
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    )
+)
+
+LINKS: tuple[tuple[str, str], ...] = (
+    ("/dev/ptmx", "pts/ptmx"),
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+)
+
+ALWAYS_ALLOWED: tuple[dict[str, Any], ...] = (
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+    {"allow": True, "type": "c", "major": 5, "minor": 1, "access": "rwm"},
+)
+"""What the default devices need: making nodes, the six above, ptmx, the pts range, the console."""
+
+
+def rule(entry: dict[str, Any]) -> str:
+    """An OCI device rule in the words of cgroup v1's devices.allow and devices.deny."""
+    kind = entry.get("type") or "a"
+    if kind == "a" and entry.get("major") is None and entry.get("minor") is None:
+        return "a"
+    numbers = [
+        "*" if number is None or number < 0 else str(number) for number in (entry.get("major"), entry.get("minor"))
+    ]
+    return f"{kind} {numbers[0]}:{numbers[1]} {entry.get('access') or 'rwm'}"

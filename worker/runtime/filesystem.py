@@ -1,0 +1,278 @@
+"""The steps of init that make a container's file tree: mounts, devices, masks, the pivot.
+
+Every place in the tree is opened under the root by worker.kernel.safe_paths: an image cannot lead a mount elsewhere.
+Which mounts there are is decided by worker.runtime.launch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any, Protocol
+
+from worker.kernel import mounts, safe_paths, syscalls
+from worker.runtime.errors import RuntimeFault
+
+_TYPE_BITS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+Attributes = tuple[int, int]
+
+
+class Tree(Protocol):
+    root_fd: int
+
+
+def private_mounts(tree: Tree, propagation: int) -> None:
+    syscalls.mount(None, "/", None, propagation)
+
+
+def private_parent(tree: Tree, path: str) -> None:
+    """Make the mount that holds the rootfs private: what is put into a shared one would show on the host."""
+    place = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    wanted = _mount_id(place)
+    os.close(place)
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            if fields[0] == wanted:
+                syscalls.mount(None, mounts.unescape(fields[4]), None, syscalls.MS_PRIVATE)
+
+
+def open_root(tree: Tree, path: str) -> None:
+    """Make the rootfs a mount of its own, private so that nothing put into it shows on the host, and open it."""
+    copy = mounts.clone(path, recursive=True)
+    mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
+    target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.attach(copy, target)
+    os.close(target)
+    tree.root_fd = copy
+
+
+def _finish(
+    tree: Tree,
+    mount_fd: int,
+    target: int,
+    attributes: Attributes,
+    recursive_attributes: Attributes,
+    propagation: list[int],
+) -> None:
+    """Set attributes on a detached mount, put it in place, then its propagation (a detached one has no peers)."""
+    try:
+        if attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *attributes)
+        if recursive_attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *recursive_attributes, recursive=True)
+        mounts.attach(mount_fd, target)
+        for flag in propagation:
+            recursive = bool(flag & syscalls.MS_REC)
+            mounts.set_attributes(mount_fd, 0, 0, recursive=recursive, propagation=flag & ~syscalls.MS_REC)
+    finally:
+        os.close(mount_fd)
+        os.close(target)
+
+
+def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
+    try:
+        is_directory = stat.S_ISDIR(os.stat(source).st_mode)
+    except FileNotFoundError:
+        raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
+    copy = mounts.clone(source, recursive=recursive)
+    if is_directory:
+        target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
+    else:
+        target = safe_paths.create_file_in_root(tree.root_fd, destination)
+    _finish(tree, copy, target, **how)
+
+
+def mount_filesystem(
+    tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any
+) -> None:
+    target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
+    if fstype == "tmpfs" and not any(option.startswith("mode=") for option in options):
+        # A tmpfs over an existing directory takes its mode (and owner), as a fresh volume would.
+        entry = os.stat(target)
+        options = [*options, f"mode={stat.S_IMODE(entry.st_mode):o}"]
+    _finish(tree, mounts.new_filesystem(fstype, options, source=source), target, **how)
+
+
+def mount_cgroup(
+    tree: Tree,
+    directories: list[tuple[str, str, tuple[str, ...]]],
+    destination: str,
+    attributes: Attributes,
+    recursive_attributes: Attributes,
+    propagation: list[int],
+) -> None:
+    """The container's own cgroup directories: v2's as they are, v1's each below a tmpfs."""
+    if [name for name, _, _ in directories] == [""]:
+        mount_bind(
+            tree,
+            directories[0][1],
+            False,
+            destination,
+            attributes=attributes,
+            recursive_attributes=recursive_attributes,
+            propagation=propagation,
+        )
+        return
+    target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
+    top = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
+    mounts.attach(top, target)
+    os.close(target)
+    for name, directory, aliases in directories:
+        os.mkdir(name, 0o755, dir_fd=top)
+        place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+        _finish(tree, mounts.clone(directory), place, attributes, recursive_attributes, [syscalls.MS_PRIVATE])
+        for alias in aliases:
+            os.symlink(name, alias, dir_fd=top)
+    mounts.set_attributes(top, *attributes, propagation=syscalls.MS_PRIVATE)
+    os.close(top)
+
+
+def device(
+    tree: Tree, path: str, type: str, major: int, minor: int, mode: int, uid: int, gid: int, bind: bool
+) -> None:
+    parent_path, name = safe_paths.split(path)
+    parent = safe_paths.make_dirs_in_root(tree.root_fd, parent_path)
+    try:
+        try:
+            if bind:
+                raise PermissionError(errno.EPERM, "a user namespace makes no devices")
+            old = os.umask(0)
+            try:
+                os.mknod(name, mode | _TYPE_BITS[type], os.makedev(major, minor), dir_fd=parent)
+            finally:
+                os.umask(old)
+            os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+        except FileExistsError:
+            entry = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            same = entry.st_rdev == os.makedev(major, minor) or type == "p"
+            if stat.S_IFMT(entry.st_mode) != _TYPE_BITS[type] or not same:
+                raise RuntimeFault("invalid", f"the image has another file at {path}") from None
+        except PermissionError:
+            _bind_device(tree, path)
+    finally:
+        os.close(parent)
+
+
+def _bind_device(tree: Tree, path: str) -> None:
+    """Where nodes may not be made, the host's node of the same path is bound."""
+    copy = mounts.clone(path)
+    target = safe_paths.create_file_in_root(tree.root_fd, path)
+    mounts.attach(copy, target)
+    os.close(copy)
+    os.close(target)
+
+
+def link(tree: Tree, path: str, target: str) -> None:
+    parent_path, name = safe_paths.split(path)
+    parent = safe_paths.make_dirs_in_root(tree.root_fd, parent_path)
+    try:
+        os.symlink(target, name, dir_fd=parent)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        # A read-only image that lacks /dev/fd still runs; what needs it will say so.
+        if error.errno != errno.EROFS:
+            raise
+    finally:
+        os.close(parent)
+
+
+def make_directory(tree: Tree, path: str) -> None:
+    """The working directory, if it can be made; whether it can be entered is found out later, as the user."""
+    try:
+        os.close(safe_paths.make_dirs_in_root(tree.root_fd, path))
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOTDIR, errno.EACCES, errno.EEXIST):
+            raise
+
+
+def mask_paths(tree: Tree, paths: list[str]) -> None:
+    """Hide files behind /dev/null and directories behind one empty, read-only tmpfs."""
+    empty: int | None = None
+    null: int | None = None
+    for path in paths:
+        target = _open_existing(tree, path)
+        if target is None:
+            continue
+        if stat.S_ISDIR(os.fstat(target).st_mode):
+            if empty is None:
+                empty = mounts.new_filesystem("tmpfs", ["size=0", "nr_inodes=2"], syscalls.MOUNT_ATTR_RDONLY)
+            copy = mounts.clone("", empty)
+        else:
+            if null is None:
+                null = mounts.clone("/dev/null")
+            copy = mounts.clone("", null)
+        mounts.attach(copy, target)
+        os.close(copy)
+        os.close(target)
+    for fd in (empty, null):
+        if fd is not None:
+            os.close(fd)
+
+
+def readonly_path(tree: Tree, path: str) -> None:
+    target = _open_existing(tree, path)
+    if target is None:
+        return
+    copy = mounts.clone("", target, recursive=True)
+    mounts.set_attributes(copy, syscalls.MOUNT_ATTR_RDONLY, 0, recursive=True)
+    mounts.attach(copy, target)
+    os.close(copy)
+    os.close(target)
+
+
+def _open_existing(tree: Tree, path: str) -> int | None:
+    try:
+        return safe_paths.open_in_root(tree.root_fd, path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+
+
+def pivot(tree: Tree) -> None:
+    """Swap the root: the old one lies under the new for a moment and is let go of without a name (pivot_root(2))."""
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(tree.root_fd)
+    syscalls.pivot_root(".", ".")
+    os.fchdir(old)
+    syscalls.mount(None, ".", None, syscalls.MS_SLAVE | syscalls.MS_REC)
+    syscalls.umount2(".", syscalls.MNT_DETACH)
+    os.close(old)
+    os.chdir("/")
+
+
+def _mount_id(fd: int) -> str:
+    with open(f"/proc/thread-self/fdinfo/{fd}", encoding="ascii") as info:
+        for line in info:
+            if line.startswith("mnt_id:"):
+                return line.split()[1]
+    return ""
+
+
+def readonly_root(tree: Tree) -> None:
+    mounts.set_attributes(tree.root_fd, syscalls.MOUNT_ATTR_RDONLY, 0)
+
+
+def root_propagation(tree: Tree, propagation: int) -> None:
+    syscalls.mount(None, "/", None, propagation)
+
+
+FILESYSTEM_STEPS: dict[str, Any] = {
+    "device": device,
+    "link": link,
+    "make_directory": make_directory,
+    "mask_paths": mask_paths,
+    "mount_bind": mount_bind,
+    "mount_cgroup": mount_cgroup,
+    "mount_filesystem": mount_filesystem,
+    "open_root": open_root,
+    "pivot": pivot,
+    "private_mounts": private_mounts,
+    "private_parent": private_parent,
+    "readonly_path": readonly_path,
+    "readonly_root": readonly_root,
+    "root_propagation": root_propagation,
+}

@@ -1,0 +1,374 @@
+"""Executes a LaunchPlan inside the new process, from the fork to execve.
+
+It runs single-threaded with everything imported beforehand: after the pivot nothing of the host can be loaded. What
+goes wrong is told to the parent with the name of the step; a fault after a seccomp filter may be untellable and shows
+in the exit status (126, 127) alone. It decides nothing: the steps come from worker.runtime.launch.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import termios
+from typing import Any, NoReturn
+
+from worker.kernel import mounts, safe_paths, syscalls
+from worker.runtime import capabilities, seccomp, sync
+from worker.runtime.errors import RuntimeFault
+from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.launch import DEFAULT_PATH, Step
+
+_SYNC_FD = 3
+# asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
+_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class Stdio:
+    """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself."""
+
+    __slots__ = ("stderr", "stdin", "stdout")
+
+    def __init__(self, stdin: int | None, stdout: int | None, stderr: int | None) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+class Init:
+    """State that steps hand on: the open root, the console, the program found."""
+
+    def __init__(self, channel: sync.Channel, pidfd: int | None) -> None:
+        self.channel = channel
+        self.pidfd = pidfd
+        self.root_fd = -1
+        self.console_master: int | None = None
+        self.console_slave: int | None = None
+        self.program = ""
+        self.args: list[str] = []
+        self.env: dict[str, str] = {}
+        self.entered_directory = False
+        self.step = ""
+
+
+def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
+    """The child's whole life up to execve; never returns and never raises into the parent's code.
+
+    ``pidfd``: the container's init, for a plan that enters its namespaces.
+    """
+    code = 1
+    try:
+        init = _isolate(channel, stdio, pidfd)
+        try:
+            for step in create:
+                _perform(init, step)
+            init.channel.send(sync.CREATED, fd=init.console_master)
+            if init.console_master is not None:
+                os.close(init.console_master)
+            init.channel.expect(sync.START)
+            for step in start:
+                _perform(init, step)
+        except Exception as error:
+            fault = _as_fault(error, init.step)
+            code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
+            init.channel.send(sync.ERROR, fault=fault)
+    finally:
+        os._exit(code)
+
+
+def _as_fault(error: Exception, step: str) -> RuntimeFault:
+    if isinstance(error, RuntimeFault):
+        error.step = error.step or step
+        return error
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return RuntimeFault("kernel", f"{error.strerror or error}{where} (errno {error.errno})", step)
+    return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
+
+
+def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
+    """Give up all the parent has open, its session and its signal set-up; die when it dies."""
+    signal.set_wakeup_fd(-1)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    os.setsid()
+    # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
+    high = [
+        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
+        for fd in (stdio.stdin, stdio.stdout, stdio.stderr, channel.fileno(), pidfd)
+    ]
+    devnull = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for target in (0, 1, 2):
+        os.dup2(high[target] if high[target] >= 0 else devnull, target)
+    os.dup2(high[3], _SYNC_FD, inheritable=False)
+    if pidfd is not None:
+        os.dup2(high[4], _SYNC_FD + 1, inheritable=False)
+    syscalls.close_range(_SYNC_FD + (1 if pidfd is None else 2))
+    channel.socket.detach()
+    channel = sync.Channel(socket.socket(fileno=_SYNC_FD))
+    _reset_signals()
+    return Init(channel, None if pidfd is None else _SYNC_FD + 1)
+
+
+def _reset_signals() -> None:
+    """Python ignores SIGPIPE and SIGXFSZ, and ignored signals survive execve."""
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _perform(init: Init, step: Step) -> None:
+    about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
+    init.step = f"{step.name} {about}".rstrip()
+    _STEPS[step.name](init, **step.arguments)
+
+
+def join_namespace(init: Init, flag: int, path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(fd, flag)
+    os.close(fd)
+
+
+def become_mapped_root(init: Init) -> None:
+    init.channel.expect(sync.MAPPED)
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    # A change of ids clears the death signal.
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def unshare(init: Init, flags: int) -> None:
+    syscalls.unshare(flags)
+
+
+def enter(init: Init, flags: int, user: bool) -> None:
+    assert init.pidfd is not None
+    syscalls.setns(init.pidfd, flags)
+    os.close(init.pidfd)
+    if user:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    init.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def join_cgroup(init: Init, namespace: bool) -> None:
+    """Wait until the parent has put us into the container's cgroups; only then can they become the namespace's root."""
+    init.channel.expect(sync.PLACED)
+    if namespace:
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+
+
+def hostname(init: Init, name: str) -> None:
+    syscalls.sethostname(name)
+
+
+def domainname(init: Init, name: str) -> None:
+    syscalls.setdomainname(name)
+
+
+def sysctl(init: Init, key: str, value: str) -> None:
+    safe_paths.write_proc("sys/" + (key if "/" in key else key.replace(".", "/")), value)
+
+
+def console(init: Init, size: dict[str, int], bind: bool, uid: int) -> None:
+    """A pair of the container's own devpts; the master goes to the parent with the next message."""
+    master = safe_paths.open_in_root(init.root_fd, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    os.fchown(slave, uid, -1)
+    if size:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size.get("height", 0), size.get("width", 0), 0, 0))
+    if bind:
+        number = struct.unpack("i", fcntl.ioctl(master, _TIOCGPTN, struct.pack("i", 0)))[0]
+        source = safe_paths.open_in_root(init.root_fd, f"dev/pts/{number}", follow=False)
+        target = safe_paths.create_file_in_root(init.root_fd, "dev/console", 0o600)
+        copy = mounts.clone("", source)
+        mounts.attach(copy, target)
+        for fd in (copy, target, source):
+            os.close(fd)
+    init.console_master, init.console_slave = master, slave
+
+
+def oom_score_adj(init: Init, value: int) -> None:
+    """The score is inherited from the shim, which is protected; a value the kernel refuses to lower to is an error."""
+    current = int(_read_proc("self/oom_score_adj"))
+    if current != value:
+        safe_paths.write_proc("self/oom_score_adj", str(value))
+
+
+def _read_proc(path: str) -> str:
+    fd = safe_paths.open_proc(path)
+    try:
+        return os.read(fd, 64).decode()
+    finally:
+        os.close(fd)
+
+
+def rlimit(init: Init, name: str, soft: int, hard: int) -> None:
+    kind = _RLIMIT_NUMBERS[name] if name in _RLIMIT_NUMBERS else getattr(resource, name)
+    values = tuple(resource.RLIM_INFINITY if value in (-1, 2**64 - 1) else value for value in (soft, hard))
+    try:
+        resource.setrlimit(kind, (values[0], values[1]))
+    except (ValueError, PermissionError) as error:
+        raise RuntimeFault("kernel", f"{name} {soft}:{hard}: {error}", "rlimit") from None
+
+
+_RLIMIT_NUMBERS = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13,
+                   "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15}  # fmt: skip
+
+
+def stdio(init: Init, uid: int, terminal: bool) -> None:
+    """Take the terminal as the controlling one, or hand the pipes to the user who must be able to open them again."""
+    if terminal:
+        assert init.console_slave is not None
+        fcntl.ioctl(init.console_slave, termios.TIOCSCTTY, 0)
+        for target in (0, 1, 2):
+            os.dup2(init.console_slave, target)
+        os.close(init.console_slave)
+        return
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for target in (0, 1, 2):
+        if stat.S_ISCHR(os.fstat(target).st_mode):
+            # The host's /dev/null becomes the container's own.
+            os.dup2(null, target)
+        else:
+            os.fchown(target, uid, -1)
+    os.close(null)
+
+
+def session_keyring(init: Init) -> None:
+    try:
+        syscalls.join_session_keyring("covey")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
+            raise
+
+
+def find_program(init: Init, args: list[str], env: list[str]) -> None:
+    """Resolve args[0] by the process's own PATH inside its root; the words are those people search the web for."""
+    init.args = args
+    init.env = dict(entry.split("=", 1) for entry in env)
+    name = args[0]
+    if "/" in name:
+        init.program = name
+        return
+    refused = None
+    for directory in init.env.get("PATH", DEFAULT_PATH).split(":"):
+        candidate = os.path.join(directory or ".", name)
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if stat.S_ISREG(mode) and mode & 0o111:
+            init.program = candidate
+            return
+        refused = candidate
+    if refused is not None:
+        raise RuntimeFault("not-executable", f'exec: "{name}": permission denied: {refused}', "execve")
+    raise RuntimeFault("not-found", f'exec: "{name}": executable file not found in $PATH', "execve")
+
+
+def working_directory(init: Init, path: str, last: bool) -> None:
+    """Enter the directory as root, or as the user where root is kept out (a FUSE or NFS mount of the user's)."""
+    if last and init.entered_directory:
+        return
+    try:
+        os.chdir(path)
+    except PermissionError:
+        if last:
+            raise
+        return
+    except OSError as error:
+        raise RuntimeFault("invalid", f"cwd {path}: {error.strerror}", "working_directory") from None
+    # A directory reached through a leaked descriptor lies outside the root, which the kernel shows in its name.
+    if not os.getcwd().startswith("/"):
+        raise RuntimeFault("invalid", f"cwd {path} lies outside the root", "working_directory")
+    init.entered_directory = True
+
+
+def announce_exec(init: Init) -> None:
+    init.channel.send(sync.EXEC)
+
+
+def bounding(init: Init, keep: int) -> None:
+    capabilities.drop_bounding(keep)
+
+
+def identity(init: Init, uid: int, gid: int, groups: list[int], umask: int) -> None:
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    os.setgroups(groups)
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
+    os.umask(umask)
+    # A change of ids clears the death signal; a parent that died in between shows on the channel.
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(init.channel.fileno(), select.POLLHUP)
+    if poll.poll(0):
+        os._exit(1)
+
+
+def set_capabilities(init: Init, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
+    capabilities.set_all(effective, permitted, inheritable, ambient)
+
+
+def no_new_privileges(init: Init) -> None:
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def load_seccomp(init: Init, **filter_: Any) -> None:
+    seccomp.load(filter_["instructions"], filter_.get("flags") or ())
+
+
+def execve(init: Init) -> None:
+    syscalls.close_range(_SYNC_FD, flags=syscalls.CLOSE_RANGE_CLOEXEC)
+    try:
+        os.execve(init.program, init.args, init.env)
+    except OSError as error:
+        code = "not-found" if error.errno in _NOT_FOUND else "not-executable"
+        raise RuntimeFault(code, f'exec: "{init.program}": {(error.strerror or "").lower()}', "execve") from None
+
+
+_STEPS: dict[str, Any] = {
+    **FILESYSTEM_STEPS,
+    "announce_exec": announce_exec,
+    "become_mapped_root": become_mapped_root,
+    "bounding": bounding,
+    "capabilities": set_capabilities,
+    "console": console,
+    "domainname": domainname,
+    "enter": enter,
+    "execve": execve,
+    "find_program": find_program,
+    "hostname": hostname,
+    "identity": identity,
+    "join_cgroup": join_cgroup,
+    "join_namespace": join_namespace,
+    "no_new_privileges": no_new_privileges,
+    "oom_score_adj": oom_score_adj,
+    "rlimit": rlimit,
+    "seccomp": load_seccomp,
+    "session_keyring": session_keyring,
+    "stdio": stdio,
+    "sysctl": sysctl,
+    "unshare": unshare,
+    "working_directory": working_directory,
+}
+
+
+def preload() -> None:
+    """Touch what Python would load on first use only: after the pivot there is nothing to load it from."""
+    "\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    os.fsencode(sys.executable)

@@ -1,0 +1,62 @@
+"""The handshake between a starting process and its parent: typed messages over a socket pair that execve closes.
+
+Child → parent: ``created`` (with the console's descriptor when there is one), ``exec`` (about to execve), ``error``.
+Parent → child: ``mapped`` (id maps are written), ``placed`` (in its cgroup), ``start``. End of file after ``exec`` means
+that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+from worker.runtime.errors import RuntimeFault
+
+CREATED, EXEC, ERROR, MAPPED, PLACED, START = "created", "exec", "error", "mapped", "placed", "start"
+_LIMIT = 65536
+
+
+class Channel:
+    """One end of the handshake; the socket keeps message boundaries."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def send(self, kind: str, *, fault: RuntimeFault | None = None, fd: int | None = None) -> None:
+        body = {"type": kind} if fault is None else {"type": kind, "error": fault.as_dict()}
+        data = json.dumps(body).encode()[:_LIMIT]
+        if fd is None:
+            self.socket.send(data, socket.MSG_NOSIGNAL)
+        else:
+            socket.send_fds(self.socket, [data], [fd], socket.MSG_NOSIGNAL)
+
+    def receive(self) -> tuple[str, RuntimeFault | None, int | None]:
+        """(kind, fault, descriptor); kind is "" at end of file."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            return "", None, None
+        if not data:
+            return "", None, None
+        body = json.loads(data)
+        fault = RuntimeFault.from_dict(body["error"]) if "error" in body else None
+        return body["type"], fault, fds[0] if fds else None
+
+    def expect(self, kind: str) -> None:
+        """Wait for ``kind``; the process ends without a word when the parent has gone."""
+        received, _, _ = self.receive()
+        if received != kind:
+            os._exit(1)
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def pair() -> tuple[Channel, Channel]:
+    """(parent's end, child's end)."""
+    parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(parent), Channel(child)

@@ -1,0 +1,354 @@
+"""The container of a shim: its states and what each request of the protocol does to it.
+
+empty → created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The exit
+record is on disk before anyone is told. It knows bundles and processes, not Docker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from worker.kernel import process as kernel_process
+from worker.runtime import capabilities, launch, seccomp, spec
+from worker.runtime.cgroups import Cgroup
+from worker.runtime.errors import RuntimeFault
+from worker.runtime.launch import Host
+from worker.shim import records
+from worker.shim.jsonlog import JsonLog
+from worker.shim.loop import PRIORITY, READ, Loop
+from worker.shim.process import Process
+from worker.shim.reaper import wind_up
+
+Reply = Callable[[dict[str, Any] | RuntimeFault], None]
+_TINI = ("/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini")
+_INIT_PATH = "/sbin/docker-init"
+_PAUSE_POLL, _PAUSE_PATIENCE = 0.002, 5.0
+_KEPT_EXECS = 256
+
+
+class Container:
+    """``broadcast``: tells every listener of events."""
+
+    def __init__(self, loop: Loop, ident: str, directory: str, broadcast: Callable[[dict[str, Any]], None]) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._broadcast = broadcast
+        self._log: JsonLog | None = None
+        self._group: Cgroup | None = None
+        self._config: spec.Config = {}
+        self._execs: dict[str, Process] = {}
+        self._oom_fd = -1
+        self._children: dict[int, Process] = {}
+        self.ident = ident
+        self.state = "empty"
+        self.process: Process | None = None
+        self.exit: dict[str, Any] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The answer to ``hello`` and ``state``."""
+        return {
+            "version": records.VERSION,
+            "id": self.ident,
+            "pid": os.getpid(),
+            "state": self.state,
+            "init_pid": self.process.pid if self.process else None,
+            "init_start_time": self.process.start_time if self.process else None,
+            "started_at": self.process.started_at if self.process else None,
+            "exit": self.exit,
+            "lost_log_bytes": self._log.lost_bytes if self._log else 0,
+        }
+
+    def record_identity(self) -> None:
+        """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
+        body = {
+            "id": self.ident,
+            "pid": os.getpid(),
+            "start_time": kernel_process.start_time(os.getpid()),
+            "cgroup": self._group.path if self._group else None,
+        }
+        records.write(self._directory, "shim.json", body, durable=False)
+
+    def require(self, *states: str) -> Process:
+        if self.state not in states or self.process is None:
+            raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}, not {' or '.join(states)}")
+        return self.process
+
+    def exit_event(self) -> dict[str, Any] | None:
+        if self.exit is None:
+            return None
+        ended = self.exit
+        return {
+            "type": "exit",
+            "code": ended["exit_code"],
+            "signal": ended["signal"],
+            "oom": ended["oom"],
+            "at": ended["finished_at"],
+        }
+
+    def create(self, request: dict[str, Any], reply: Reply) -> None:
+        if self.state != "empty":
+            raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
+        bundle = request["bundle"]
+        config = spec.load(bundle)
+        if request.get("init"):
+            _put_init_first(config)
+        if config.get("covey", {}).get("seccomp"):
+            config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
+        self._config = config
+        self._group = Cgroup(config["linux"]["cgroupsPath"])
+        plan = launch.plan_container(config, self._host())
+        log = request.get("log") or {}
+        self._log = None
+        if log.get("driver", "none") == "json-file":
+            self._log = JsonLog(log["path"], log.get("max_size"), log.get("max_file") or 1)
+        process = Process(self._loop, self._log, self._on_init_exit)
+        self.record_identity()
+
+        def created(fault: RuntimeFault | None) -> None:
+            if fault is not None:
+                self._abandon()
+                reply(fault)
+                return
+            self.state = "created"
+            self._watch_oom()
+            reply({"init_pid": process.pid, "init_start_time": process.start_time})
+
+        try:
+            self._group.create()
+            self._group.apply(config["linux"].get("resources") or {})
+            self.process = process
+            stdin = bool(request.get("stdin"))
+            process.create(plan, self._group, stdin=stdin, entered_pid=None, answer=created)
+        except BaseException:
+            self._abandon()
+            raise
+        self._children[process.pid] = process
+
+    def _host(self) -> Host:
+        assert self._group is not None
+        return Host(capabilities.held(), self._group.mounts())
+
+    def _abandon(self) -> None:
+        """A create that failed leaves no process and no cgroup; the shim is empty again."""
+        group, process = self._group, self.process
+        self.process = None
+        self.state = "empty"
+        if process is not None:
+            process.signal(signal.SIGKILL)
+            process.streams.close()
+        if self._log is not None:
+            self._log.close()
+        if group is not None:
+            wind_up(self._loop, group, lambda: None, wanted=lambda: self.state == "empty")
+
+    def start(self, request: dict[str, Any], reply: Reply) -> None:
+        process = self.require("created")
+
+        def started(fault: RuntimeFault | None) -> None:
+            if fault is None:
+                if self.state == "created":
+                    self.state = "running"
+                reply({})
+            else:
+                reply(fault)
+
+        process.start(started)
+
+    def on_child(self, pid: int, status: int) -> None:
+        """A child has ended; orphans that came to us as their subreaper are only reaped."""
+        process = self._children.pop(pid, None)
+        if process is not None:
+            process.on_reaped(status)
+
+    def _on_init_exit(self, process: Process) -> None:
+        if process is not self.process or self._group is None:
+            return
+        self._group.kill()
+        self.exit = {
+            "exit_code": process.exit_code,
+            "signal": process.exit_signal,
+            "oom": self._group.oom_kills() > 0,
+            "started_at": process.started_at,
+            "finished_at": time.time(),
+        }
+        self.state = "exited"
+        self._unwatch_oom()
+        records.write(self._directory, "exit.json", {"id": self.ident, **self.exit}, durable=True)
+        event = self.exit_event()
+        assert event is not None
+        self._broadcast(event)
+
+    def kill(self, request: dict[str, Any], reply: Reply) -> None:
+        number = int(request["signal"])
+        if not 0 < number < signal.NSIG:
+            raise RuntimeFault("invalid", f"{number} is not the number of a signal")
+        if request.get("exec_id"):
+            self.find_exec(request["exec_id"]).signal(number)
+            reply({})
+            return
+        process = self.require("created", "running", "paused")
+        assert self._group is not None
+        if request.get("all"):
+            self._group.kill(number)
+        elif not process.signal(number):
+            raise RuntimeFault("bad-state", f"container {self.ident} has just ended")
+        if self.state == "paused" and number == signal.SIGKILL:
+            # A frozen task of cgroup v1 does not even die.
+            self._group.freeze(False)
+        reply({})
+
+    def pause(self, request: dict[str, Any], reply: Reply) -> None:
+        self.require("running")
+        self._freeze(True, reply)
+
+    def resume(self, request: dict[str, Any], reply: Reply) -> None:
+        self.require("paused")
+        self._freeze(False, reply)
+
+    def _freeze(self, frozen: bool, reply: Reply) -> None:
+        group = self._group
+        assert group is not None
+        group.freeze(frozen)
+        deadline = time.monotonic() + _PAUSE_PATIENCE
+
+        def check() -> None:
+            if self.state == "exited":
+                reply(RuntimeFault("bad-state", f"container {self.ident} ended meanwhile"))
+            elif group.is_frozen() == frozen:
+                self.state = "paused" if frozen else "running"
+                reply({})
+            elif time.monotonic() > deadline:
+                group.freeze(False)
+                reply(RuntimeFault("kernel", f"container {self.ident} did not freeze in {_PAUSE_PATIENCE:.0f} s"))
+            else:
+                self._loop.call_later(_PAUSE_POLL, check)
+
+        check()
+
+    def update(self, request: dict[str, Any], reply: Reply) -> None:
+        self.require("created", "running", "paused")
+        assert self._group is not None
+        self._group.apply(request["resources"], update=True)
+        reply({})
+
+    def resize(self, request: dict[str, Any], reply: Reply) -> None:
+        ident = request.get("exec_id")
+        process = self.find_exec(ident) if ident else self.require("created", "running", "paused", "exited")
+        if not process.streams.resize(int(request["height"]), int(request["width"])):
+            raise RuntimeFault("bad-state", f"{ident or self.ident} has no terminal now")
+        reply({})
+
+    def pids(self, request: dict[str, Any], reply: Reply) -> None:
+        self.require("created", "running", "paused")
+        assert self._group is not None
+        reply({"pids": self._group.pids()})
+
+    def stats(self, request: dict[str, Any], reply: Reply) -> None:
+        self.require("created", "running", "paused")
+        assert self._group is not None
+        reply(self._group.stats())
+
+    def exec(self, request: dict[str, Any], reply: Reply) -> None:
+        container = self.require("running")
+        ident = str(request["exec_id"])
+        if ident in self._execs:
+            raise RuntimeFault("bad-state", f"exec {ident} of container {self.ident} exists already")
+        spec.check_process(request["process"], "process")
+        assert self._group is not None
+        process = Process(self._loop, None, lambda ended: self._on_exec_exit(ident, ended))
+
+        def created(fault: RuntimeFault | None) -> None:
+            if fault is not None:
+                self._execs.pop(ident, None)
+                process.signal(signal.SIGKILL)
+            reply(fault or {"pid": process.pid})
+
+        plan = launch.plan_exec(self._config, request["process"], self._host())
+        self._execs[ident] = process
+        try:
+            process.create(
+                plan, self._group, stdin=bool(request.get("stdin")), entered_pid=container.pid, answer=created
+            )
+        except BaseException:
+            self._execs.pop(ident, None)
+            raise
+        self._children[process.pid] = process
+
+    def exec_start(self, request: dict[str, Any], reply: Reply) -> None:
+        process = self.find_exec(request["exec_id"])
+        if process.started or process.exit_code is not None:
+            raise RuntimeFault("bad-state", f"exec {request['exec_id']} has been started already")
+        process.start(lambda fault: reply(fault or {}))
+
+    def exec_state(self, request: dict[str, Any], reply: Reply) -> None:
+        process = self.find_exec(request["exec_id"])
+        running = process.started and process.exit_code is None
+        reply({"running": running, "exit_code": process.exit_code, "pid": process.pid})
+
+    def find_exec(self, ident: str) -> Process:
+        process = self._execs.get(ident)
+        if process is None:
+            raise RuntimeFault("bad-state", f"container {self.ident} has no exec {ident}")
+        return process
+
+    def _on_exec_exit(self, ident: str, process: Process) -> None:
+        if ident not in self._execs:
+            return
+        self._broadcast({"type": "exec-exit", "exec_id": ident, "code": process.exit_code})
+        ended = [name for name, entry in self._execs.items() if entry.exit_code is not None]
+        for name in ended[:-_KEPT_EXECS]:
+            del self._execs[name]
+
+    def delete(self, request: dict[str, Any], reply: Reply, finished: Callable[[], None]) -> None:
+        """Remove what the kernel holds of an ended container; ``finished`` ends the shim."""
+        if self.state not in ("exited", "empty"):
+            raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}: kill it first")
+
+        def removed() -> None:
+            reply({})
+            finished()
+
+        if self._group is None:
+            removed()
+        else:
+            wind_up(self._loop, self._group, removed, wanted=lambda: True)
+
+    def _watch_oom(self) -> None:
+        assert self._group is not None
+        opened = self._group.open_oom_events()
+        if opened is not None:
+            self._oom_fd, priority = opened
+            self._loop.add(self._oom_fd, PRIORITY if priority else READ, self._on_oom)
+
+    def _on_oom(self, _: int) -> None:
+        os.read(self._oom_fd, 4096)
+        if self._group is not None and self._group.version == 2:
+            os.lseek(self._oom_fd, 0, os.SEEK_SET)
+            if self._group.oom_kills() == 0:
+                return
+        self._broadcast({"type": "oom"})
+
+    def _unwatch_oom(self) -> None:
+        if self._oom_fd >= 0:
+            self._loop.remove(self._oom_fd)
+            os.close(self._oom_fd)
+            self._oom_fd = -1
+
+
+def _put_init_first(config: spec.Config) -> None:
+    """Have the machine's tini reap orphans as the container's first process, unless the bundle has done so."""
+    args = config["process"]["args"]
+    if args[0] == _INIT_PATH:
+        return
+    for path in _TINI:
+        if os.path.exists(path):
+            break
+    else:
+        raise RuntimeFault("not-found", f"no init program at {' or '.join(_TINI)}: install the package tini", "create")
+    mount = {"destination": _INIT_PATH, "type": "bind", "source": path, "options": ["bind", "ro"]}
+    config["mounts"] = [*(config.get("mounts") or []), mount]
+    config["process"]["args"] = [_INIT_PATH, "--", *args]

@@ -1,0 +1,97 @@
+"""The shim's event loop: descriptors that become ready, timers, and children that end. Single-threaded, on epoll.
+
+It knows nothing of containers. A callback that raises ends the shim, and with it its container: callbacks catch what
+they can answer for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+READ, WRITE, HANGUP, PRIORITY = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLPRI
+
+
+class Timer:
+    __slots__ = ("call", "when")
+
+    def __init__(self, when: float, call: Callable[[], None]) -> None:
+        self.when = when
+        self.call: Callable[[], None] | None = call
+
+    def cancel(self) -> None:
+        self.call = None
+
+
+class Loop:
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[Timer] = []
+        self._running = True
+
+    def add(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
+        """Call ``callback(events)`` whenever ``fd`` is ready; hang-ups and errors are always told."""
+        self._epoll.register(fd, mask)
+        self._callbacks[fd] = callback
+
+    def modify(self, fd: int, mask: int) -> None:
+        self._epoll.modify(fd, mask)
+
+    def remove(self, fd: int) -> None:
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + seconds, call)
+        self._timers.append(timer)
+        return timer
+
+    def watch_children(self, callback: Callable[[int, int], None]) -> None:
+        """Reap every child and call ``callback(pid, wait status)``."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def reap(_: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(read, 4096)
+            with contextlib.suppress(ChildProcessError):
+                while True:
+                    pid, status = os.waitpid(-1, os.WNOHANG)
+                    if pid == 0:
+                        return
+                    callback(pid, status)
+
+        self.add(read, READ, reap)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        while self._running:
+            for fd, events in self._epoll.poll(self._timeout()):
+                # A callback before this one may have removed it.
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback(events)
+            self._fire_timers()
+
+    def _timeout(self) -> float:
+        if not self._timers:
+            return -1
+        return max(0.0, min(timer.when for timer in self._timers) - time.monotonic())
+
+    def _fire_timers(self) -> None:
+        if not self._timers:
+            return
+        now = time.monotonic()
+        due = [timer for timer in self._timers if timer.when <= now]
+        self._timers = [timer for timer in self._timers if timer.when > now and timer.call is not None]
+        for timer in due:
+            if timer.call is not None:
+                timer.call()

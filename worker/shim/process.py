@@ -1,0 +1,114 @@
+"""One process of a container as the shim sees it: its launch, its streams, its exit. The first one and execs alike.
+
+It is told by the loop, and tells its owner by callbacks. Which states a container has is worker.shim.container.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from worker.runtime.cgroups import Cgroup
+from worker.runtime.errors import RuntimeFault
+from worker.runtime.init import Stdio
+from worker.runtime.launch import LaunchPlan
+from worker.runtime.process import Launch, launch
+from worker.shim.jsonlog import JsonLog
+from worker.shim.loop import READ, Loop
+from worker.shim.streams import Streams
+
+# What a shell, and Docker after it, answers for a program that could not be run.
+_LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
+
+Answer = Callable[["RuntimeFault | None"], None]
+
+
+class Process:
+    """exit_code: None while it lives; then its status, or 128 + signal."""
+
+    def __init__(self, loop: Loop, log: JsonLog | None, on_exit: Callable[[Process], None]) -> None:
+        self._loop = loop
+        self._on_exit = on_exit
+        self._answer: Answer | None = None
+        self._launch: Launch | None = None
+        self.streams = Streams(loop, log, lambda: None)
+        self.pid = 0
+        self.start_time = 0
+        self.started_at: float | None = None
+        self.started = False
+        self.exit_code: int | None = None
+        self.exit_signal: int | None = None
+        self.fault: RuntimeFault | None = None
+
+    def create(
+        self, plan: LaunchPlan, group: Cgroup, *, stdin: bool, entered_pid: int | None, answer: Answer
+    ) -> None:
+        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault."""
+        stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
+        try:
+            self._launch = launch(plan, group, stdio, entered_pid)
+        except BaseException:
+            self.streams.close()
+            raise
+        finally:
+            Streams.release(stdio)
+        self.pid, self.start_time = self._launch.pid, self._launch.start_time
+        self._answer = answer
+        self.streams.pump()
+        self._loop.add(self._launch.channel.fileno(), READ, lambda _: self._on_handshake())
+        if self._launch.phase == "failed":
+            self._settle(self._launch.fault)
+
+    def start(self, answer: Answer) -> None:
+        assert self._launch is not None
+        self._answer = answer
+        try:
+            self._launch.start()
+        except OSError as error:
+            self._settle(RuntimeFault("kernel", f"the process has gone: {error.strerror}", "start"))
+
+    def _on_handshake(self) -> None:
+        assert self._launch is not None
+        if not self._launch.on_readable():
+            return
+        if self._launch.phase == "created":
+            if self._launch.console is not None:
+                self.streams.take_console(self._launch.console)
+                self.streams.pump()
+            self._settle(None)
+            return
+        self._loop.remove(self._launch.channel.fileno())
+        self._launch.channel.close()
+        if self._launch.phase == "started":
+            self.started = True
+            self.started_at = time.time()
+        self._settle(self._launch.fault)
+
+    def _settle(self, fault: RuntimeFault | None) -> None:
+        self.fault = self.fault or fault
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(fault)
+
+    def signal(self, number: int) -> bool:
+        """False when it has ended."""
+        return self.exit_code is None and self._launch is not None and self._launch.signal(number)
+
+    def on_reaped(self, status: int) -> None:
+        """The kernel's wait status has come: take the last words of the handshake and the pipes, then tell."""
+        assert self._launch is not None
+        code = os.waitstatus_to_exitcode(status)
+        channel = self._launch.channel
+        if channel.fileno() >= 0:
+            while channel.fileno() >= 0 and self._launch.phase not in ("started", "failed"):
+                self._on_handshake()
+            self._loop.remove(channel.fileno())
+            channel.close()
+        self.exit_signal = -code if code < 0 else None
+        self.exit_code = 128 - code if code < 0 else code
+        if not self.started and self.fault is not None and code >= 0:
+            self.exit_code = _LAUNCH_EXIT.get(self.fault.code, 128)
+        self._launch.close()
+        self.streams.drain()
+        self._on_exit(self)

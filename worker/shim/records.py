@@ -1,0 +1,35 @@
+"""The files a shim leaves in its directory: shim.json (who it is) and exit.json (how its container ended).
+
+Both are written to a temporary file, synced and renamed: a reader sees all of it or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+VERSION = 1
+
+
+def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> None:
+    path = os.path.join(directory, name)
+    temporary = f"{path}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, json.dumps({"version": VERSION, **body}).encode())
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+
+
+def read(directory: str, name: str) -> dict[str, Any] | None:
+    """The record, or None where there is none (or one of a version nobody knows)."""
+    try:
+        with open(os.path.join(directory, name), "rb") as file:
+            body = json.load(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return body if isinstance(body, dict) and body.get("version") == VERSION else None

@@ -1,0 +1,227 @@
+"""A process's stdin, stdout and stderr: pumped from its pipes or terminal to the log and to whoever is attached.
+
+No attacher loses output: while one has too much undelivered, the pumps of that process rest, and the process waits as
+it would for a slow terminal. Which frames a connection speaks is worker.shim.connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable
+from typing import Protocol
+
+from worker.runtime.init import Stdio
+from worker.shim.jsonlog import JsonLog
+from worker.shim.loop import READ, WRITE, Loop
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+_CHUNK = 65536
+_STDIN_HIGH = 262144
+_AFTER_EXIT = 2.0
+# More than the largest pipe holds, and an end to reading from a descendant that writes for ever.
+_DRAIN_CHUNKS = 32
+
+
+class Attacher(Protocol):
+    """Who receives output; ``full`` while too much of it is undelivered."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def push(self, stream: int, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Streams:
+    """The descriptors of one process on our side, and its attachers."""
+
+    def __init__(self, loop: Loop, log: JsonLog | None, on_end: Callable[[], None]) -> None:
+        self._loop = loop
+        self._log = log
+        self._on_end = on_end
+        self._outputs: dict[int, int] = {}
+        self._resting = False
+        self._stdin = -1
+        self._stdin_queue = bytearray()
+        self._stdin_closing = False
+        self._console = -1
+        self._attachers: list[Attacher] = []
+        self.ended = False
+
+    def make_pipes(self, *, stdin: bool) -> Stdio:
+        """Pipes for a process without a terminal; the child's ends are closed by ``release`` after the fork."""
+        child_stdin = None
+        if stdin:
+            child_stdin, self._stdin = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._stdin, False)
+        ends = []
+        for stream in (STDOUT, STDERR):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(read, False)
+            self._outputs[read] = stream
+            ends.append(write)
+        return Stdio(child_stdin, ends[0], ends[1])
+
+    @staticmethod
+    def release(stdio: Stdio) -> None:
+        for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
+            if fd is not None:
+                os.close(fd)
+
+    def take_console(self, master: int) -> None:
+        os.set_blocking(master, False)
+        self._console = master
+        self._outputs[master] = STDOUT
+        self._stdin = os.dup(master)
+
+    def pump(self) -> None:
+        """Begin to read output."""
+        for fd in self._outputs:
+            self._loop.add(fd, READ, lambda _, fd=fd: self._on_output(fd))  # type: ignore[misc]
+
+    def attach(self, attacher: Attacher) -> None:
+        self._attachers.append(attacher)
+        if self.ended:
+            attacher.end()
+
+    def detach(self, attacher: Attacher) -> None:
+        if attacher in self._attachers:
+            self._attachers.remove(attacher)
+        self.relieve()
+
+    def relieve(self) -> None:
+        """An attacher has room again or is gone: read on unless another one is full."""
+        if self._resting and not any(attacher.full for attacher in self._attachers):
+            self._resting = False
+            for fd in self._outputs:
+                self._loop.modify(fd, READ)
+
+    def _on_output(self, fd: int) -> None:
+        if self._resting:
+            # epoll tells a hang-up even of a descriptor nobody wants to read; what is left is bounded by the pipe.
+            self._drain_one(fd)
+        else:
+            self._read(fd)
+
+    def _read(self, fd: int) -> bool:
+        """Pass one chunk on; False when there is none now or never again."""
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # A terminal whose last user has gone answers EIO.
+            if error.errno != errno.EIO:
+                raise
+            data = b""
+        stream = self._outputs[fd]
+        if not data:
+            self._close_output(fd)
+            return False
+        if self._log is not None:
+            self._log.write(stream, data)
+        for attacher in self._attachers:
+            attacher.push(stream, data)
+        if not self._resting and any(attacher.full for attacher in self._attachers):
+            self._resting = True
+            for other in self._outputs:
+                self._loop.modify(other, 0)
+        return True
+
+    def _drain_one(self, fd: int) -> None:
+        for _ in range(_DRAIN_CHUNKS):
+            if fd not in self._outputs or not self._read(fd):
+                return
+
+    def _close_output(self, fd: int) -> None:
+        self._loop.remove(fd)
+        stream = self._outputs.pop(fd)
+        if self._log is not None:
+            self._log.end(stream)
+        os.close(fd)
+        if not self._outputs:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.ended = True
+        self.close_stdin(now=True)
+        self._console = -1
+        for attacher in list(self._attachers):
+            attacher.end()
+        self._on_end()
+
+    def drain(self) -> None:
+        """The process has ended: take what its pipes still hold, and end soon even if a descendant keeps them open."""
+        for fd in list(self._outputs):
+            self._drain_one(fd)
+        if not self.ended:
+            self._loop.call_later(_AFTER_EXIT, self.close)
+
+    def close(self) -> None:
+        """Let go of everything, read or not."""
+        for fd in list(self._outputs):
+            self._close_output(fd)
+        if not self.ended:
+            self._finish()
+
+    def write_stdin(self, data: bytes) -> bool:
+        """Queue input; False when the sender should wait for ``resume_reading``."""
+        if self._stdin < 0 or self._stdin_closing:
+            return True
+        waiting = bool(self._stdin_queue)
+        self._stdin_queue += data
+        if not waiting:
+            self._flush_stdin()
+        return len(self._stdin_queue) < _STDIN_HIGH
+
+    def close_stdin(self, *, now: bool = False) -> None:
+        """Half-close after what is queued; a terminal has no end of input but the one typed."""
+        if self._stdin < 0 or (self._console >= 0 and not now):
+            return
+        self._stdin_closing = True
+        if now or not self._stdin_queue:
+            self._drop_stdin()
+
+    def _flush_stdin(self) -> None:
+        try:
+            while self._stdin_queue:
+                written = os.write(self._stdin, memoryview(self._stdin_queue)[:_CHUNK])
+                del self._stdin_queue[:written]
+        except BlockingIOError:
+            self._loop.remove(self._stdin)
+            self._loop.add(self._stdin, WRITE, lambda _: self._on_stdin_room())
+            return
+        except OSError:
+            self._drop_stdin()
+            return
+        self._loop.remove(self._stdin)
+        if self._stdin_closing:
+            self._drop_stdin()
+
+    def _on_stdin_room(self) -> None:
+        self._flush_stdin()
+        if len(self._stdin_queue) < _STDIN_HIGH // 2:
+            for attacher in self._attachers:
+                attacher.resume_reading()
+
+    def _drop_stdin(self) -> None:
+        self._loop.remove(self._stdin)
+        os.close(self._stdin)
+        self._stdin = -1
+        self._stdin_queue.clear()
+        for attacher in self._attachers:
+            attacher.resume_reading()
+
+    def resize(self, height: int, width: int) -> bool:
+        """Set the terminal's size; False when the process has none."""
+        if self._console < 0:
+            return False
+        fcntl.ioctl(self._console, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        return True
