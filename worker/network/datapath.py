@@ -11,6 +11,7 @@ import ipaddress
 import logging
 from collections.abc import Collection, Iterable
 
+from worker.kernel.conntrack import forget_flows
 from worker.kernel.netlink import Netlink
 from worker.kernel.nft import Nft, NftError
 from worker.network import balance, bridge, ports, topology
@@ -30,6 +31,7 @@ class Datapath:
         self._netlink = Netlink()
         self._nft: Nft | None = None
         self._applied: ports.Flat | None = None
+        self._udp: dict[balance.Key, tuple[ports.Backend, ...]] = {}
 
     def close(self) -> None:
         """Lets go of the kernel's sockets; links and rules stay, as the containers do."""
@@ -67,7 +69,8 @@ class Datapath:
     def rules(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
         """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError."""
         bridges = [_bridge_rules(network) for network in _in_use(networks, attachments)]
-        flat = ports.flatten(bridges, balance.published(balance.backends(attachments)))
+        sets = balance.backends(attachments)
+        flat = ports.flatten(bridges, balance.published(sets))
         if self._nft is None:
             if not bridges:
                 self._drop_stale_table()
@@ -84,6 +87,27 @@ class Datapath:
                 log.warning("nft table %s was changed by someone else (%s); it is written anew", self._table, error)
                 self._nft.run(ports.render(self._table, flat))
         self._applied = flat
+        self._forget_flows(sets)
+
+    def _forget_flows(self, sets: dict[balance.Key, tuple[ports.Backend, ...]]) -> None:
+        """UDP flows to ports of this node whose server is no longer, or not yet, the one that answers there."""
+        udp = {key: held for key, held in sets.items() if key[0] == "udp"}
+        changed = {key[2] for key in udp.keys() | self._udp.keys() if udp.get(key) != self._udp.get(key)}
+        self._udp = udp
+        if not changed:
+            return
+        local = {one.address.ip for one in self._netlink.addresses()}
+        allowed: dict[int, set[object]] = {port: set() for port in changed}
+        for (_, _, port), held in udp.items():
+            allowed.setdefault(port, set()).update(address for address, _ in held)
+        try:
+            forget_flows(
+                lambda flow: (
+                    flow.port in changed and flow.destination in local and flow.server not in allowed[flow.port]
+                )
+            )
+        except OSError as error:
+            log.warning("UDP flows of ports %s keep their old way until they fall silent: %s", sorted(changed), error)
 
     def _drop_stale_table(self) -> None:
         """What a daemon that never came to clean up left; a node without nftables has nothing to drop."""
