@@ -1,0 +1,107 @@
+"""Collects what a decision wants, row by row, and hands it out as few batched Changes. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from covey.ids import task_id
+from covey.model.objects import Task
+from covey.model.task_states import TaskState
+from scheduler.plan import AssignTasks, Change, CreateTasks, DeleteTasks, MoveTasks, Plan
+
+
+class Row(NamedTuple):
+    """One task to be created. ``replaces`` as in CreateTasks."""
+
+    slot: int
+    node_id: str
+    attempt: int
+    replaces: str
+
+
+class _Move(NamedTuple):
+    state: TaskState | None
+    desired: TaskState | None
+    message: str | None
+    cause: str
+
+
+class Draft:
+    """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began."""
+
+    def __init__(self) -> None:
+        self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
+        self._moves: dict[_Move, list[str]] = {}
+        self._deletes: dict[str, list[str]] = {}
+        self._assigns: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+        self._others: list[Change] = []
+        self._wake_at: float | None = None
+
+    def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
+        """A task like ``prototype`` (whose service tells it from others)."""
+        key = (prototype.service_id, desired, not_before, cause)
+        if key not in self._creates:
+            alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
+            self._creates[key] = (alike, [])
+        self._creates[key][1].append(row)
+
+    def move(
+        self,
+        ids: Iterable[str],
+        cause: str,
+        *,
+        state: TaskState | None = None,
+        desired: TaskState | None = None,
+        message: str | None = None,
+    ) -> None:
+        """The leader's part of tasks changes."""
+        rows = list(ids)
+        if rows:
+            self._moves.setdefault(_Move(state, desired, message, cause), []).extend(rows)
+
+    def delete(self, ids: Iterable[str], cause: str) -> None:
+        """Tasks leave."""
+        rows = list(ids)
+        if rows:
+            self._deletes.setdefault(cause, []).extend(rows)
+
+    def assign(self, task: str, node_id: str, cause: str, message: str) -> None:
+        """A task gets its node."""
+        ids, nodes = self._assigns.setdefault((cause, message), ([], []))
+        ids.append(task)
+        nodes.append(node_id)
+
+    def add(self, change: Change) -> None:
+        """A change that stands alone."""
+        self._others.append(change)
+
+    def wake(self, at: float) -> None:
+        """Decide again at ``at`` at the latest."""
+        self._wake_at = at if self._wake_at is None else min(at, self._wake_at)
+
+    def plan(self, base_revision: int, cause: str) -> Plan:
+        """Everything collected."""
+        changes: list[Change] = list(self._others)
+        for (_, _, _, why), (prototype, rows) in self._creates.items():
+            changes.append(_creation(prototype, rows, why))
+        changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
+        changes += [
+            AssignTasks(tuple(ids), tuple(nodes), why, message) for (why, message), (ids, nodes) in self._assigns.items()
+        ]
+        changes += [DeleteTasks(tuple(ids), why) for why, ids in self._deletes.items()]
+        return Plan(base_revision, tuple(changes), cause, self._wake_at)
+
+
+def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:
+    return CreateTasks(
+        prototype=prototype,
+        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt) for row in rows),
+        slots=tuple(row.slot for row in rows),
+        node_ids=tuple(row.node_id for row in rows),
+        attempts=tuple(row.attempt for row in rows),
+        replaces=tuple(row.replaces for row in rows),
+        cause=cause,
+    )

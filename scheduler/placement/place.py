@@ -1,0 +1,102 @@
+"""Gives pending tasks their nodes. Decides in the order in which tasks were made, spending capacity as it goes.
+
+Tasks that are alike (one service, one spec version, one place bound or free) are decided together. A task that fits
+nowhere gets the reason as its message; the message is written when it changes and not otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from covey.model.objects import Task
+from covey.model.spec import TaskSpec
+from covey.model.task_states import TaskState, is_terminal
+from scheduler.draft import Draft
+from scheduler.placement.capacity import Capacity, host_ports
+from scheduler.placement.constraints import node_attributes
+from scheduler.placement.feasible import Mask, Request, feasible
+from scheduler.placement.rank import Standing, best, keys
+from scheduler.plan import Plan
+from scheduler.settings import Settings
+from scheduler.snapshot import Snapshot
+
+ASSIGNED_MESSAGE = "scheduler assigned task to node"
+
+
+def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
+    """Nodes for every pending task that has a suitable one."""
+    draft = Draft()
+    waiting = _waiting(snapshot)
+    if waiting:
+        capacity = Capacity(snapshot, settings)
+        for tasks in waiting:
+            _place_alike(tasks, capacity, now, draft)
+    return draft.plan(snapshot.revision, "placement")
+
+
+def _waiting(snapshot: Snapshot) -> list[list[Task]]:
+    """Pending tasks, alike ones together, the longest waiting first."""
+    alike: dict[tuple[str, int, str], list[Task]] = {}
+    for task in snapshot.tasks.values():
+        if task.state == TaskState.PENDING and task.desired <= TaskState.COMPLETE:
+            alike.setdefault((task.service_id, task.spec_version, task.node_id), []).append(task)
+    for tasks in alike.values():
+        tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
+    return sorted(alike.values(), key=lambda tasks: (tasks[0].created_at, tasks[0].service_id, tasks[0].node_id))
+
+
+def _place_alike(tasks: list[Task], capacity: Capacity, now: float, draft: Draft) -> None:
+    first = tasks[0]
+    spec = capacity.snapshot.task_specs[first.id]
+    standing = _standing(first, spec, capacity, now)
+    request = Request(spec, host_ports(first.ports), standing.replicas)
+    strategy = spec.placement.strategy or capacity.settings.strategy
+    for at, task in enumerate(tasks):
+        left, refusals = feasible(capacity, request, only=task.node_id)
+        if not left.any():
+            message = str(refusals)
+            draft.move((t.id for t in tasks[at:] if t.message != message), message, message=message)
+            return
+        row = best(task.id, left, keys(strategy, capacity, standing), capacity.ids)
+        capacity.spend(row, spec, request.ports)
+        standing.replicas[row] += 1
+        draft.assign(task.id, capacity.ids[row], _reason(strategy, left), ASSIGNED_MESSAGE)
+
+
+def _reason(strategy: str, left: Mask) -> str:
+    count = int(left.sum())
+    return f"placement: {strategy} among {count} suitable node{'s' if count > 1 else ''}"
+
+
+def _standing(task: Task, spec: TaskSpec, capacity: Capacity, now: float) -> Standing:
+    """What the task's service has where. A replica counts while its task is wanted and not over."""
+    snapshot, settings = capacity.snapshot, capacity.settings
+    replicas = np.zeros(len(capacity.ids), dtype=np.int64)
+    failures = np.zeros(len(capacity.ids), dtype=np.int64)
+    for other in snapshot.tasks_of(task.service_id):
+        view = snapshot.nodes.get(other.node_id)
+        if view is None or other.state < TaskState.ASSIGNED:
+            continue
+        state = snapshot.state(other)
+        if not is_terminal(state):
+            replicas[view.row] += other.desired < TaskState.SHUTDOWN
+        elif state in (TaskState.FAILED, TaskState.REJECTED) and other.spec_version == task.spec_version:
+            status = snapshot.statuses.get(other.id)
+            failures[view.row] += status is not None and status.at > now - settings.failure_window
+    failing = np.where(failures >= settings.failure_limit, failures, 0).astype(np.int64)
+    branches = tuple(_branches(spec.placement.spread, capacity))
+    return Standing(replicas, failing, branches)
+
+
+def _branches(descriptors: tuple[str, ...], capacity: Capacity) -> Iterable[npt.NDArray[np.int64]]:
+    """For each level of the spread preferences, the number of the branch each row belongs to."""
+    paths: list[tuple[str, ...]] = [()] * len(capacity.ids)
+    for descriptor in descriptors:
+        for node_id, view in capacity.snapshot.nodes.items():
+            if node_id:
+                paths[view.row] = (*paths[view.row], node_attributes(view).get(descriptor, ""))
+        numbers: dict[tuple[str, ...], int] = {}
+        yield np.array([numbers.setdefault(path, len(numbers)) for path in paths], dtype=np.int64)

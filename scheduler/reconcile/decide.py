@@ -1,0 +1,33 @@
+"""Which tasks should exist: for every service what its mode asks for, and nothing for services that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from covey.model.task_states import TaskState
+from scheduler.draft import Draft
+from scheduler.plan import Plan
+from scheduler.reconcile import global_, replicated
+from scheduler.reconcile.slots import Work
+from scheduler.settings import Settings
+from scheduler.snapshot import Snapshot
+
+#: Modes without an entry are refused at the door; of one that got in nothing is decided.
+MODES: dict[str, Callable[[Work], None]] = {
+    "replicated": replicated.decide,
+    "global": global_.decide,
+}
+
+
+def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
+    """Tasks to create, to stop and to release; wakes when the next delay is over."""
+    draft = Draft()
+    for service_id, service in snapshot.services.items():
+        mode = MODES.get(snapshot.service_specs[service_id].mode)
+        if mode is not None:
+            mode(Work(snapshot, service, now, settings, draft))
+    for service_id, ids in snapshot.by_service.items():
+        if service_id not in snapshot.services:
+            wanted = [task_id for task_id in ids if snapshot.tasks[task_id].desired < TaskState.REMOVE]
+            draft.move(wanted, f"service {service_id} was removed", desired=TaskState.REMOVE)
+    return draft.plan(snapshot.revision, "reconcile")

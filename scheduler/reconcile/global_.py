@@ -1,0 +1,39 @@
+"""Global services: one task on every node that may have one. The slot of such a task is its node.
+
+A node that is paused, silent or down keeps what it has and gets nothing; one that is drained, or that the constraints
+no longer allow, is cleared; one that is gone is forgotten.
+"""
+
+from __future__ import annotations
+
+from covey.model.task_states import TaskState
+from scheduler import rollout
+from scheduler.placement.constraints import allows, fits_platform
+from scheduler.reconcile.slots import Slot, Work, tend
+from scheduler.snapshot import NodeView
+
+
+def decide(work: Work) -> None:
+    """Collect in ``work.draft`` what the service's slots need."""
+    kept: list[Slot] = []
+    for (_, node_id), slot in work.slots.items():
+        view = work.snapshot.nodes.get(node_id)
+        if view is None:
+            work.shut_down(slot.tasks(), f"node {node_id} is removed", TaskState.REMOVE)
+        elif not _wanted(work, view):
+            work.shut_down((a.task for a in slot.active), f"service {work.service.id} is not to run on node {node_id} now")
+        elif slot.active or view.ready:
+            kept.append(slot)
+    chosen = rollout.decide(work, [slot for slot in kept if work.snapshot.nodes[slot.key[1]].ready])
+    for slot in kept:
+        if slot.key not in chosen:
+            tend(work, slot)
+    for node_id, view in work.snapshot.nodes.items():
+        if (0, node_id) not in work.slots and view.ready and _wanted(work, view):
+            work.create((0, node_id), replaces="", cause=f"service {work.service.id} runs on every node")
+
+
+def _wanted(work: Work, view: NodeView) -> bool:
+    policy = work.spec.task.placement
+    drained = view.node.availability == "drain"
+    return not drained and allows(policy.constraints, view) and fits_platform(policy.platforms, view)
