@@ -85,9 +85,13 @@ class EtcdChild:
         return path
 
     def prepare(self) -> None:
-        """Make the directory, for the owner alone."""
+        """Make the directory, for the owner alone, and remove sockets that a killed etcd left: it would not start."""
         Path(self.directory).mkdir(parents=True, exist_ok=True)
         os.chmod(self.directory, 0o700)
+        for name in (CLIENT_SOCKET, PEER_SOCKET):
+            path = Path(self.directory, name)
+            if path.is_socket() and _is_deaf(str(path)):
+                path.unlink()
 
     def trouble(self, timeout: float = 1.0) -> str:
         """Empty when etcd answers that it is healthy (it has a leader and can write), else what it said instead."""
@@ -114,6 +118,15 @@ class EtcdChild:
 
     def _url(self, port: int, name: str) -> str:
         return f"http://127.0.0.1:{port}" if port else f"unix://{name}"
+
+
+def _is_deaf(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 class _Local(http.client.HTTPConnection):

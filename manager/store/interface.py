@@ -254,17 +254,13 @@ class Store(Protocol):
     async def get(self, key: str) -> KeyValue | None:
         """The key now (linearizable), or None."""
 
-    async def range(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> Page:
+    async def range(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> Page:
         """One page of the keys that start with ``prefix``, in order, after ``after_key``, as of ``revision``.
 
         Raises Compacted or FutureRevision when ``revision`` cannot be read.
         """
 
-    async def keys(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> KeyPage:
+    async def keys(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> KeyPage:
         """As ``range``, without values."""
 
     async def txn(self, compares: Sequence[Compare], operations: Sequence[Operation]) -> TxnResult:

@@ -47,11 +47,13 @@ TABLE: dict[str, Rule] = {
     "node_status": Rule(Writer.LEADER),
     "service_status": Rule(Writer.LEADER),
     "task": Rule(Writer.LEADER),
-    "allocation": Rule(Writer.LEADER),
+    "network_allocation": Rule(Writer.LEADER),
+    "service_allocation": Rule(Writer.LEADER),
     "leader": Rule(Writer.ELECTION, single=True, leased=True),
 }
-"""Kind → rule. The dispatcher holds the node's session, which its transactions compare. The leader, which removes a
-task or sees a node gone, also removes what the dispatcher wrote of it: nobody else is left to do it."""
+"""Kind → rule, for the kinds of covey.model.objects. The dispatcher holds the node's session, which its transactions
+compare. The leader, which removes a task or sees a node gone, also removes what the dispatcher wrote of it: nobody else
+is left to do it."""
 
 
 class Key(NamedTuple):
@@ -103,6 +105,19 @@ class Keys:
                 return Key(kind, id)
         raise NotFound(f"key {key} is none of the kinds under {self.root}: see manager/store/keys.py")
 
+    def knows(self, key: str) -> bool:
+        """Whether ``parse`` takes it."""
+        try:
+            self.parse(key)
+        except NotFound:
+            return False
+        return True
+
+    def object_id(self, key: str) -> Key:
+        """(kind, id) as scheduler.index wants them: a single object has its kind as id."""
+        parsed = self.parse(key)
+        return parsed if parsed.id else Key(parsed.kind, parsed.kind)
+
     def parse_name(self, key: str) -> tuple[str, str]:
         """(kind, name) of a key made by ``name``."""
         kind, _, quoted = self.parse(key).id.partition("/")
@@ -117,15 +132,16 @@ class Keys:
 
     def may_delete(self, writer: Writer, key_or_prefix: str) -> bool:
         """Whether ``writer`` may remove the key, or every key under the prefix (which must be within one kind)."""
-        rule = TABLE[self._kind_of_prefix(key_or_prefix)]
+        rule = self.rule_of_prefix(key_or_prefix)
         return writer is rule.writer or writer is rule.reaper
 
-    def _kind_of_prefix(self, key_or_prefix: str) -> str:
+    def rule_of_prefix(self, key_or_prefix: str) -> Rule:
+        """The row of the one kind that the key, or every key under the prefix, is of. Raises NotFound."""
         head = self.root + "/"
         kind, slash, _ = key_or_prefix[len(head) :].partition("/")
         if not key_or_prefix.startswith(head) or kind not in TABLE or (not slash and not TABLE[kind].single):
             raise NotFound(f"prefix {key_or_prefix} is not within one kind of {self.root}: see manager/store/keys.py")
-        return kind
+        return TABLE[kind]
 
 
 def rule_of(kind: str) -> Rule:

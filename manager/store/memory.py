@@ -72,9 +72,7 @@ def no_faults(call: str, keys: tuple[str, ...]) -> Verdict:
 class MemoryStore:
     """See interface.Store. ``database`` may be shared; ``clock`` ends leases and counts delays."""
 
-    def __init__(
-        self, database: Database | None = None, clock: Clock | None = None, faults: Faults = no_faults
-    ) -> None:
+    def __init__(self, database: Database | None = None, clock: Clock | None = None, faults: Faults = no_faults) -> None:
         self.database = database or Database()
         self.clock = clock or SystemClock()
         self.faults = faults
@@ -100,18 +98,14 @@ class MemoryStore:
     async def get(self, key: str) -> KeyValue | None:
         return await self._call("get", (key,), lambda: self.database.get(key))
 
-    async def range(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> Page:
+    async def range(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> Page:
         def page() -> Page:
             items, more = self.database.range(prefix, limit, after_key, revision)
             return Page(tuple(items), revision or self.database.revision, more)
 
         return await self._call("range", (prefix,), page)
 
-    async def keys(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> KeyPage:
+    async def keys(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> KeyPage:
         def page() -> KeyPage:
             items, more = self.database.range(prefix, limit, after_key, revision)
             bare = tuple(KeyRevision(item.key, item.mod_revision) for item in items)
@@ -152,9 +146,7 @@ class MemoryStore:
         await self._call("compact", (), lambda: self.database.compact(revision))
 
     async def status(self) -> StoreStatus:
-        return await self._call(
-            "status", (), lambda: StoreStatus("memory", "memory", self.database.revision, True, 0, ())
-        )
+        return await self._call("status", (), lambda: StoreStatus("memory", "memory", self.database.revision, True, 0, ()))
 
     def statistics(self) -> dict[str, Any]:
         keys, versions, leases = self.database.size()

@@ -28,7 +28,7 @@ class EtcdServer:
     def __init__(self) -> None:
         self.directory = tempfile.mkdtemp(prefix="covey-etcd-", dir="/tmp")
         self.child = EtcdChild(self.directory)
-        self.log = open(f"{self.directory}/log", "ab")
+        self.log = open(f"{self.directory}/log", "ab")  # noqa: SIM115 (closed by close)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -107,5 +107,21 @@ def collect() -> Collect:
         except TimeoutError:
             pytest.fail(f"{len(events)} of {count} events in 15 s, batches {batches}")
         return events
+
+    return run
+
+
+Until = Callable[[str, Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture
+def until() -> Until:
+    """Waits up to 10 s for a condition to hold; fails with its name."""
+
+    async def run(what: str, holds: Callable[[], object]) -> None:
+        deadline = asyncio.get_running_loop().time() + 10
+        while not holds():
+            assert asyncio.get_running_loop().time() < deadline, f"not within 10 s: {what}"
+            await asyncio.sleep(0.01)
 
     return run

@@ -239,7 +239,7 @@ async def test_several_prefixes_keep_one_order(store: Store, collect: Collect) -
 
 async def test_a_transaction_is_never_split_over_batches(store: Store) -> None:
     start = await store.revision() + 1
-    for i in range(30):
+    for _ in range(30):
         await store.txn([], [Put(f"/w/{n}", bytes(9000)) for n in range(100)])
     seen = start - 1
     async with store.watch(["/w/"], start) as watch, asyncio.timeout(20):

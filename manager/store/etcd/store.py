@@ -65,15 +65,11 @@ class EtcdStore:
         answer = await self._connection.call("kv", "Range", pb.RangeRequest(key=key.encode()))
         return key_value(answer.kvs[0]) if answer.kvs else None
 
-    async def range(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> Page:
+    async def range(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> Page:
         answer = await self._range(prefix, limit, after_key, revision, keys_only=False)
         return Page(tuple(map(key_value, answer.kvs)), revision or answer.header.revision, answer.more)
 
-    async def keys(
-        self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0
-    ) -> KeyPage:
+    async def keys(self, prefix: str, *, limit: int = DEFAULT_PAGE, after_key: str = "", revision: int = 0) -> KeyPage:
         answer = await self._range(prefix, limit, after_key, revision, keys_only=True)
         return KeyPage(tuple(map(key_revision, answer.kvs)), revision or answer.header.revision, answer.more)
 

@@ -34,9 +34,7 @@ class _Broken(Exception):
 class EtcdWatch:
     """See interface.Watch."""
 
-    def __init__(
-        self, connection: Connection, prefixes: tuple[str, ...], from_revision: int, running: list[EtcdWatch]
-    ) -> None:
+    def __init__(self, connection: Connection, prefixes: tuple[str, ...], from_revision: int, running: list[EtcdWatch]) -> None:
         self._running = running
         self._connection = connection
         self._prefixes = prefixes
@@ -148,6 +146,7 @@ class EtcdWatch:
         if response.canceled:
             if response.compact_revision:
                 raise Compacted(response.compact_revision)
+            self._forget_login()
             raise _Broken(f"cancelled by etcd: {response.cancel_reason or 'no reason given'}")
         if response.created:
             await self._check_history(response.header)
@@ -194,13 +193,18 @@ class EtcdWatch:
             fate = fate_of(error)
             if fate is Fate.REFUSED:
                 raise refusal(error, "Watch", self._next) from None
-            if fate is Fate.TOKEN and self._endpoint is not None:
-                self._endpoint.token = ()
+            if fate is Fate.TOKEN:
+                self._forget_login()
         if self._endpoint is not None:
             self._connection.fail(self._endpoint)
         self.reconnects += 1
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _forget_login(self) -> None:
+        """etcd answers "permission denied" to a watch whose login has run out: log in again."""
+        if self._endpoint is not None:
+            self._endpoint.token = ()
 
     def _close(self) -> None:
         if self._timer is not None:
@@ -209,14 +213,16 @@ class EtcdWatch:
         if self._call is not None:
             self._call.cancel()
             self._call = None
+            self._requests.put_nowait(None)
 
     def _where(self) -> str:
         return self._endpoint.address if self._endpoint is not None else "?"
 
 
 async def _drain(requests: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while True:
-        yield await requests.get()
+    """Feed the stream; None ends it, for gRPC does not end the reader of a stream that etcd broke."""
+    while (request := await requests.get()) is not None:
+        yield request
 
 
 def progress_is_ordered(version: str) -> bool:
