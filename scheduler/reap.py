@@ -72,19 +72,20 @@ def _reap_slot(snapshot: Snapshot, tasks: list[Task], limit: int, now: float, dr
             continue
         if task.state < TaskState.ASSIGNED or task.state == TaskState.REMOVE:
             draft.delete((task.id,), "stopped before it had a node")
-        elif task.state == TaskState.ORPHANED and _known_again(snapshot, task):
-            draft.delete((task.id,), "orphaned and its node is back or gone")
-        elif is_terminal(snapshot.state(task)):
-            over.append(task)
+        elif task.state == TaskState.ORPHANED and task.node_id not in snapshot.nodes:
+            draft.delete((task.id,), "orphaned and its node is gone")
+        elif task.state != TaskState.ORPHANED or _worker_ended(snapshot, task):
+            if is_terminal(snapshot.state(task)):
+                over.append(task)
     kept = max(limit, _counted(snapshot.task_specs[last.id].restart, over, now))
     surplus = over[: max(len(over) - kept, 0)]
     draft.delete((task.id for task in surplus), f"more than {kept} tasks of a slot that are over")
 
 
-def _known_again(snapshot: Snapshot, task: Task) -> bool:
-    """Whether the orphan's node can no longer hold a container of it that is not told to go."""
-    view = snapshot.nodes.get(task.node_id)
-    return view is None or (view.status is not None and view.status.state == "ready")
+def _worker_ended(snapshot: Snapshot, task: Task) -> bool:
+    """Whether the worker itself said that the task is over. Until then an orphan may run, and keeps its addresses."""
+    status = snapshot.statuses.get(task.id)
+    return status is not None and is_terminal(status.state)
 
 
 def _counted(policy: RestartPolicy, over: list[Task], now: float) -> int:
