@@ -30,6 +30,7 @@ class Response:
         self._wire = wire
         self._answer = answer
         self._ready = ready
+        self._closed = False
 
     def __enter__(self) -> Response:
         return self
@@ -68,11 +69,13 @@ class Response:
 
     def close(self) -> None:
         """Gives the connection back when the answer was read to its end, else closes it. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         if self._answer.complete and self._answer.keep_alive and not self._answer.rest:
             self._client.give_back(self._wire)
         else:
             self._wire.close()
-        self._answer.keep_alive = False
 
 
 class Hijacked:

@@ -13,7 +13,8 @@ Generated from `covey/engine_api/routes.py` by `python -m covey.engine_api.route
 
 Covey speaks the Docker Engine API {API_VERSION}, at the least {MINIMUM_API_VERSION}. A path may begin with `/v1.NN`.
 *Place* says who answers: **node** the daemon that was asked; **cluster** a manager, to which the daemon streams the
-request; **merged** the daemon if the object is its own, else the cluster. *Since* is the first API version that has
+request; **merged** the daemon if the object is its own, else the cluster; **private** is
+spoken between a daemon and its own manager only. *Since* is the first API version that has
 the call. A route of the table that a release does not answer yet says 501 and its name. `/_node/<name>/…` is the
 whole Engine API of that node.
 """

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from covey.engine_api import hijack, versions
 from covey.engine_api.answers import JSON, Answer, Empty, Json, Stream, Taken, Text
 from covey.engine_api.call import Call, Duplex, Peer
-from covey.engine_api.routes import Match, allowed, find
+from covey.engine_api.routes import PRIVATE, Match, allowed, find
 from covey.errors import CoveyError, InvalidArgument, NotFound, NotImplementedYet
 
 log = logging.getLogger(__name__)
@@ -160,6 +160,8 @@ class Server:
     def _handler(self, match: Match) -> Handler:
         route = match.route
         handler = self._handlers.get(route.name) or self._forwards.get(route.place)
+        if handler is None and route.place == PRIVATE:
+            raise NotFound("page not found")
         if handler is None:
             raise NotImplementedYet(
                 f"{route.method} {route.path} ({route.name}) is not implemented in this release of Covey: "
