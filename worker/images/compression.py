@@ -45,6 +45,12 @@ class Peeked:
         taken, self._left = self._left[:n], self._left[n:]
         return taken
 
+    def readinto(self, buffer: memoryview, /) -> int:
+        """As file objects have it: isal's reader asks for it."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
 
 def read_up_to(stream: Readable, size: int) -> bytes:
     """``size`` bytes of ``stream``, fewer only at its end: sockets and pipes give short reads."""
@@ -107,10 +113,10 @@ class _Multistream:
 
 def _gzip(stream: Readable) -> Readable:
     try:
-        from isal import igzip as implementation
+        from isal.igzip import IGzipFile as File
     except ImportError:
-        import gzip as implementation
-    inner = implementation.GzipFile(fileobj=cast(Any, stream), mode="rb")
+        from gzip import GzipFile as File
+    inner = File(fileobj=cast(Any, stream), mode="rb")
     return _Guarded("gzip", cast(Readable, inner), (OSError, EOFError, zlib.error))
 
 

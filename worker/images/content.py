@@ -44,6 +44,7 @@ class Lease:
         self._mine: list[str] = []
 
     def pin(self, digest: str) -> None:
+        """Keep ``digest`` (of a blob, or a layer's chain id). Pin first, then look whether it is there."""
         with self._lock:
             self._pins[digest] += 1
             self._mine.append(digest)

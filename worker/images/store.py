@@ -7,11 +7,12 @@ callables it is given. Synchronous and thread-safe: one lock around the tables; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class ImageStore:
         self._limits = limits
         self._lock = threading.RLock()
         self._kept: dict[str, _Kept] = {}
+        self._unreadable: list[index.Row] = []
         for row in index.read(root):
             self._restore(row)
         self._sweep()
@@ -98,7 +100,8 @@ class ImageStore:
 
     def layer_dirs(self, of: Image) -> Paths:
         """The image's unpacked layers, TOPMOST FIRST as overlayfs wants its lowers; missing ones are unpacked again."""
-        self._unpack_all(of)
+        with self.content.lease() as lease:
+            self._unpack_all(of, lease)
         return [self.layers.diff_dir(layer.chain_id) for layer in reversed(of.layers)]
 
     def layer_sizes(self, of: Image) -> Sizes:
@@ -120,12 +123,11 @@ class ImageStore:
 
     def load_archive(self, stream: Readable) -> LoadedImages:
         """Load every image of a docker-archive or OCI-layout tar, however compressed."""
-        with self.content.lease() as lease:
+        with self._arriving() as lease:
             loaded = []
             for found in archive.read(stream, self.content, lease, self._limits):
                 kept = self.add(found.manifest, found.names, lease)
                 loaded.append(archive.Loaded(kept, tuple(name.familiar for name in found.names)))
-        self._sweep()
         return loaded
 
     def import_rootfs(
@@ -141,7 +143,7 @@ class ImageStore:
         named = reference.parse_tagged(name) if isinstance(name, str) and name else name or None
         if isinstance(named, Reference) and named.digest:
             raise InvalidArgument(f"cannot import digest reference {named.familiar}; give a tag")
-        with self.content.lease() as lease:
+        with self._arriving() as lease:
             document = archive.import_document(changes, message, platform, self._now())
             blob, media_type = archive.store_layer(stream, self.content, lease)
             if not blob.size:
@@ -166,13 +168,12 @@ class ImageStore:
         incoming = self._read(manifest.digest, manifest.size)
         if incoming.platform_warning:
             _log.warning("image %s: %s", incoming.short_id, incoming.platform_warning)
-        for layer in incoming.layers:
-            lease.pin(layer.chain_id)
-        self._unpack_all(incoming)
+        self._unpack_all(incoming, lease)
         size = sum(self.layer_sizes(incoming))
         with self._lock:
             kept = self._kept.setdefault(incoming.id, _Kept(replace(incoming, size=size, stored_at=self._now())))
             kept.removed = False
+            self._unreadable = [row for row in self._unreadable if row.manifest_digest != incoming.manifest_digest]
             for name in names:
                 self._claim(kept, name)
             self._write()
@@ -240,12 +241,27 @@ class ImageStore:
                 "removed_in_use": len(self._kept) - len(shown),
             }
 
+    @contextlib.contextmanager
+    def _arriving(self) -> Iterator[Lease]:
+        """A lease for what comes in; afterwards, also after a failure, what no image took is removed."""
+        try:
+            with self.content.lease() as lease:
+                yield lease
+        finally:
+            self._sweep()
+
     def _restore(self, row: index.Row) -> None:
         try:
             restored = self._read(row.manifest_digest, row.manifest_size)
             names = {reference.parse(name) for name in row.names}
         except CoveyError as error:
-            _log.warning("image %s is left out: %s", row.manifest_digest, error.message)
+            _log.warning(
+                "image %s (%s) is left out, and nothing is collected until it is loaded again: %s",
+                row.manifest_digest,
+                ", ".join(row.names),
+                error.message,
+            )
+            self._unreadable.append(row)
             return
         restored = replace(restored, size=row.size, stored_at=row.stored_at, tagged_at=row.tagged_at)
         self._kept[restored.id] = _Kept(restored, names, row.removed)
@@ -259,13 +275,16 @@ class ImageStore:
         document = _json(self.content.read(config_digest), config_digest)
         return image.from_documents(digest, size, manifest, document)
 
-    def _unpack_all(self, of: Image) -> None:
-        for count, layer in enumerate(of.layers, 1):
-            if self.layers.has(layer.chain_id):
-                continue
-            with self.content.lease() as lease, self.content.open(layer.digest) as file:
+    def _unpack_all(self, of: Image, lease: Lease) -> None:
+        with self._lock:
+            # Under the lock that a sweep holds: a layer seen below cannot be on its way out.
+            for layer in of.layers:
                 lease.pin(layer.chain_id)
-                self.layers.ensure([each.diff_id for each in of.layers[:count]], lambda: file)
+                lease.pin(layer.digest)
+        for count, layer in enumerate(of.layers, 1):
+            if not self.layers.has(layer.chain_id):
+                with self.content.open(layer.digest) as file:
+                    self.layers.ensure([each.diff_id for each in of.layers[:count]], lambda file=file: file)
 
     def _find(self, name: str) -> _Kept:
         if name.startswith("sha256:") or (reference.id_prefix(name) and len(name) == 64):
@@ -312,12 +331,17 @@ class ImageStore:
         return Removed(untagged, (kept.image.id, *chains), freed)
 
     def _sweep(self) -> Freed:
-        """Drop layers and blobs no image needs; (chain ids, bytes freed)."""
+        """Drop layers and blobs no image needs; (chain ids, bytes freed).
+
+        An image that could not be read may have containers standing on layers we cannot name: then nothing goes.
+        """
         with self._lock:
+            if self._unreadable:
+                return [], 0
             images = [kept.image for kept in self._kept.values()]
             blobs = {digest for each in images for digest in _blobs(each)}
-            sizes = {layer.chain_id for each in images for layer in each.layers}
-            retired = self.layers.retire(sizes, self.content.is_leased)
+            chains = {layer.chain_id for each in images for layer in each.layers}
+            retired = self.layers.retire(chains, self.content.is_leased)
             freed = self.content.collect(blobs)
         self.layers.discard(retired)
         return [chain for chain, _ in retired], freed
@@ -341,7 +365,7 @@ class ImageStore:
             )
             for kept in self._kept.values()
         ]
-        index.write(self.root, rows)
+        index.write(self.root, [*rows, *self._unreadable])
 
 
 def _json(data: bytes, digest: str) -> Any:

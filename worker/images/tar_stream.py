@@ -260,7 +260,10 @@ def _ustar_name(header: bytes) -> bytes:
 
 
 def _check_sum(header: bytes) -> None:
-    wanted = _number(header[148:156], "checksum")
+    try:
+        wanted = _number(header[148:156], "checksum")
+    except BadArchive:
+        wanted = -1
     spaced = header[:148] + b" " * 8 + header[156:]
     if sum(spaced) == wanted:
         return

@@ -115,7 +115,7 @@ class _Applier:
         parent_path, _, name = path.rpartition("/")
         if name == OPAQUE_MARK:
             self._opaque(parent_path)
-        elif name.startswith(META_PREFIX):
+        elif path.startswith(META_PREFIX) or f"/{META_PREFIX}" in path:
             return
         elif name.startswith(WHITEOUT_PREFIX):
             self._whiteout(parent_path, name[len(WHITEOUT_PREFIX) :])

@@ -155,7 +155,11 @@ def _filesystem(lowers: Sequence[str], upper: str, work: str) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    return _filesystem_joined(lowers, upper, work)
+        first = error
+    try:
+        return _filesystem_joined(lowers, upper, work)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; before that, {first.strerror}") from first
 
 
 def _filesystem_joined(lowers: Sequence[str], upper: str, work: str) -> int:
