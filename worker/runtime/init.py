@@ -228,8 +228,8 @@ _RLIMIT_NUMBERS = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE
                    "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15}  # fmt: skip
 
 
-def stdio(init: Init, uid: int, terminal: bool) -> None:
-    """Take the terminal as the controlling one, or hand the pipes to the user who must be able to open them again."""
+def stdio(init: Init, terminal: bool) -> None:
+    """Take the terminal as the controlling one; without, the host's /dev/null becomes the container's own."""
     if terminal:
         assert init.console_slave is not None
         fcntl.ioctl(init.console_slave, termios.TIOCSCTTY, 0)
@@ -240,10 +240,7 @@ def stdio(init: Init, uid: int, terminal: bool) -> None:
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
         if stat.S_ISCHR(os.fstat(target).st_mode):
-            # The host's /dev/null becomes the container's own.
             os.dup2(null, target)
-        else:
-            os.fchown(target, uid, -1)
     os.close(null)
 
 

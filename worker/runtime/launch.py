@@ -53,9 +53,10 @@ class LaunchPlan:
     clone_flags: namespaces the process is born in (user, pid). parent_joins: (clone flag, path) the parent enters for
     its children before the fork (pid by path). create: steps until the process waits. start: steps from there to
     execve. id_maps: {"uid": text, "gid": text} for /proc/PID/{uid,gid}_map, or None without a user namespace.
+    stdio_owner: the uid, as the host counts, that must be able to open its pipes again (/dev/stdout).
     """
 
-    __slots__ = ("clone_flags", "create", "id_maps", "parent_joins", "start", "terminal")
+    __slots__ = ("clone_flags", "create", "id_maps", "parent_joins", "start", "stdio_owner", "terminal")
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class LaunchPlan:
         start: list[Step],
         terminal: bool,
         id_maps: dict[str, str] | None,
+        stdio_owner: int,
     ) -> None:
         self.clone_flags = clone_flags
         self.parent_joins = parent_joins
@@ -72,6 +74,7 @@ class LaunchPlan:
         self.start = start
         self.terminal = terminal
         self.id_maps = id_maps
+        self.stdio_owner = stdio_owner
 
 
 class Host:
@@ -134,6 +137,7 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
         process_steps(process, host, config.get("covey") or {}),
         bool(process.get("terminal")),
         _id_maps(linux) if "user" in namespaces else None,
+        _host_uid(linux, process),
     )
 
 
@@ -150,8 +154,9 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     ]
     if process.get("terminal"):
         create.append(Step("console", size=process.get("consoleSize") or {}, bind=False, uid=_user(process)["uid"]))
-    covey = config.get("covey") or {}
-    return LaunchPlan(0, [], create, process_steps(process, host, covey), bool(process.get("terminal")), None)
+    start = process_steps(process, host, config.get("covey") or {})
+    owner = _host_uid(config["linux"], process)
+    return LaunchPlan(0, [], create, start, bool(process.get("terminal")), None, owner)
 
 
 def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) -> list[Step]:
@@ -167,7 +172,7 @@ def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) ->
         Step("rlimit", name=limit["type"], soft=limit["soft"], hard=limit["hard"])
         for limit in process.get("rlimits") or []
     ]
-    steps.append(Step("stdio", uid=user["uid"], terminal=bool(process.get("terminal"))))
+    steps.append(Step("stdio", terminal=bool(process.get("terminal"))))
     steps.append(Step("session_keyring"))
     steps.append(Step("find_program", args=list(process["args"]), env=list(process.get("env") or [])))
     steps.append(Step("working_directory", path=process["cwd"], last=False))
@@ -280,6 +285,14 @@ def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
         for path, entry in wanted.items()
     ]
     return steps + [Step("link", path=path, target=target) for path, target in devices.LINKS]
+
+
+def _host_uid(linux: dict[str, Any], process: dict[str, Any]) -> int:
+    uid = int(_user(process)["uid"])
+    for entry in linux.get("uidMappings") or []:
+        if 0 <= uid - entry["containerID"] < entry["size"]:
+            return int(entry["hostID"] + uid - entry["containerID"])
+    return uid
 
 
 def _id_maps(linux: dict[str, Any]) -> dict[str, str]:

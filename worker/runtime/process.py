@@ -67,6 +67,9 @@ def launch(plan: LaunchPlan, group: Cgroup, stdio: Stdio, entered_pid: int | Non
 
     ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
     """
+    for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
+        if fd is not None:
+            os.fchown(fd, plan.stdio_owner, -1)
     parent, child = sync.pair()
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:

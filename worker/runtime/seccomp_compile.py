@@ -70,9 +70,10 @@ def compiled_file(cache: Path, profile: dict[str, Any], capabilities: Iterable[s
     key = json.dumps([_FORMAT, profile, held, arch, os.uname().release], sort_keys=True)
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.bpf"
     if not path.exists():
+        instructions = compile(profile, held, arch)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, delete=False) as file:
-            file.write(compile(profile, held, arch))
+            file.write(instructions)
         os.rename(file.name, path)
     return path
 
