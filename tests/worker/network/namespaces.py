@@ -98,6 +98,8 @@ class Echo:
         self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._udp = where.socket(family, socket.SOCK_DGRAM)
         for one in (self._tcp, self._udp):
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.bind((address, port))
             one.settimeout(None)
         self._tcp.listen(16)
@@ -122,7 +124,7 @@ class Echo:
         with contextlib.suppress(OSError):
             while True:
                 data, address = self._udp.recvfrom(65536)
-                if data == b"stop":
+                if address is None:
                     return
                 self._udp.sendto(f"{self.name} {address[0]} ".encode() + data, address)
 
