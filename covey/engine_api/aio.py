@@ -28,7 +28,8 @@ PIECE = 64 * 1024
 class Response:
     """An answer whose body is read as it comes."""
 
-    def __init__(self, answer: http1.Answer, reader: asyncio.StreamReader, ready: list[bytes]) -> None:
+    def __init__(self, answer: http1.Answer, reader: asyncio.StreamReader, ready: list[bytes], what: str) -> None:
+        self._what = what
         self.status = answer.status
         self.headers = answer.headers
         self._answer = answer
@@ -36,15 +37,19 @@ class Response:
         self._ready = ready
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Body pieces as they come. Raises Unavailable when the connection breaks."""
         while True:
             while self._ready:
                 yield self._ready.pop(0)
             if self._answer.complete:
                 return
-            data = await self._reader.read(PIECE)
-            if not data:
-                self._answer.end()
-            self._ready = self._answer.feed(data)
+            try:
+                data = await self._reader.read(PIECE)
+                if not data:
+                    self._answer.end()
+                self._ready = self._answer.feed(data)
+            except (OSError, http1.ProtocolError) as error:
+                raise Unavailable(f"lost the connection to {self._what}: {error}") from error
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -106,18 +111,18 @@ class Client:
     ) -> AsyncIterator[Response]:
         """The answer of a route, read as it comes; statuses of 400 and above are raised."""
         method, path = self._target(route, params, query)
+        reader, writer = await self._open(route)
         try:
-            reader, writer = await self._connect()
             try:
                 await self._send(writer, method, path, json, body)
-                response = await self._head(http1.Answer(method), reader)
-                if response.status >= 400:
-                    raise _refusal(response.status, await response.read())
-                yield response
-            finally:
-                writer.close()
-        except (OSError, http1.ProtocolError) as error:
-            raise Unavailable(f"lost the connection to {self._name} during {route}: {error}") from error
+                response = await self._head(http1.Answer(method), reader, route)
+            except (OSError, http1.ProtocolError) as error:
+                raise Unavailable(f"lost the connection to {self._name} during {route}: {error}") from error
+            if response.status >= 400:
+                raise _refusal(response.status, await response.read())
+            yield response
+        finally:
+            writer.close()
 
     @asynccontextmanager
     async def hijack(
@@ -125,10 +130,7 @@ class Client:
     ) -> AsyncIterator[Duplex]:
         """Takes the connection over (attach, exec start); closed at the end of the context."""
         method, path = self._target(route, params, query)
-        try:
-            reader, writer = await self._connect()
-        except OSError as error:
-            raise Unavailable(f"cannot connect to {self._name} for {route}: {error}") from error
+        reader, writer = await self._open(route)
         try:
             try:
                 upgrade = (("Connection", "Upgrade"), ("Upgrade", "tcp"))
@@ -138,12 +140,18 @@ class Client:
                     # Exactly the head: what comes behind it is the caller's to read.
                     answer.feed(await reader.readuntil(b"\r\n\r\n"))
                 if not answer.switched:
-                    raise _refusal(answer.status, await Response(answer, reader, []).read())
+                    raise _refusal(answer.status, await Response(answer, reader, [], self._name).read())
             except (OSError, EOFError, asyncio.LimitOverrunError, http1.ProtocolError) as error:
                 raise Unavailable(f"lost the connection to {self._name} during {route}: {error}") from error
             yield reader, writer
         finally:
             writer.close()
+
+    async def _open(self, route: str) -> Duplex:
+        try:
+            return await self._connect()
+        except OSError as error:
+            raise Unavailable(f"cannot connect to {self._name} for {route}: {error}") from error
 
     def _target(self, route: str, params: Mapping[str, str] | None, query: Query | None) -> tuple[str, str]:
         path = f"/v{self._version}" + path_of(route, params or {})
@@ -179,11 +187,11 @@ class Client:
             # A refused upload: the answer says why.
             pass
 
-    async def _head(self, answer: http1.Answer, reader: asyncio.StreamReader) -> Response:
+    async def _head(self, answer: http1.Answer, reader: asyncio.StreamReader, route: str) -> Response:
         ready: list[bytes] = []
         while not answer.status:
             data = await reader.read(PIECE)
             if not data:
                 answer.end()
             ready += answer.feed(data)
-        return Response(answer, reader, ready)
+        return Response(answer, reader, ready, f"{self._name} during {route}")

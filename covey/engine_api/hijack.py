@@ -46,7 +46,7 @@ def head(status: int, headers: Mapping[str, str]) -> bytes:
     reason = "UPGRADED" if status == 101 else "OK"
     lines = [f"HTTP/1.1 {status} {reason}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 async def take(

@@ -56,7 +56,7 @@ def request_head(method: str, path: str, fields: Iterable[tuple[str, str]]) -> b
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
     if any("\r" in line or "\n" in line for line in lines) or " " in path:
         raise ProtocolError(f"request for {path!r} has a space or line end in its head")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
 def chunk(data: bytes) -> bytes:

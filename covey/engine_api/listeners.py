@@ -28,7 +28,8 @@ from covey.errors import Conflict, InvalidArgument
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_SECONDS = 2.0
+# Endless answers (events, followed logs) always use it up; running handlers are cancelled after.
+SHUTDOWN_SECONDS = 0.5
 BACKLOG = 512
 
 
@@ -44,28 +45,28 @@ async def _serving(server: Server, sock: socket.socket) -> AsyncIterator[None]:
         sock.close()
 
 
-async def _serve_tls(server: Server, factory: web.Server, wire: Duplex, context: ssl.SSLContext) -> None:
-    """One TLS client: handshake, then a plain socket pair between the wire and the HTTP server."""
+async def serve_connection(server: Server, wire: Duplex, stream: TlsStream, factory: web.Server | None = None) -> None:
+    """Serves one TLS connection until it ends; a worker that dialled its manager does so as TLS client.
+
+    Raises ssl.SSLError, TimeoutError or OSError when the handshake fails. The wire is closed in any case.
+    """
     writer = wire[1]
     name = writer.get_extra_info("peername")
-    address = f"{name[0]}:{name[1]}" if name else "unknown"
-    stream = TlsStream(context, server_side=True)
+    address = f"{name[0]}:{name[1]}" if name else ""
     try:
         early = await tls_pump.handshake(wire, stream)
-    except (ssl.SSLError, OSError) as error:
-        log.info("refused a TLS client at %s: %s", address, error or "the handshake took too long")
-        writer.close()
-        return
-    protocol = factory()
-    server.peers[protocol] = Peer("tls", address=address, certificate=stream.peer_certificate())
-    outer, inner = socket.socketpair()
-    for end in (outer, inner):
-        end.setblocking(False)
-    try:
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, inner)
-        await tls_pump.pump(wire, stream, outer, early)
+        protocol = (factory or server.protocol_factory())()
+        outer, inner = socket.socketpair()
+        for end in (outer, inner):
+            end.setblocking(False)
+        server.peers[protocol] = Peer("tls", address=address, certificate=stream.peer_certificate())
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, inner)
+            # HTTP goes over a plain socket pair, since asyncio's own TLS knows no half-close.
+            await tls_pump.pump(wire, stream, outer, early)
+        finally:
+            del server.peers[protocol]
     finally:
-        del server.peers[protocol]
         writer.close()
 
 
@@ -82,7 +83,9 @@ async def _serving_tls(server: Server, sock: socket.socket, context: ssl.SSLCont
         assert task is not None
         clients.add(task)
         try:
-            await _serve_tls(server, factory, (reader, writer), context)
+            await serve_connection(server, (reader, writer), TlsStream(context, server_side=True), factory)
+        except (ssl.SSLError, OSError) as error:
+            log.info("refused a TLS client: %s", error or "the handshake took too long")
         finally:
             clients.discard(task)
 

@@ -62,6 +62,7 @@ class _Exchange:
         fields += [("Connection", "Upgrade"), ("Upgrade", upgrade)] if upgrade else [("Connection", "close")]
         chunked = "chunked" in call.headers.get("Transfer-Encoding", "").lower()
         if chunked:
+            fields = [(name, value) for name, value in fields if name.lower() != "content-length"]
             fields.append(("Transfer-Encoding", "chunked"))
         self._writer.write(http1.request_head(call.method, path, fields))
         self._sending = asyncio.create_task(_send_body(call, self._writer, chunked))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from covey.engine_api.tls import TlsStream
 
@@ -44,10 +46,11 @@ async def _flush(stream: TlsStream, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-async def pump(wire: Duplex, stream: TlsStream, plain: socket.socket, early: list[bytes]) -> None:
+async def pump(wire: Duplex, stream: TlsStream, plain: socket.socket, early: list[bytes], keep_reading: bool = False) -> None:
     """Carries bytes between ``plain`` and the wire until the plain side has ended; closes both.
 
-    The wire's end becomes a half-close of ``plain``; its loss, a full close.
+    The wire's end becomes a half-close of ``plain``; its loss, a full close. ``keep_reading``: the end of the plain side
+    is a half-close too, and the wire is read to its own end (an HTTP client's side; a server's end is final).
     """
     reader, writer = wire
     try:
@@ -81,6 +84,8 @@ async def pump(wire: Duplex, stream: TlsStream, plain: socket.socket, early: lis
     inward.add_done_callback(lambda done: None if done.cancelled() or not done.exception() else inner_writer.close())
     try:
         await encrypt()
+        if keep_reading:
+            await inward
     except (OSError, ssl.SSLError):
         pass
     finally:
@@ -88,3 +93,30 @@ async def pump(wire: Duplex, stream: TlsStream, plain: socket.socket, early: lis
         await asyncio.gather(inward, return_exceptions=True)
         inner_writer.close()
         writer.close()
+
+
+class Secured(NamedTuple):
+    """A TLS connection as a plain one. ``pump`` ends by itself after both ends are closed; whoever ends early cancels it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    certificate: Mapping[str, Any] | None
+    pump: asyncio.Task[None]
+
+
+async def secure(wire: Duplex, stream: TlsStream) -> Secured:
+    """TLS over a connected ``wire``, for the end that speaks HTTP as a client, whatever its role in TLS.
+
+    Raises ssl.SSLError, TimeoutError or OSError when the handshake fails; the wire is closed then.
+    """
+    try:
+        early = await handshake(wire, stream)
+    except BaseException:
+        wire[1].close()
+        raise
+    outer, inner = socket.socketpair()
+    for end in (outer, inner):
+        end.setblocking(False)
+    task = asyncio.create_task(pump(wire, stream, outer, early, keep_reading=True))
+    reader, writer = await asyncio.open_connection(sock=inner, limit=4 * PIECE)
+    return Secured(reader, writer, stream.peer_certificate(), task)
