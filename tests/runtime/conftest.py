@@ -111,6 +111,10 @@ class Box:
         attachment = await self.shim.attach(**attach)
         return await read_all(attachment)
 
+    async def logged(self, text: str, times: int = 1) -> None:
+        """Wait until the container has printed ``text``."""
+        await wait_until(f"{text!r} in the log", lambda: self.log.read_text().count(text) >= times)
+
     async def run_exec(self, ident: str, args: list[str], **process: Any) -> tuple[int, bytes, bytes]:
         body = {
             "cwd": "/",

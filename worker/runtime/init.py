@@ -29,6 +29,7 @@ from worker.runtime.launch import DEFAULT_PATH, Step
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -365,7 +366,13 @@ _STEPS: dict[str, Any] = {
 }
 
 
-def preload() -> None:
-    """Touch what Python would load on first use only: after the pivot there is nothing to load it from."""
+def prepare() -> None:
+    """For the process that init is forked from, once.
+
+    Python must have loaded what it loads on first use: after the pivot there is nothing to load it from. And whoever
+    started us may have had the C library's own signals ignored, which only the kernel's call can undo.
+    """
     "\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     os.fsencode(sys.executable)
+    for number in _C_LIBRARY_SIGNALS:
+        syscalls.default_signal_action(number)

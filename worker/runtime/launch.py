@@ -102,6 +102,9 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
     create += _namespace_steps(namespaces)
     propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
+    if propagation & syscalls.MS_UNBINDABLE:
+        # Set at the end; until then the root itself has to be bound.
+        propagation = mounts.PROPAGATION["rprivate"]
     create.append(Step("private_mounts", propagation=propagation))
     if propagation & syscalls.MS_SHARED:
         create.append(Step("private_parent", path=config["root"]["path"]))

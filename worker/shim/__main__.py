@@ -16,7 +16,7 @@ from worker.shim import main as shim
 
 
 def main() -> None:
-    init.preload()
+    init.prepare()
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
     Zygote(sys.argv[1], shim.main).serve()
     sys.stdout.flush()

@@ -32,7 +32,7 @@ class Process:
         self._on_exit = on_exit
         self._answer: Answer | None = None
         self._launch: Launch | None = None
-        self.streams = Streams(loop, log, lambda: None)
+        self.streams = Streams(loop, log)
         self.pid = 0
         self.start_time = 0
         self.started_at: float | None = None
@@ -112,3 +112,4 @@ class Process:
         self._launch.close()
         self.streams.drain()
         self._on_exit(self)
+        self.streams.process_ended()

@@ -1,7 +1,8 @@
 """A process's stdin, stdout and stderr: pumped from its pipes or terminal to the log and to whoever is attached.
 
 No attacher loses output: while one has too much undelivered, the pumps of that process rest, and the process waits as
-it would for a slow terminal. Which frames a connection speaks is worker.shim.connection.
+it would for a slow terminal. An attacher is ended only after the exit status can be asked for. Which frames a
+connection speaks is worker.shim.connection.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import Callable
 from typing import Protocol
 
 from worker.runtime.init import Stdio
@@ -42,10 +42,9 @@ class Attacher(Protocol):
 class Streams:
     """The descriptors of one process on our side, and its attachers."""
 
-    def __init__(self, loop: Loop, log: JsonLog | None, on_end: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, log: JsonLog | None) -> None:
         self._loop = loop
         self._log = log
-        self._on_end = on_end
         self._outputs: dict[int, int] = {}
         self._resting = False
         self._stdin = -1
@@ -53,6 +52,7 @@ class Streams:
         self._stdin_closing = False
         self._console = -1
         self._attachers: list[Attacher] = []
+        self._exited = False
         self.ended = False
 
     def make_pipes(self, *, stdin: bool) -> Stdio:
@@ -146,30 +146,37 @@ class Streams:
         if self._log is not None:
             self._log.end(stream)
         os.close(fd)
-        if not self._outputs:
+        if self._exited and not self._outputs:
             self._finish()
 
     def _finish(self) -> None:
+        if self.ended:
+            return
         self.ended = True
         self.close_stdin(now=True)
         self._console = -1
         for attacher in list(self._attachers):
             attacher.end()
-        self._on_end()
 
     def drain(self) -> None:
-        """The process has ended: take what its pipes still hold, and end soon even if a descendant keeps them open."""
+        """The process has ended: take what its pipes still hold."""
         for fd in list(self._outputs):
             self._drain_one(fd)
-        if not self.ended:
+
+    def process_ended(self) -> None:
+        """Its exit is known to all: end the attachers, soon even if a descendant keeps the pipes open."""
+        self._exited = True
+        if not self._outputs:
+            self._finish()
+        else:
             self._loop.call_later(_AFTER_EXIT, self.close)
 
     def close(self) -> None:
         """Let go of everything, read or not."""
+        self._exited = True
         for fd in list(self._outputs):
             self._close_output(fd)
-        if not self.ended:
-            self._finish()
+        self._finish()
 
     def write_stdin(self, data: bytes) -> bool:
         """Queue input; False when the sender should wait for ``resume_reading``."""
