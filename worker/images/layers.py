@@ -53,6 +53,15 @@ class Unpacked:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A layer moved aside: its unpacked ``size`` and where it waits to be deleted."""
+
+    chain_id: str
+    size: int
+    aside: Path
+
+
 class LayerStore:
     """Thread-safe; two threads that want the same layer unpack it once."""
 
@@ -78,8 +87,8 @@ class LayerStore:
         record = self._record(self._dir(chain))
         return int(record["size"]) if record else None
 
-    def ensure(self, diff_ids: Sequence[str], open_blob: Callable[[], Readable]) -> Unpacked:
-        """The layer on top of ``diff_ids`` (lowest first, itself last), unpacked from ``open_blob()`` if it is missing.
+    def ensure(self, diff_ids: Sequence[str], stream: Readable) -> Unpacked:
+        """The layer on top of ``diff_ids`` (lowest first, itself last), unpacked from ``stream`` if it is missing.
 
         Its parents must be there. BadDigest when the content is not what its diff id says.
         """
@@ -88,28 +97,29 @@ class LayerStore:
             size = self.size(chain)
             if size is not None:
                 return Unpacked(diff_ids[-1], chain, size)
-            return self._unpack(open_blob(), diff_ids[:-1], diff_ids[-1])
+            return self._unpack(stream, diff_ids[:-1], diff_ids[-1])
 
     def unpack_base(self, stream: Readable) -> Unpacked:
         """Unpack a lowest layer whose diff id is not known yet (import)."""
         return self._unpack(stream, [], None)
 
-    def retire(self, needed: Collection[str], is_leased: Callable[[str], bool]) -> list[tuple[str, Path]]:
-        """Move aside every layer neither ``needed`` nor leased: (chain id, scratch path) for ``discard``. Quick."""
+    def retire(self, needed: Collection[str], is_leased: Callable[[str], bool]) -> list[Retired]:
+        """Move aside every layer neither ``needed`` nor leased, for ``discard``. Quick."""
         retired = []
         for name in self._names():
             chain = f"sha256:{name}"
             if chain not in needed and not is_leased(chain):
                 aside = self._scratch / secrets.token_hex(8)
+                size = self.size(chain) or 0
                 os.rename(self.root / name, aside)
-                retired.append((chain, aside))
+                retired.append(Retired(chain, size, aside))
         return retired
 
     @staticmethod
-    def discard(retired: Sequence[tuple[str, Path]]) -> None:
+    def discard(retired: Sequence[Retired]) -> None:
         """Delete what ``retire`` moved aside; takes as long as the trees are large."""
-        for _, aside in retired:
-            trees.remove_path(aside)
+        for each in retired:
+            trees.remove_path(each.aside)
 
     def settle(self) -> int:
         """Sync the disk and mark every layer of this boot durable; how many were not. Slow: call it when idle."""

@@ -47,7 +47,8 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What one removal did: familiar names untagged, ids deleted (the image's, then its layers' chain ids)."""
+    """What one removal did: familiar names untagged, ids deleted (the image's, then its layers' chain ids),
+    bytes freed of blobs and unpacked layers."""
 
     untagged: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
@@ -218,7 +219,7 @@ class ImageStore:
         return total
 
     def collect(self) -> int:
-        """Free what nothing needs any more: images removed under their containers, leftover blobs. Bytes of blobs."""
+        """Free what nothing needs any more: images removed under their containers, leftover blobs. Bytes freed."""
         in_use = self._in_use()
         with self._lock:
             gone = [each for each, kept in self._kept.items() if kept.removed and not in_use.get(each)]
@@ -284,7 +285,7 @@ class ImageStore:
         for count, layer in enumerate(of.layers, 1):
             if not self.layers.has(layer.chain_id):
                 with self.content.open(layer.digest) as file:
-                    self.layers.ensure([each.diff_id for each in of.layers[:count]], lambda file=file: file)
+                    self.layers.ensure([each.diff_id for each in of.layers[:count]], file)
 
     def _find(self, name: str) -> _Kept:
         if name.startswith("sha256:") or (reference.id_prefix(name) and len(name) == 64):
@@ -344,7 +345,7 @@ class ImageStore:
             retired = self.layers.retire(chains, self.content.is_leased)
             freed = self.content.collect(blobs)
         self.layers.discard(retired)
-        return [chain for chain, _ in retired], freed
+        return [each.chain_id for each in retired], freed + sum(each.size for each in retired)
 
     def _named(self, kept: _Kept) -> Image:
         tags = sorted(name.familiar for name in kept.names if name.tag)

@@ -60,7 +60,8 @@ class Overlay:
         lowers = self._lowers(container_id)
         place = self._containers / container_id
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if str(target) in mounts.mount_points(str(target)):
+        real = os.path.realpath(target)
+        if real in mounts.mount_points(real):
             return
         try:
             with contextlib.ExitStack() as stack:
@@ -76,7 +77,7 @@ class Overlay:
 
     def unmount(self, target: Path) -> None:
         """Unmount whatever is mounted at and below ``target``; nothing there is fine."""
-        for point in mounts.mount_points(str(target)):
+        for point in mounts.mount_points(os.path.realpath(target)):
             with contextlib.suppress(FileNotFoundError):
                 try:
                     syscalls.umount2(point)

@@ -204,7 +204,7 @@ class Volumes:
             if plan is None:
                 return volume.mountpoint
             holders = self._holders(name)
-            if str(volume.mountpoint) not in mounts.mount_points(str(volume.mountpoint)):
+            if not _mounted(volume):
                 self._mount(volume, plan)
             if holder not in holders:
                 self._write_holders(name, [*holders, holder])
@@ -282,9 +282,14 @@ class Volumes:
 
     @staticmethod
     def _unmount(volume: Volume) -> None:
-        for point in mounts.mount_points(str(volume.mountpoint)):
+        for point in _mounted(volume):
             with contextlib.suppress(FileNotFoundError):
                 syscalls.umount2(point, syscalls.MNT_DETACH)
+
+
+def _mounted(volume: Volume) -> list[str]:
+    """Mount points at and below the volume's directory, deepest first."""
+    return mounts.mount_points(os.path.realpath(volume.mountpoint))
 
 
 def _check_name(name: str) -> None:

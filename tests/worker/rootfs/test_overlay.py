@@ -16,6 +16,7 @@ import pytest
 from covey.errors import Internal, NotFound
 from covey.testing import images
 from worker.images import unpack
+from worker.images.store import ImageStore
 from worker.kernel import mounts, syscalls, trees
 from worker.rootfs.overlay import Overlay
 
@@ -156,6 +157,29 @@ def test_very_many_layers(place: Place, monkeypatch: pytest.MonkeyPatch, way: st
     assert len(os.listdir(place.target)) == 126
     assert (place.target / "same").read_text() == "0", "the first layer given is the topmost"
     (place.target / "f124").write_text("writable")
+
+
+def test_a_target_behind_a_link(place: Place) -> None:
+    """/var/run is a link to /run: mountinfo knows only the real path."""
+    place.overlay.prepare("c", [place.layer("base", ("f", 0o644, b"x"))])
+    place.target.parent.mkdir(parents=True)
+    (place.base / "link").symlink_to(place.target.parent)
+    for _ in range(2):
+        place.overlay.mount("c", place.base / "link" / "rootfs")
+    assert mounts.mount_points(str(place.target)) == [str(place.target)]
+    place.overlay.unmount(place.base / "link" / "rootfs")
+    assert mounts.mount_points(str(place.target)) == []
+
+
+def test_busybox_runs_from_its_image(place: Place, tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images", tmp_path / "rootfs/layers")
+    archive = images.docker_archive("hello", [images.busybox_rootfs_tar({"bin/greet": b"#!/bin/sh\nid -un; whoami"})])
+    (loaded,) = store.load_archive(io.BytesIO(archive))
+    place.overlay.prepare("c", store.layer_dirs(loaded.image))
+    place.overlay.mount("c", place.target)
+    command = ["chroot", str(place.target), "/bin/greet"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout == "root\nroot\n"
+    assert place.overlay.diff("c") == []
 
 
 def test_a_very_deep_tree_can_be_removed(place: Place) -> None:
