@@ -7,12 +7,19 @@ connection is gone. It must not know what flows through. Measured origin: depend
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
 READ_LIMIT = 256 * 1024
+HEAD_SECONDS = 1.0
+HEAD_POLL_SECONDS = 0.0005
+# linux/sockios.h: bytes the other end has not read (unix) or not acknowledged (tcp).
+SIOCOUTQ = 0x5411
 
 
 class _Duplex(asyncio.StreamReaderProtocol):
@@ -49,6 +56,28 @@ def head(status: int, headers: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
+async def _wait_head_read(transport: asyncio.Transport) -> None:
+    """Waits, briefly, until the client has taken the head off the socket.
+
+    The docker SDK reads the head through a buffer and the rest from the bare socket: output that arrives together with
+    the head is lost to it. dockerd is slow enough never to show this.
+    """
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HEAD_SECONDS
+    while sock is not None and loop.time() < deadline and not transport.is_closing():
+        try:
+            (unread,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), SIOCOUTQ, b"\0\0\0\0"))
+        except OSError:
+            return
+        if unread == 0 and not transport.get_write_buffer_size():
+            break
+        await asyncio.sleep(HEAD_POLL_SECONDS)
+    if sock is not None and sock.family != socket.AF_UNIX:
+        # Acknowledged by the client's kernel is not yet read by the client.
+        await asyncio.sleep(4 * HEAD_POLL_SECONDS)
+
+
 async def take(
     request: web.BaseRequest, status: int, headers: Mapping[str, str]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -67,6 +96,7 @@ async def take(
     if not transport.is_reading():
         transport.resume_reading()
     transport.write(head(status, headers))
+    await _wait_head_read(transport)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 

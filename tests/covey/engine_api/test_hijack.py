@@ -4,10 +4,11 @@ import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import docker
 import pytest
 
-from covey.engine_api import aio, listeners
-from covey.engine_api.answers import Empty, Stream, Taken
+from covey.engine_api import aio, framing, listeners
+from covey.engine_api.answers import Empty, Stream, Taken, created
 from covey.engine_api.light import Client
 from covey.engine_api.listeners import listen_tls, listen_unix
 from covey.engine_api.proxy import connect_unix, forward, node_path
@@ -104,7 +105,8 @@ async def test_half_close_reaches_the_handler_and_its_answer_comes_back(kind, so
 @pytest.mark.parametrize("kind", KINDS)
 async def test_both_directions_interleave(kind, socket_path, certificates):
     def use(host, environ):
-        connection = Client(host, environ=environ).hijack("/containers/x/attach")
+        with Client(host, environ=environ) as client:
+            connection = client.hijack("/containers/x/attach")
         for number in range(20):
             message = f"line {number}\n".encode()
             connection.send(message)
@@ -240,3 +242,49 @@ async def test_a_client_that_leaves_ends_the_forwarded_call_too(socket_path):
             async with aio.Client(connect_unix(socket_path + "2")).stream("system_events"):
                 await started.wait()
             await ended.wait()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("version", ["1.41", "1.52"])
+async def test_docker_sdk_runs_a_command_and_follows_a_log(socket_path, version):
+    async def inspect(call):
+        return {"Id": "x" * 64, "Name": "/x", "Config": {"Tty": False}}
+
+    async def create(call):
+        return created({"Id": (await call.json())["Cmd"][0]})
+
+    async def start(call):
+        assert (await call.json())["Detach"] is False
+        _, writer = await call.hijack()
+        writer.write(framing.encode(framing.STDOUT, b"out") + framing.encode(framing.STDERR, b"err"))
+        return Taken()
+
+    async def state(call):
+        return {"ID": call.params["id"], "ExitCode": 3, "Running": False}
+
+    async def logs(call):
+        async def chunks():
+            yield framing.encode(framing.STDOUT, b"one\n")
+            yield framing.encode(framing.STDERR, b"two\n")
+
+        return Stream(chunks(), framing.content_type(call.version, tty=False))
+
+    handlers = {
+        "container_inspect": inspect,
+        "exec_create": create,
+        "exec_start": start,
+        "exec_inspect": state,
+        "container_logs": logs,
+    }
+
+    def use():
+        client = docker.DockerClient(base_url=f"unix://{socket_path}", version=version)
+        try:
+            container = client.containers.get("x")
+            done = container.exec_run(["ls"], demux=True)
+            return done.exit_code, done.output, container.logs(), list(container.logs(stream=True, follow=True))
+        finally:
+            client.close()
+
+    async with asyncio.timeout(DEADLINE), listen_unix(Server(handlers), socket_path):
+        assert await asyncio.to_thread(use) == (3, (b"out", b"err"), b"one\ntwo\n", [b"one\n", b"two\n"])

@@ -162,7 +162,12 @@ async def test_stream_sends_its_head_and_each_chunk_at_once(socket_path):
             released.set()
             assert [value async for value in response.lines()] == [{"n": 1}, {"n": 2}]
         released.set()
-        values = await asyncio.to_thread(lambda: list(Client(f"unix://{socket_path}", environ={}).lines("GET", "/events")))
+
+        def use():
+            with Client(f"unix://{socket_path}", environ={}) as light:
+                return list(light.lines("GET", "/events"))
+
+        values = await asyncio.to_thread(use)
         assert values == [{"n": 1}, {"n": 2}]
 
 
@@ -223,7 +228,8 @@ async def test_upload_streams_and_expect_is_answered(socket_path):
     piece = b"x" * 100_000
 
     def use():
-        return list(Client(f"unix://{socket_path}", environ={}).lines("POST", "/images/load", body=iter([piece] * 80)))
+        with Client(f"unix://{socket_path}", environ={}) as client:
+            return list(client.lines("POST", "/images/load", body=iter([piece] * 80)))
 
     async with listen_unix(Server({"image_load": load}), socket_path):
         (value,) = await asyncio.to_thread(use)
@@ -236,7 +242,8 @@ async def test_upload_streams_and_expect_is_answered(socket_path):
 @pytest.mark.asyncio
 async def test_refused_upload_still_shows_its_reason(socket_path):
     def use():
-        Client(f"unix://{socket_path}", environ={}).post("/images/load", body=(b"x" * 65536 for _ in range(400)))
+        with Client(f"unix://{socket_path}", environ={}) as client:
+            client.post("/images/load", body=(b"x" * 65536 for _ in range(400)))
 
     async with listen_unix(Server({}), socket_path):
         with pytest.raises(Exception, match="image_load"):
