@@ -74,9 +74,10 @@ def _reap_slot(snapshot: Snapshot, tasks: list[Task], limit: int, now: float, dr
             draft.delete((task.id,), "stopped before it had a node")
         elif task.state == TaskState.ORPHANED and task.node_id not in snapshot.nodes:
             draft.delete((task.id,), "orphaned and its node is gone")
-        elif task.state != TaskState.ORPHANED or _worker_ended(snapshot, task):
-            if is_terminal(snapshot.state(task)):
-                over.append(task)
+        elif task.state == TaskState.ORPHANED:
+            over += [task] if _worker_ended(snapshot, task) else []
+        elif is_terminal(snapshot.state(task)):
+            over.append(task)
     kept = max(limit, _counted(snapshot.task_specs[last.id].restart, over, now))
     surplus = over[: max(len(over) - kept, 0)]
     draft.delete((task.id for task in surplus), f"more than {kept} tasks of a slot that are over")

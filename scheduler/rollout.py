@@ -48,7 +48,8 @@ def _replace(work: Work, slot: Slot) -> bool:
         return _start_first(work, slot, cause)
     newest = slot.active[-1].task
     work.shut_down((a.task for a in slot.active[:-1]), cause)
-    work.create(slot.key, replaces=newest.id, cause=cause, desired=TaskState.READY)
+    desired = TaskState.RUNNING if work.gone(newest.id) else TaskState.READY
+    work.create(slot.key, replaces=newest.id, cause=cause, desired=desired)
     return True
 
 

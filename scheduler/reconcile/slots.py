@@ -120,6 +120,11 @@ class Work:
         """Those of ``tasks`` that are wanted more than that."""
         self.draft.move((task.id for task in tasks if task.desired < desired), cause, desired=desired)
 
+    def gone(self, task_id: str) -> bool:
+        """Whether a predecessor no longer runs, as far as anybody can know."""
+        task = self.snapshot.tasks.get(task_id)
+        return task is None or task.state < TaskState.ASSIGNED or is_terminal(self.snapshot.state(task))
+
     def restart_delay(self) -> float:
         """Seconds; where the spec says nothing, the settings do."""
         said = (self.template.get("RestartPolicy") or {}).get("Delay")
@@ -165,16 +170,8 @@ def _promote(work: Work, task: Task) -> None:
         return
     if work.now < task.not_before:
         work.draft.wake(task.not_before)
-    elif _gone(work.snapshot, task.replaces):
+    elif work.gone(task.replaces):
         work.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=TaskState.RUNNING)
-
-
-def _gone(snapshot: Snapshot, task_id: str) -> bool:
-    """Whether a predecessor no longer runs as far as anybody can know."""
-    task = snapshot.tasks.get(task_id)
-    if task is None or task.state < TaskState.ASSIGNED:
-        return True
-    return is_terminal(snapshot.state(task))
 
 
 def refill(work: Work, slot: Slot) -> None:
