@@ -83,6 +83,7 @@ class ImageStore:
         for row in index.read(root):
             self._restore(row)
         self._sweep()
+        self._unpack_lost()
 
     def resolve(self, name: str) -> Image:
         """The image that a name, a name with digest, an id or a unique id prefix means.
@@ -91,6 +92,12 @@ class ImageStore:
         """
         with self._lock:
             return self._named(self._find(name))
+
+    def get(self, image_id: str) -> Image:
+        """The image with exactly this id, also one that was removed under its containers. NotFound otherwise."""
+        with self._lock:
+            kept = self._kept.get(image_id) or self._missing(image_id)
+            return self._named(kept)
 
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Images:
         """Images, newest first. ``filters`` as ``GET /images/json`` takes them (worker.images.listing)."""
@@ -171,23 +178,21 @@ class ImageStore:
             _log.warning("image %s: %s", incoming.short_id, incoming.platform_warning)
         self._unpack_all(incoming, lease)
         size = sum(self.layer_sizes(incoming))
-        with self._lock:
+        with self._changing():
             kept = self._kept.setdefault(incoming.id, _Kept(replace(incoming, size=size, stored_at=self._now())))
             kept.removed = False
             self._unreadable = [row for row in self._unreadable if row.manifest_digest != incoming.manifest_digest]
             for name in names:
                 self._claim(kept, name)
-            self._write()
             return self._named(kept)
 
     def tag(self, source: str, name: Reference) -> Image:
         """Give the image ``source`` another name; a name it takes from another image leaves that one dangling."""
         if name.digest:
             raise InvalidArgument(f"refusing to create a tag with a digest reference: {name.familiar}")
-        with self._lock:
+        with self._changing():
             kept = self._find(source)
             self._claim(kept, name.tagged())
-            self._write()
             return self._named(kept)
 
     def remove(self, name: str, force: bool = False) -> Removed:
@@ -223,10 +228,10 @@ class ImageStore:
         in_use = self._in_use()
         with self._lock:
             gone = [each for each, kept in self._kept.items() if kept.removed and not in_use.get(each)]
-            for each in gone:
-                del self._kept[each]
             if gone:
-                self._write()
+                with self._changing():
+                    for each in gone:
+                        del self._kept[each]
         return self._sweep()[1]
 
     def settle(self) -> int:
@@ -266,6 +271,15 @@ class ImageStore:
             return
         restored = replace(restored, size=row.size, stored_at=row.stored_at, tagged_at=row.tagged_at)
         self._kept[restored.id] = _Kept(restored, names, row.removed)
+
+    def _unpack_lost(self) -> None:
+        """Unpack again the layers a crash of the machine took: containers stand on them without asking the store."""
+        for kept in self._kept.values():
+            try:
+                with self.content.lease() as lease:
+                    self._unpack_all(kept.image, lease)
+            except (CoveyError, OSError) as error:
+                _log.warning("image %s: its layers cannot be unpacked: %s", kept.image.short_id, error)
 
     def _read(self, digest: str, size: int) -> Image:
         manifest = _json(self.content.read(digest), digest)
@@ -318,18 +332,30 @@ class ImageStore:
         kept.image = replace(kept.image, tagged_at=self._now())
 
     def _carry_out(self, kept: _Kept, plan: removal.Removal, stopped_users: bool) -> Removed:
-        kept.names.difference_update(plan.untag)
+        with self._changing():
+            kept.names.difference_update(plan.untag)
+            if plan.delete and stopped_users:
+                kept.removed = True
+            elif plan.delete:
+                del self._kept[kept.image.id]
         untagged = tuple(name.familiar for name in plan.untag)
         if not plan.delete:
-            self._write()
             return Removed(untagged)
-        if stopped_users:
-            kept.removed = True
-        else:
-            del self._kept[kept.image.id]
-        self._write()
         chains, freed = self._sweep()
         return Removed(untagged, (kept.image.id, *chains), freed)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the tables under the lock and write them; if either fails the tables are as before."""
+        with self._lock:
+            kept = {each: _Kept(old.image, set(old.names), old.removed) for each, old in self._kept.items()}
+            unreadable = self._unreadable
+            try:
+                yield
+                self._write()
+            except BaseException:
+                self._kept, self._unreadable = kept, unreadable
+                raise
 
     def _sweep(self) -> Freed:
         """Drop layers and blobs no image needs; (chain ids, bytes freed).

@@ -23,6 +23,7 @@ from worker.images import reference, views
 from worker.images.content import BadDigest, ContentStore
 from worker.images.disk import DiskFull
 from worker.images.store import ImageStore
+from worker.kernel import syscalls, trees
 
 Layer = Callable[..., bytes]
 
@@ -209,7 +210,7 @@ def test_removed_under_a_stopped_container(node: Node, layer: Layer) -> None:
     assert node.store.list() == []
     assert node.store.layer_dirs(image)[0].is_dir()
     node.store = node.opened()
-    assert node.store.layer_dirs(image)[0].is_dir(), "a restart keeps what the container stands on"
+    assert node.store.layer_dirs(node.store.get(image.id))[0].is_dir(), "a restart keeps what the container stands on"
     node.users.clear()
     assert node.store.collect() > 0
     assert node.files() == set()
@@ -277,6 +278,43 @@ def test_content_refuses_a_wrong_digest_and_a_full_disk(tmp_path: Path) -> None:
     assert content.collect(()) == 4
 
 
+def test_tables_that_cannot_be_written_stay_as_they_were(node: Node, layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.load(made.docker_archive("a:1", [layer("a")]))
+    before, files = node.store.list(), node.files()
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trees, "write_atomically", full)
+        for attempt in (
+            lambda: node.store.tag("a:1", reference.parse("b")),
+            lambda: node.store.remove("a:1"),
+            lambda: node.load(made.docker_archive("a:1", [layer("other")])),
+        ):
+            with pytest.raises(DiskFull, match=str(node.data)):
+                attempt()
+    assert node.store.list() == before
+    assert node.opened().list() == before
+    assert node.files() == files
+
+
+@pytest.mark.root
+def test_a_full_disk_leaves_room_for_the_next(tmp_path: Path, layer: Layer) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    syscalls.mount("tmpfs", str(small), "tmpfs", 0, "size=3m")
+    try:
+        node = Node(small / "data")
+        # Fits as a blob, but not unpacked beside it.
+        with pytest.raises(DiskFull, match=f"cannot write under {small}.*no space left"):
+            node.load(made.docker_archive("big:1", [layer(("f", {}, os.urandom(2_000_000)))]))
+        assert node.files() == set()
+        assert node.load(made.docker_archive("small:1", [layer(("f", {}, os.urandom(200_000)))])) == ("small:1",)
+    finally:
+        syscalls.umount2(str(small))
+
+
 def test_a_crash_leaves_no_halves(node: Node, layer: Layer) -> None:
     node.load(made.docker_archive("a:1", [layer("a")]))
     before = node.files()
@@ -300,8 +338,7 @@ def test_layers_of_an_earlier_boot_are_unpacked_again(node: Node, layer: Layer) 
     record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "an earlier one"}))
     (directory / "a").write_text("lost in the crash")
     node.store = node.opened()
-    assert not directory.exists()
-    assert (node.store.layer_dirs(image)[0] / "a").read_text() == "a"
+    assert (directory / "a").read_text() == "a"
     assert node.store.settle() == 1
     record.write_text(json.dumps({**json.loads(record.read_text()), "boot": "an earlier one"}))
     assert node.opened().layers.has(image.layers[0].chain_id), "a settled layer survives a reboot"
