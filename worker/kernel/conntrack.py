@@ -54,18 +54,20 @@ def parse_flow(body: bytes) -> Flow | None:
 
 
 def forget_flows(stale: Callable[[Flow], bool]) -> int:
-    """Forgets every UDP flow for which ``stale`` is true; how many there were. Raises OSError."""
+    """Forgets every UDP flow for which ``stale`` is true; how many there were. Raises OSError.
+
+    The kernel walks its whole table for it, also an empty one: some 10 ms.
+    """
     count = 0
     with Netlink(_NETFILTER) as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = Message("list tracked flows", _GET, _DUMP, struct.pack("=BBH", family, 0, 0))
-            for flow in filter(None, map(parse_flow, netlink.dump(request))):
-                if not stale(flow):
-                    continue
-                try:
-                    netlink.run(Message("forget a tracked flow", _DELETE, _ACK, flow.key))
-                    count += 1
-                except OSError as error:
-                    if error.errno != errno.ENOENT:
-                        raise
+        request = Message("list tracked flows", _GET, _DUMP, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0))
+        for flow in filter(None, map(parse_flow, netlink.dump(request))):
+            if not stale(flow):
+                continue
+            try:
+                netlink.run(Message("forget a tracked flow", _DELETE, _ACK, flow.key))
+                count += 1
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
     return count

@@ -156,11 +156,11 @@ def _link_options(
 
 
 def create_bridge(name: str, *, mac: str | None = None, mtu: int | None = None, group: int = 0) -> Message:
-    """A bridge, up, without spanning tree; a fixed ``mac`` keeps it from taking its ports' lowest.
+    """A bridge, down, without spanning tree; a fixed ``mac`` keeps it from taking its ports' lowest.
 
     ``group`` is the link group (``ip link show group N``), a number by which an owner finds its links again.
     """
-    body = _LINK.pack(0, 0, 0, _UP, _UP) + _link_options(name=name, mac=mac, mtu=mtu, group=group)
+    body = _LINK.pack(0, 0, 0, 0, 0) + _link_options(name=name, mac=mac, mtu=mtu, group=group)
     return Message(f"create bridge {name}", _NEW_LINK, _CREATE | _EXCL | _ACK, body + nested(18, _text(1, "bridge")))
 
 
@@ -204,7 +204,8 @@ def change_link(
 ) -> Message:
     """Changes only what is given of a link, by index or name; ``master`` 0 takes it off its bridge.
 
-    A rename needs the index. ``link_local`` false keeps the kernel from giving it an IPv6 link-local address.
+    A rename needs the index. ``link_local`` false keeps the kernel from giving it an IPv6 link-local address when it
+    goes up; that must be said in a message of its own before ``up``, as the kernel takes the flags first.
     """
     index, known = (0, which) if isinstance(which, str) else (which, None)
     flags, mask = (_UP if up else 0, 0 if up is None else _UP)
@@ -268,6 +269,13 @@ def set_neighbour(index: int, address: Address, mac: str) -> Message:
     body = _NEIGHBOUR.pack(_family(address), index, _PERMANENT, 0, 0)
     body += attribute(1, address.packed) + _mac(2, mac)
     return Message(f"set neighbour {address}", _NEW_NEIGHBOUR, _CREATE | _REPLACE | _ACK, body)
+
+
+def link_local(mac: str) -> Interface:
+    """The IPv6 link-local address of a MAC address (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    suffix = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return ipaddress.IPv6Interface((b"\xfe\x80".ljust(8, b"\0") + suffix, 64))
 
 
 def list_links() -> Message:

@@ -32,7 +32,7 @@ def observe(netlink: Netlink, group: int) -> Seen:
     for one in netlink.addresses():
         addresses.setdefault(one.index, set()).add(one.address)
     bridges = {
-        link.name: Bridge(link.mac, link.mtu, frozenset(addresses.get(link.index, ())))
+        link.name: Bridge(link.mac, link.mtu, frozenset(addresses.get(link.index, ())), link.up)
         for link in links
         if link.kind == "bridge"
     }
@@ -52,7 +52,12 @@ def apply(netlink: Netlink, operations: Iterable[Operation], group: int) -> None
 
 
 def _create(netlink: Netlink, name: str, argument: Any, group: int) -> None:
-    netlink.run(create_bridge(name, mac=argument.mac, mtu=argument.mtu, group=group))
+    """Without link-local addresses of the kernel's: it checks one for a second and resolves no neighbour meanwhile."""
+    netlink.run(
+        create_bridge(name, mac=argument.mac, mtu=argument.mtu, group=group),
+        change_link(name, link_local=False),
+        change_link(name, up=True),
+    )
 
 
 def localize(name: str) -> None:
@@ -109,6 +114,7 @@ VERBS: dict[str, Callable[[Netlink, str, Any], None]] = {
     "delete": _delete,
     "mac": _changing("mac"),
     "mtu": _changing("mtu"),
+    "up": _changing("up"),
     "master": _master,
     "address": _address,
     "unaddress": _unaddress,

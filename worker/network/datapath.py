@@ -10,9 +10,10 @@ import hashlib
 import ipaddress
 import logging
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from worker.kernel.conntrack import forget_flows
-from worker.kernel.netlink import Netlink
+from worker.kernel.netlink import Netlink, link_local
 from worker.kernel.nft import Nft, NftError
 from worker.network import balance, bridge, ports, topology
 from worker.network.endpoint import Attachment, Endpoint
@@ -31,6 +32,8 @@ class Datapath:
         self._netlink = Netlink()
         self._nft: Nft | None = None
         self._applied: ports.Flat | None = None
+        self._made: set[str] = set()
+        self._retired: set[str] = set()
         self._udp: dict[balance.Key, tuple[ports.Backend, ...]] = {}
 
     def close(self) -> None:
@@ -53,13 +56,17 @@ class Datapath:
 
     def links(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> list[str]:
         """Makes the bridges and sets the ports right; returns host links that are missing. Raises OSError, NameTaken."""
-        wanted = _wanted(networks, attachments)
         seen = bridge.observe(self._netlink, self._group)
+        self._made |= seen.owned
+        wanted = _wanted(self._in_use(networks, attachments), attachments)
         if not wanted.bridges and not seen.owned:
             return []
-        bridge.apply(self._netlink, topology.operations(wanted, seen), self._group)
+        self._retired &= seen.ports.keys()
+        spared = replace(seen, owned=seen.owned - self._retired)
+        bridge.apply(self._netlink, topology.operations(wanted, spared), self._group)
         for name in wanted.bridges:
             bridge.localize(name)
+        self._made |= wanted.bridges.keys()
         if wanted.bridges:
             bridge.sysctl("ipv4/ip_forward", "1")
         if any(one.version == 6 for made in wanted.bridges.values() for one in made.addresses):
@@ -68,7 +75,7 @@ class Datapath:
 
     def rules(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
         """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError."""
-        bridges = [_bridge_rules(network) for network in _in_use(networks, attachments)]
+        bridges = [_bridge_rules(network) for network in self._in_use(networks, attachments)]
         sets = balance.backends(attachments)
         flat = ports.flatten(bridges, balance.published(sets))
         if self._nft is None:
@@ -92,8 +99,9 @@ class Datapath:
     def _forget_flows(self, sets: dict[balance.Key, tuple[ports.Backend, ...]]) -> None:
         """UDP flows to ports of this node whose server is no longer, or not yet, the one that answers there."""
         udp = {key: held for key, held in sets.items() if key[0] == "udp"}
-        changed = {key[2] for key in udp.keys() | self._udp.keys() if udp.get(key) != self._udp.get(key)}
-        self._udp = udp
+        before, self._udp = self._udp, udp
+        changed = {key[2] for key, held in before.items() if set(held) - set(udp.get(key, ()))}
+        changed |= {key[2] for key, held in udp.items() if held and not before.get(key)}
         if not changed:
             return
         local = {one.address.ip for one in self._netlink.addresses()}
@@ -102,12 +110,16 @@ class Datapath:
             allowed.setdefault(port, set()).update(address for address, _ in held)
         try:
             forget_flows(
-                lambda flow: (
-                    flow.port in changed and flow.destination in local and flow.server not in allowed[flow.port]
-                )
+                lambda flow: flow.port in changed and flow.destination in local and flow.server not in allowed[flow.port]
             )
         except OSError as error:
             log.warning("UDP flows of ports %s keep their old way until they fall silent: %s", sorted(changed), error)
+
+    def _in_use(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> list[Network]:
+        """Bridge networks that need a link: every user-defined one, the default one from its first container on."""
+        members = {endpoint.network_id for attachment in attachments for endpoint in attachment.endpoints}
+        bridged = [one for one in networks if one.driver == "bridge"]
+        return [one for one in bridged if one.user_defined or one.id in members or one.bridge in self._made]
 
     def _drop_stale_table(self) -> None:
         """What a daemon that never came to clean up left; a node without nftables has nothing to drop."""
@@ -129,6 +141,20 @@ class Datapath:
         made = {one.id: Port(one.bridge, one.mtu, not one.flag(ICC)) for one in networks if one.driver == "bridge"}
         plug(self._netlink, where, attachment, made, self._group, None if only is None else list(only))
 
+    def retire(self, endpoints: Iterable[Endpoint]) -> None:
+        """Leaves links of an ended container to the kernel, which removes them with its namespace.
+
+        To remove one takes the kernel tens of milliseconds, and in its own clean-up it takes many at once. `links` spares
+        them until `sweep`.
+        """
+        self._retired |= {one.host_link for one in endpoints if one.host_link}
+
+    def sweep(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
+        """Removes the retired links that are still there: someone holds their namespace."""
+        if self._retired:
+            self._retired.clear()
+            self.links(networks, attachments)
+
     def unplug(self, endpoints: Iterable[Endpoint]) -> None:
         for one in endpoints:
             unplug(self._netlink, one)
@@ -145,6 +171,8 @@ class Datapath:
 
     def teardown(self) -> None:
         """Removes every link of ours and the table. Forwarding stays on: others may have come to rely on it."""
+        self._made.clear()
+        self._retired.clear()
         seen = bridge.observe(self._netlink, self._group)
         bridge.apply(self._netlink, topology.operations(topology.Wanted({}, {}), seen), self._group)
         if self._nft is not None:
@@ -154,28 +182,18 @@ class Datapath:
             self._drop_stale_table()
 
 
-def _in_use(networks: Iterable[Network], attachments: Collection[Attachment]) -> list[Network]:
-    """Bridge networks that need a link: every user-defined one, the default one once it has a container."""
-    members = {endpoint.network_id for attachment in attachments for endpoint in attachment.endpoints}
-    return [one for one in networks if one.driver == "bridge" and (one.user_defined or one.id in members)]
-
-
-def _wanted(networks: Iterable[Network], attachments: Collection[Attachment]) -> topology.Wanted:
-    used = _in_use(networks, attachments)
+def _wanted(used: Collection[Network], attachments: Collection[Attachment]) -> topology.Wanted:
     names = {network.id: network.bridge for network in used}
-    bridges = {
-        network.bridge: topology.Bridge(
-            network.mac,
-            network.mtu,
-            frozenset(
-                ipaddress.ip_interface(f"{one.gateway}/{one.subnet.partition('/')[2]}") for one in network.subnets
-            ),
-        )
-        for network in used
-    }
+    bridges = {one.bridge: topology.Bridge(one.mac, one.mtu, _gateways(one)) for one in used}
     plugged = [one for one in attachments if one.plugged]
     links = {one.host_link: names[one.network_id] for held in plugged for one in held.endpoints if one.host_link}
     return topology.Wanted(bridges, links)
+
+
+def _gateways(network: Network) -> frozenset[topology.Interface]:
+    """A bridge's addresses: its gateways, and with IPv6 the link-local address it asks its neighbours from."""
+    found = {ipaddress.ip_interface(f"{one.gateway}/{one.subnet.partition('/')[2]}") for one in network.subnets}
+    return frozenset(found | {link_local(network.mac)} if network.enable_ipv6 else found)
 
 
 def _bridge_rules(network: Network) -> ports.BridgeRules:

@@ -77,9 +77,7 @@ def view(networks: Iterable[Network], attachments: Iterable[Attachment]) -> View
     return View(zones, {network.name.lower(): network.id for network in named.values()}, clients, pointers)
 
 
-def _enter(
-    zone: dict[str, tuple[Address, ...]], attachment: Attachment, one: Endpoint, addresses: tuple[Address, ...]
-) -> None:
+def _enter(zone: dict[str, tuple[Address, ...]], attachment: Attachment, one: Endpoint, addresses: tuple[Address, ...]) -> None:
     names = one.dns_names(attachment.container_id, attachment.name)
     if one.service and attachment.serving:
         names += [one.service, f"tasks.{one.service}"]

@@ -162,8 +162,7 @@ class Attachment:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
         endpoints = tuple(
-            Endpoint(**{**one, "aliases": tuple(one["aliases"]), "links": tuple(one["links"])})
-            for one in record["endpoints"]
+            Endpoint(**{**one, "aliases": tuple(one["aliases"]), "links": tuple(one["links"])}) for one in record["endpoints"]
         )
         ports = tuple(BoundPort(**one) for one in record["ports"])
         return cls(**{**record, "endpoints": endpoints, "ports": ports, "dns": tuple(record["dns"])})

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from covey.errors import CoveyError
 from worker.kernel import syscalls
 from worker.network import balance
 from worker.network.endpoint import Attachment, EndpointRequest, PortBinding, Subnet
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 Inspect = dict[str, Any]
+LINGER = 1.0
 
 
 class NodeNetwork:
@@ -55,6 +57,8 @@ class NodeNetwork:
         self._draining: list[Relay] = []
         self._refreshing = asyncio.Lock()
         self._plumbing: Plumbing | None = None
+        self._retired = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
 
     def _enter_namespace(self) -> None:
         if self._namespace is not None:
@@ -90,8 +94,23 @@ class NodeNetwork:
             self._thread.shutdown(wait=False)
             raise
         await self._refresh()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """A while after a detach: removes links whose namespace did not go with its container."""
+        while True:
+            await self._retired.wait()
+            await asyncio.sleep(LINGER)
+            self._retired.clear()
+            try:
+                await self._read(Plumbing.sweep)
+            except CoveyError as error:
+                log.warning("links of ended containers stay until the next start: %s", error)
 
     async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         await self._resolver.close()
         for relay in (*self._relays.values(), *self._draining):
             await relay.close()
@@ -105,9 +124,7 @@ class NodeNetwork:
         plumbing = self._plumbing
         if plumbing is None:
             raise RuntimeError("the node network is not started")
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: function(plumbing, *args, **kwargs)
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(plumbing, *args, **kwargs))
 
     async def _change(self, function: Callable[Concatenate[Plumbing, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs a change and refreshes, also when the change failed half-way or its caller was cancelled."""
@@ -246,6 +263,7 @@ class NodeNetwork:
     async def detach(self, container_id: str) -> None:
         """Frees everything of a container: call it when its process ended. Safe to repeat."""
         await self._change(Plumbing.detach, container_id)
+        self._retired.set()
 
     async def attachment(self, container_id: str) -> Attachment | None:
         """What the container holds now; None when nothing."""
@@ -253,7 +271,9 @@ class NodeNetwork:
 
     async def reconcile(self, live: Mapping[str, int | str]) -> list[str]:
         """Once after a start: the running containers and their pids. Frees the rest, repairs links; returns failures."""
-        return await self._change(Plumbing.reconcile, live)
+        failures = await self._change(Plumbing.reconcile, live)
+        self._retired.set()
+        return failures
 
     async def statistics(self, container_id: str) -> dict[str, dict[str, int]]:
         """Interface → rx_bytes, rx_packets, rx_errors, rx_dropped and the same of tx, from the container's view."""

@@ -21,6 +21,7 @@ from worker.kernel.netlink import (
     create_veth,
     delete_link,
     in_namespace,
+    link_local,
 )
 from worker.network.endpoint import Attachment, Endpoint
 
@@ -89,7 +90,8 @@ def _create(netlink: Netlink, fd: int, one: Endpoint, port: Port, group: int) ->
     netlink.run(
         request,
         change_port(one.host_link, hairpin=True, isolated=port.isolated),
-        change_link(one.host_link, up=True, link_local=False),
+        change_link(one.host_link, link_local=False),
+        change_link(one.host_link, up=True),
     )
 
 
@@ -100,7 +102,7 @@ def _configure(attachment: Attachment, endpoints: Sequence[Endpoint]) -> None:
         messages: list[Message] = [change_link(_LOOPBACK, up=True)]
         for one in endpoints:
             index = indexes[one.interface]
-            messages.append(change_link(index, up=True, link_local=bool(one.ipv6)))
+            messages += [change_link(index, link_local=False), change_link(index, up=True)]
             messages += [add_address(index, address) for address in addresses(one)]
         messages += default_routes(attachment, indexes)
         inside.run(*messages)
@@ -118,8 +120,10 @@ def default_routes(attachment: Attachment, indexes: dict[str, int]) -> list[Mess
 
 
 def addresses(one: Endpoint) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    """What the interface gets: with IPv6 also the link-local address, which the kernel would spend a second to check."""
     given = ((one.ipv4, one.ipv4_prefix), (one.ipv6, one.ipv6_prefix))
-    return [ipaddress.ip_interface(f"{address}/{length}") for address, length in given if address]
+    found = [ipaddress.ip_interface(f"{address}/{length}") for address, length in given if address]
+    return [*found, link_local(one.mac)] if one.ipv6 else found
 
 
 def reroute(where: int | str, attachment: Attachment) -> None:

@@ -231,14 +231,19 @@ class Plumbing:
             self._sync()
 
     def detach(self, container_id: str) -> None:
-        """Rules, links, ports and leases of a container, gone; nothing when there are none."""
+        """Rules, ports and leases of a container, gone, its links retired; nothing when there are none."""
         attachment = self.networks.attachments.get(container_id)
         if attachment is None:
             return
+        self._datapath.retire(attachment.endpoints)
         self.networks.forget(container_id)
-        self._sync()
-        self._datapath.unplug(attachment.endpoints)
         self.ledger.release(container_id)
+        self._sync()
+
+    def sweep(self) -> None:
+        """Removes what is left of the links of detached containers."""
+        networks, attachments = self.networks.networks.values(), self.networks.attachments.values()
+        self._kernel("network", lambda: self._datapath.sweep(networks, attachments))
 
     def reconcile(self, live: Mapping[str, int | str]) -> list[str]:
         """After a restart: ``live`` is every container that runs, with its pid or namespace path.
@@ -310,4 +315,3 @@ class Plumbing:
 def _next_interface(endpoints: Sequence[Endpoint]) -> str:
     used = {one.interface for one in endpoints}
     return next(name for name in (f"eth{number}" for number in range(len(used) + 1)) if name not in used)
-

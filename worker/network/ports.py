@@ -184,9 +184,7 @@ def changes(table: str, old: Flat, new: Flat) -> str:
 
 
 def _element_commands(table: str, verb: str, elements: dict[str, set[str]]) -> list[str]:
-    return [
-        f"{verb} element inet {table} {name} {{ {', '.join(sorted(held))} }}" for name, held in elements.items() if held
-    ]
+    return [f"{verb} element inet {table} {name} {{ {', '.join(sorted(held))} }}" for name, held in elements.items() if held]
 
 
 def delete(table: str) -> str:

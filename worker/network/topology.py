@@ -21,6 +21,7 @@ class Bridge:
     mac: str
     mtu: int
     addresses: frozenset[Interface]
+    up: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def _bridge_steps(name: str, bridge: Bridge, seen: Bridge | None, owned: bool) -
         steps.append(Operation("mac", name, bridge.mac))
     if owned and seen.mtu != bridge.mtu:
         steps.append(Operation("mtu", name, bridge.mtu))
+    if not seen.up:
+        steps.append(Operation("up", name, True))
     stale = [one for one in seen.addresses - bridge.addresses if owned and not one.ip.is_link_local]
     steps += [Operation("unaddress", name, one) for one in sorted(stale, key=str)]
     steps += [Operation("address", name, one) for one in sorted(bridge.addresses - seen.addresses, key=str)]

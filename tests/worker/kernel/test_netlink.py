@@ -43,9 +43,7 @@ def test_an_address_survives_pack_and_parse(text: str):
     assert nl.parse_address(nl.add_address(4, address).body) == nl.LinkAddress(4, address)
 
 
-@pytest.mark.parametrize(
-    ("destination", "gateway"), [("0.0.0.0/0", "172.17.0.1"), ("::/0", "fd00::1"), ("10.1.0.0/16", None)]
-)
+@pytest.mark.parametrize(("destination", "gateway"), [("0.0.0.0/0", "172.17.0.1"), ("::/0", "fd00::1"), ("10.1.0.0/16", None)])
 def test_a_route_survives_pack_and_parse(destination: str, gateway: str | None):
     wanted = nl.Route(ipaddress.ip_network(destination), ipaddress.ip_address(gateway) if gateway else None, 9, 254)
     assert nl.parse_route(nl.add_route(9, wanted.destination, wanted.gateway).body) == wanted
@@ -53,7 +51,7 @@ def test_a_route_survives_pack_and_parse(destination: str, gateway: str | None):
 
 def test_a_link_survives_pack_and_parse():
     body = nl.create_bridge("covey0", mac="02:42:00:00:00:01", mtu=1400, group=5).body
-    assert nl.parse_link(body) == nl.Link(0, "covey0", "bridge", "02:42:00:00:00:01", 1400, True, 0, 5)
+    assert nl.parse_link(body) == nl.Link(0, "covey0", "bridge", "02:42:00:00:00:01", 1400, False, 0, 5)
 
 
 def _in_new_namespace(function):
@@ -73,6 +71,8 @@ def test_links_addresses_routes_and_neighbours_in_the_kernel():
     def work():
         with nl.Netlink() as netlink:
             netlink.run(nl.create_bridge("b0", mac="02:42:00:00:00:01", mtu=1400, group=77))
+            netlink.run(nl.change_link("b0", link_local=False), nl.change_link("b0", up=True))
+            assert not any(one.address.version == 6 for one in netlink.addresses())
             bridge = netlink.link("b0")
             assert (bridge.kind, bridge.mac, bridge.mtu, bridge.up, bridge.group) == (
                 "bridge",
@@ -145,6 +145,10 @@ def test_in_namespace_leaves_the_caller_where_it_was_and_hands_back_errors():
         nl.in_namespace("/proc/self/ns/net", lambda: 1 // 0)
     with pytest.raises(FileNotFoundError):
         nl.in_namespace("/nowhere", look)
+
+
+def test_a_link_local_address_is_made_from_the_mac():
+    assert str(nl.link_local("02:42:ac:11:00:02")) == "fe80::42:acff:fe11:2/64"
 
 
 def test_route_dumps_ask_for_one_family():

@@ -67,6 +67,10 @@ class Wire:
             return True
         return False
 
+    def links(self) -> set[str]:
+        """Names of the node's virtual links."""
+        return {one.name for one in self.node.netlink(lambda netlink: netlink.links()) if one.kind}
+
     def close(self) -> None:
         for one in self._echoes:
             one.close()

@@ -139,9 +139,7 @@ def test_an_endpoint_that_cannot_be_is_refused(networks: Networks, request_: End
 
 
 def test_a_lease_is_taken_back_when_the_other_family_has_none(networks: Networks):
-    networks.create(
-        "tiny", ipam=[Subnet("10.5.0.0/24", ""), Subnet("fd05::/126", "")], enable_ipv6=True, options={}
-    )
+    networks.create("tiny", ipam=[Subnet("10.5.0.0/24", ""), Subnet("fd05::/126", "")], enable_ipv6=True, options={})
     for number in range(2):
         networks.connect(str(number), EndpointRequest("tiny"), "eth0")
     with pytest.raises(CoveyError, match="no available IPv6 addresses"):

@@ -34,7 +34,10 @@ def test_a_binding_without_address_takes_both_families():
 def test_a_port_of_another_container_or_process_is_refused_in_dockers_words():
     ledger = PortLedger(Node(9090).hold)
     ledger.claim("a", [PortBinding(80, host_port=8080)])
-    words = "driver failed programming external connectivity on endpoint web \\(e\\): Bind for 0.0.0.0:{} failed: port is already allocated"
+    words = (
+        r"driver failed programming external connectivity on endpoint web \(e\): "
+        r"Bind for 0\.0\.0\.0:{} failed: port is already allocated"
+    )
     with pytest.raises(PortAllocated, match=words.format(8080)) as caught:
         ledger.claim("b", [PortBinding(80, host_port=8080)], label="web (e)")
     assert caught.value.status == 500
@@ -66,7 +69,7 @@ def test_a_free_port_is_chosen_from_the_ephemeral_range_past_busy_ones():
     ledger = PortLedger(Node(40000).hold, lambda: next(choices))
     assert {one.host_port for one in ledger.claim("a", [PortBinding(80)])} == {40001}
     assert {one.host_port for one in ledger.claim("b", [PortBinding(80)])} == {40002}
-    assert EPHEMERAL == range(32768, 61000)
+    assert range(32768, 61000) == EPHEMERAL
 
 
 def test_a_range_takes_its_first_free_port():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -92,7 +93,7 @@ def test_every_difference_leads_to_the_same_table_as_writing_it_whole():
                 whole[number] = listing(nft)
             order = [0, 3, 1, 4, 2, 5, 0, 6, 3, 6, 4, 3, 5, 1, 0]
             nft.run(render("t", flatten(*STATES[0])))
-            for old, new in zip(order, order[1:]):
+            for old, new in itertools.pairwise(order):
                 nft.run(changes("t", flatten(*STATES[old]), flatten(*STATES[new])))
                 assert listing(nft) == whole[new], f"from state {old} to {new}"
             nft.run(delete("t"))

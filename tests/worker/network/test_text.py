@@ -7,7 +7,15 @@ from dataclasses import replace
 from worker.network.endpoint import Attachment, Endpoint
 from worker.network.text import hosts, nameservers, resolv_conf
 
-HOST = "# made by hand\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\nnameserver junk\nsearch lan example.org\noptions edns0\n"
+HOST = """\
+# made by hand
+nameserver 127.0.0.53
+nameserver 192.0.2.53
+nameserver fe80::1%eth0
+nameserver junk
+search lan example.org
+options edns0
+"""
 BRIDGE = Endpoint("e", "n", "bridge", "bridge", ipv4="172.17.0.2", gateway4="172.17.0.1")
 FRONT = replace(BRIDGE, network_name="front", ipv4="172.18.0.2", gateway4="172.18.0.1", resolver="172.18.0.1")
 

@@ -30,13 +30,14 @@ def test_what_agrees_needs_nothing():
 
 def test_differences_are_repaired_without_touching_the_bridge_itself():
     seen = Seen(
-        {"cv-a": Bridge("02:42:00:00:00:09", 1400, frozenset({OTHER, ipaddress.ip_interface("fe80::1/64")}))},
+        {"cv-a": Bridge("02:42:00:00:00:09", 1400, frozenset({OTHER, ipaddress.ip_interface("fe80::1/64")}), up=False)},
         {PORT: ""},
         owned=frozenset({"cv-a", PORT}),
     )
     assert operations(Wanted({"cv-a": BRIDGE}, {PORT: "cv-a"}), seen) == [
         Operation("mac", "cv-a", BRIDGE.mac),
         Operation("mtu", "cv-a", 1500),
+        Operation("up", "cv-a", True),
         Operation("unaddress", "cv-a", OTHER),
         Operation("address", "cv-a", GATEWAY),
         Operation("master", PORT, "cv-a"),
