@@ -1,0 +1,36 @@
+"""What a service's spec names must be there: networks, secrets, configs. Pure but for reading the mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from covey.errors import InvalidArgument
+from covey.model.spec import read_service_spec
+from manager.dispatcher.assignments import references
+from manager.store.mirror import Mirror
+from scheduler.allocate import NODE_SCOPE
+from scheduler.snapshot import Snapshot
+
+_FILES = (("Secrets", "SecretID", "SecretName", "secret"), ("Configs", "ConfigID", "ConfigName", "config"))
+
+
+def check_references(snapshot: Snapshot, mirror: Mirror, spec: Mapping[str, Any]) -> list[str]:
+    """Names of the overlay networks ``spec`` joins. Raises InvalidArgument for what does not exist."""
+    template = spec.get("TaskTemplate") or {}
+    for field, id_field, name_field, kind in _FILES:
+        held = mirror.objects(kind)
+        entries = (template.get("ContainerSpec") or {}).get(field) or ()
+        for entry, object_id in zip(entries, references(template, field, id_field)):
+            if object_id not in held:
+                name = entry.get(name_field) or object_id
+                raise InvalidArgument(f"{kind} not found: {name} (TaskTemplate.ContainerSpec.{field}): create it first")
+    overlays: list[str] = []
+    by_name = {network.name: network for network in snapshot.networks.values()}
+    for attachment in read_service_spec(spec).task.networks:
+        network = snapshot.networks.get(attachment.target) or by_name.get(attachment.target)
+        if network is not None:
+            overlays.append(network.name)
+        elif attachment.target not in NODE_SCOPE:
+            raise InvalidArgument(f"network {attachment.target} not found (TaskTemplate.Networks): create it first")
+    return overlays
