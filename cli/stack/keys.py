@@ -41,6 +41,7 @@ SERVICE_IGNORED = {
     "external_links": "use a network",
     "links": "services of one network reach each other by name",
     "profiles": "every service of the file is deployed",
+    "pull_refresh_after": "images are taken as the nodes have them",
     "pull_policy": "images are taken as the nodes have them",
     "restart": "use deploy.restart_policy",
     "scale": "use deploy.replicas",

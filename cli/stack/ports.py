@@ -9,7 +9,7 @@ from cli.stack.keys import mapping, sequence
 from covey.errors import InvalidArgument
 
 _SHORT = re.compile(
-    r"^(?:(?P<ip>\[[0-9A-Fa-f:.%]+\]|[0-9.]+):)?(?:(?P<published>\d*(?:-\d+)?):)?(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>\w+))?$"
+    r"^(?:(?P<ip>\[[0-9A-Fa-f:.%]+\]|\d{1,3}(?:\.\d{1,3}){3}):)?(?:(?P<published>\d*(?:-\d+)?):)?(?P<target>\d+(?:-\d+)?)(?:/(?P<protocol>\w+))?$"
 )
 _LONG = {"target", "published", "protocol", "mode", "host_ip", "name", "app_protocol"}
 
