@@ -76,21 +76,6 @@ async def test_a_watch_goes_on_after_etcd_died(
     await until("no task of the store is left", lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
-async def test_a_silent_etcd_is_noticed(own_etcd: Server, quick: Timing, collect: Collect, until: Until) -> None:
-    async with EtcdStore([own_etcd.child.endpoint()], timing=quick) as store:
-        start = await put(store, "/w/0")
-        async with store.watch(["/w/"], start) as watch:
-            await collect(watch, 1)
-            waiting = asyncio.create_task(collect(watch, 1))
-            own_etcd.process.send_signal(signal.SIGSTOP)
-            try:
-                await until("the silence is noticed", lambda: store.statistics()["watches"][0]["stalls"])
-            finally:
-                own_etcd.process.send_signal(signal.SIGCONT)
-            await put(store, "/w/1")
-            assert [event.item.key for event in await waiting] == ["/w/1"]
-
-
 class DeafWay:
     """A relay to etcd's socket that, once ``deaf``, carries requests there but no answers back."""
 
@@ -124,6 +109,36 @@ class DeafWay:
                     writer.write(data)
         finally:
             writer.close()
+
+
+async def test_a_silent_watch_is_noticed_and_moved(own_etcd: Server, quick: Timing, collect: Collect) -> None:
+    direct = own_etcd.child.endpoint()
+    async with DeafWay(f"{own_etcd.directory}/relay", own_etcd.child.socket_path()) as way:
+        endpoints = [f"unix:{way.path}", direct]
+        async with EtcdStore(endpoints, timing=quick) as store, EtcdStore([direct], timing=quick) as other:
+            start = await put(store, "/w/0")
+            async with store.watch(["/w/"], start) as watch:
+                await collect(watch, 1)
+                way.deaf = True
+                await put(other, "/w/1")
+                assert [event.item.key for event in await collect(watch, 1)] == ["/w/1"]
+                assert store.statistics()["watches"][0]["stalls"] == 1
+            assert store.statistics()["endpoint"] == direct
+
+
+async def test_an_etcd_that_stood_still_is_not_given_up(own_etcd: Server, quick: Timing, collect: Collect) -> None:
+    async with EtcdStore([own_etcd.child.endpoint()], timing=quick) as store:
+        start = await put(store, "/w/0")
+        async with store.watch(["/w/"], start) as watch:
+            await collect(watch, 1)
+            waiting = asyncio.create_task(collect(watch, 1))
+            own_etcd.process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(1.5 * quick.stall)
+            finally:
+                own_etcd.process.send_signal(signal.SIGCONT)
+            await put(store, "/w/1")
+            assert [event.item.key for event in await waiting] == ["/w/1"]
 
 
 async def test_a_txn_without_answer_is_of_unknown_outcome(own_etcd: Server, quick: Timing) -> None:
@@ -211,7 +226,7 @@ async def test_a_busy_loop_does_not_cost_the_lease(shared_etcd: Server, quick: T
         lease = await store.grant(1)
         await store.txn([absent("/l")], [Put("/l", b"", lease.id)])
         async with store.keep_alive(lease):
-            time.sleep(2.5)  # noqa: ASYNC251 (the point of the test)
+            time.sleep(2.5)
             assert await store.get("/l") is not None
             assert not lease.lost.is_set()
             (counts,) = store.statistics()["leases"].values()

@@ -105,6 +105,7 @@ class EtcdWatch:
         self._requests.put_nowait(watch_request(self._prefixes, self._next))
         self._parts = []
         self._stalled = False
+        self._heard = self._asked = None
         self._call = endpoint.watch.Watch(_drain(self._requests), metadata=endpoint.token)
         self._listen()
 

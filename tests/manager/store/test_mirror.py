@@ -10,6 +10,7 @@ import pytest
 
 from covey.model.objects import Config, Service, Stored, Task
 from covey.model.task_states import TaskState
+from manager.store import mirror as mirror_module
 from manager.store.codec import encode
 from manager.store.interface import Delete, Put, StoreUnavailable, Watch, WatchBatch
 from manager.store.keys import Keys
@@ -136,8 +137,9 @@ async def test_a_resync_finds_what_the_watch_lost_and_watches_anew() -> None:
         assert "later" in mirror.snapshot().services
 
 
-async def test_resyncs_of_a_right_mirror_repair_nothing() -> None:
-    store = MemoryStore()
+@pytest.mark.parametrize("lag", [0.0, 0.01])
+async def test_resyncs_of_a_right_mirror_repair_nothing(lag: float) -> None:
+    store = MemoryStore(faults=lambda call, keys: Verdict(before=lag) if call == "watch" else Verdict())
     async with listed(store, resync=0.01) as mirror:
         for i in range(60):
             await write(store, service(f"s{i % 7}", f"n{i}"), task(f"t{i % 5}"))
@@ -171,6 +173,22 @@ async def test_a_resync_that_is_slow_does_not_undo_what_came_meanwhile() -> None
         await until("the resync", lambda: mirror.statistics()["resyncs"])
         assert {item.name for item in mirror.snapshot().services.values()} == {"now", "created"}
         assert mirror.statistics()["repairs"] == 0
+
+
+async def test_what_a_resync_has_passed_is_old_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_module, "DOUBT_AFTER", 0.05)
+    held_back = False
+    store = MemoryStore(faults=lambda call, keys: Verdict(fail=Fail.BEFORE) if held_back and call == "watch" else Verdict())
+    async with listed(store, resync=0.05) as mirror:
+        with mirror.events(("service",)) as events:
+            held_back = True
+            await write(store, service("flash"))
+            revision = (await store.txn([], [Delete(KEYS.key("service", "flash"))])).revision
+            await mirror.wait_revision(revision)
+            held_back = False
+            await until("the watch is back", lambda: mirror.statistics()["stale"] == 2)
+            await write(store, service("next"))
+            assert (await asyncio.wait_for(anext(events), 5)).id == "next"
 
 
 async def test_compaction_under_a_broken_watch_lists_again() -> None:
