@@ -19,6 +19,7 @@ from worker.images import compression, image, reference
 from worker.images.compression import Peeked, Readable
 from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
+from worker.images.layers import LayerStore
 from worker.images.reference import Reference
 from worker.images.tar_stream import BadArchive, Limits, TarReader
 
@@ -69,6 +70,23 @@ def store_layer(stream: Readable, content: ContentStore, lease: Lease) -> tuple[
     if kind in (None, "gzip", "zstd"):
         return content.ingest(peeked, lease), image.layer_media_type(kind)
     return content.ingest(compression.plain(peeked), lease), image.layer_media_type(None)
+
+
+def read_rootfs(stream: Readable, document: dict[str, Any], content: ContentStore, layers: LayerStore, lease: Lease) -> Blob:
+    """Store a root file system tar as an image of one layer with the config ``document``; its manifest."""
+    blob, media_type = store_layer(stream, content, lease)
+    if not blob.size:
+        raise InvalidArgument("cannot import: the archive is empty")
+    with content.open(blob.digest) as file:
+        base = layers.unpack_base(file)
+    lease.pin(base.chain_id)
+    rootfs = {"type": "layers", "diff_ids": [base.diff_id]}
+    config = content.put(json.dumps({**document, "rootfs": rootfs}).encode(), lease)
+    manifest = image.manifest_document(
+        image.descriptor(image.CONFIG_TYPE, config.digest, config.size),
+        [image.descriptor(media_type, blob.digest, blob.size)],
+    )
+    return content.put(json.dumps(manifest).encode(), lease)
 
 
 def import_document(changes: Sequence[str], message: str, platform: str, now: float) -> dict[str, Any]:

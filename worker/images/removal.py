@@ -5,10 +5,11 @@ Pure. The rules and words are those of Docker's image delete (moby daemon/images
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from covey.errors import Conflict
+from worker.images import reference
 from worker.images.image import short
 from worker.images.reference import Reference
 
@@ -27,6 +28,25 @@ class Users:
 
     running: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
+
+
+def users(names: Sequence[str], running: Collection[str]) -> Users:
+    """Splits an image's containers into the running ones and the rest."""
+    return Users(
+        running=tuple(name for name in names if name in running),
+        stopped=tuple(name for name in names if name not in running),
+    )
+
+
+def decide(asked: str, image_id: str, names: Sequence[Reference], used_by: Users, *, force: bool) -> Removal:
+    """What removing ``asked``, a name or an id (prefix) of the image, does. Conflict when it must not be."""
+    prefix = reference.id_prefix(asked)
+    if prefix is not None and image_id.startswith(f"sha256:{prefix}"):
+        return by_id(image_id, names, used_by, force=force)
+    named = reference.parse_tagged(asked)
+    if named.digest:
+        named = Reference(named.domain, named.path, None, named.digest)
+    return by_name(image_id, named, names, used_by, force=force)
 
 
 def by_name(image_id: str, name: Reference, names: Sequence[Reference], users: Users, *, force: bool) -> Removal:

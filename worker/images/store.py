@@ -153,20 +153,8 @@ class ImageStore:
             raise InvalidArgument(f"cannot import digest reference {named.familiar}; give a tag")
         with self._arriving() as lease:
             document = archive.import_document(changes, message, platform, self._now())
-            blob, media_type = archive.store_layer(stream, self.content, lease)
-            if not blob.size:
-                raise InvalidArgument("cannot import: the archive is empty")
-            with self.content.open(blob.digest) as file:
-                base = self.layers.unpack_base(file)
-            lease.pin(base.chain_id)
-            document["rootfs"] = {"type": "layers", "diff_ids": [base.diff_id]}
-            config = self.content.put(json.dumps(document).encode(), lease)
-            manifest = image.manifest_document(
-                image.descriptor(image.CONFIG_TYPE, config.digest, config.size),
-                [image.descriptor(media_type, blob.digest, blob.size)],
-            )
-            stored = self.content.put(json.dumps(manifest).encode(), lease)
-            return self.add(stored, [named] if isinstance(named, Reference) else [], lease)
+            manifest = archive.read_rootfs(stream, document, self.content, self.layers, lease)
+            return self.add(manifest, [named] if isinstance(named, Reference) else [], lease)
 
     def add(self, manifest: Blob, names: Iterable[Reference], lease: Lease) -> Image:
         """Take in an image whose manifest, config and layer blobs are in the content store, leased.
@@ -200,13 +188,8 @@ class ImageStore:
         in_use, running = self._in_use(), set(self._running())
         with self._lock:
             kept = self._find(name)
-            users = _users(in_use.get(kept.image.id, ()), running)
-            names = sorted(kept.names, key=str)
-            asked = None if _means_id(name, kept.image.id) else _among(names, name)
-            if asked is None:
-                plan = removal.by_id(kept.image.id, names, users, force=force)
-            else:
-                plan = removal.by_name(kept.image.id, asked, names, users, force=force)
+            users = removal.users(in_use.get(kept.image.id, ()), running)
+            plan = removal.decide(name, kept.image.id, sorted(kept.names, key=str), users, force=force)
             return self._carry_out(kept, plan, bool(users.stopped))
 
     def prune(self, filters: Mapping[str, Sequence[str]] | None = None) -> Removed:
@@ -404,22 +387,3 @@ def _json(data: bytes, digest: str) -> Any:
 
 def _blobs(of: Image) -> list[str]:
     return [of.manifest_digest, of.id, *(layer.digest for layer in of.layers)]
-
-
-def _users(names: Sequence[str], running: set[str]) -> removal.Users:
-    return removal.Users(
-        running=tuple(name for name in names if name in running),
-        stopped=tuple(name for name in names if name not in running),
-    )
-
-
-def _means_id(name: str, image_id: str) -> bool:
-    prefix = reference.id_prefix(name)
-    return prefix is not None and image_id.startswith(f"sha256:{prefix}")
-
-
-def _among(names: Sequence[Reference], text: str) -> Reference:
-    wanted = reference.parse_tagged(text)
-    if wanted.digest:
-        wanted = Reference(wanted.domain, wanted.path, None, wanted.digest)
-    return next(name for name in names if name == wanted)
