@@ -15,15 +15,14 @@ from worker.containers.record import Mount
 from worker.containers.users import User
 
 OCI_VERSION = "1.2.0"
-INIT_TARGET = "/sbin/docker-init"
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a bundle is made of. Paths are the host's.
 
-    ``joins``: namespace kind → path to join, "" for the host's own; kinds not named are new. ``seccomp``: linux.seccomp
-    and the file with its compiled program, or None. ``files``: destination → source of hostname, hosts, resolv.conf.
+    ``joins``: namespace kind → path to join, "" for the host's own; kinds not named are new. ``seccomp``: the file
+    with the compiled filter, "" for none. ``files``: destination → source of hostname, hosts, resolv.conf.
     ``ceilings``: the hard rlimits of this process. ``shm``: a directory to share as /dev/shm, "" for one of its own.
     """
 
@@ -38,12 +37,10 @@ class Inputs:
     files: Mapping[str, str] = field(default_factory=dict)
     joins: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[Mapping[str, Any]] = ()
-    seccomp: tuple[Mapping[str, Any], str] | None = None
+    seccomp: str = ""
     ceilings: Mapping[str, int] = field(default_factory=dict)
     cpus: int = 1
-    init_path: str = ""
     shm: str = ""
-    extra_environment: Sequence[str] = ()
 
 
 def build(inputs: Inputs) -> dict[str, Any]:
@@ -69,9 +66,8 @@ def build(inputs: Inputs) -> dict[str, Any]:
         config["hostname"] = inputs.hostname
         if inputs.config.get("Domainname"):
             config["domainname"] = inputs.config["Domainname"]
-    if inputs.seccomp is not None:
-        config["linux"]["seccomp"] = dict(inputs.seccomp[0])
-        config["covey"] = {"seccomp": {"path": inputs.seccomp[1]}}
+    if inputs.seccomp:
+        config["covey"] = {"seccomp": {"path": inputs.seccomp}}
     propagations = {mount.propagation for mount in inputs.mounts}
     if propagations & {"shared", "rshared"}:
         config["linux"]["rootfsPropagation"] = "shared"
@@ -110,14 +106,11 @@ def environment(config: Mapping[str, Any], hostname: str, home: str) -> list[str
 def _process(inputs: Inputs) -> dict[str, Any]:
     config, host = inputs.config, inputs.host_config
     names = limits.capabilities(host)
-    args = list(inputs.argv)
-    if inputs.init_path:
-        args = [INIT_TARGET, "--", *args]
     process: dict[str, Any] = {
         "terminal": bool(config.get("Tty")),
         "user": user_object(inputs.user),
-        "args": args,
-        "env": environment(config, inputs.hostname, inputs.user.home) + list(inputs.extra_environment),
+        "args": list(inputs.argv),
+        "env": environment(config, inputs.hostname, inputs.user.home),
         "cwd": config.get("WorkingDir") or "/",
         "capabilities": limits.capability_sets(names, inputs.user.uid),
         "rlimits": limits.rlimits(host.get("Ulimits") or [], inputs.ceilings),
@@ -204,8 +197,6 @@ def _mounts(inputs: Inputs, privileged: bool) -> list[dict[str, Any]]:
         if destination not in taken:
             words = ["rbind", "rprivate"] + (["ro"] if inputs.host_config.get("ReadonlyRootfs") else [])
             out.append(_bind(source, destination, words))
-    if inputs.init_path:
-        out.append(_bind(inputs.init_path, INIT_TARGET, ["bind", "ro"]))
     out += [_user_mount(mount) for mount in inputs.mounts]
     return out
 

@@ -15,8 +15,10 @@ MEMORY_MINIMUM = 6 * 1024 * 1024
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
 LOG_DRIVERS = ("json-file", "none", "local")
 RLIMIT_NAMES = frozenset(
-    ("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio")
-    + ("rttime", "sigpending", "stack")
+    (
+        *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss"),
+        *("rtprio", "rttime", "sigpending", "stack"),
+    )
 )
 
 #: What inspect shows of a field the client left out.

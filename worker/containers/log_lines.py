@@ -20,7 +20,7 @@ class _Line(msgspec.Struct):
     log: str = ""
     stream: str = "stdout"
     time: str = ""
-    attrs: dict[str, str] = {}  # noqa: RUF012 (msgspec copies it)
+    attrs: dict[str, str] = {}
 
 
 _DECODER = msgspec.json.Decoder(_Line)

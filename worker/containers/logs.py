@@ -75,7 +75,7 @@ def _open_all(path: Path, tail: int | None) -> list[BinaryIO]:
         if left is not None and left <= 0 and opened:
             break
         try:
-            file = open(one, "rb")
+            file = open(one, "rb")  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:
             continue
         if left is not None:
@@ -92,7 +92,7 @@ def _later(file: BinaryIO, path: Path) -> list[BinaryIO]:
     opened: list[BinaryIO] = []
     for one in files(path):
         try:
-            fresh = open(one, "rb")
+            fresh = open(one, "rb")  # noqa: SIM115 (the caller closes it)
         except FileNotFoundError:
             continue
         now = os.fstat(fresh.fileno())

@@ -69,7 +69,10 @@ class Mount(msgspec.Struct, kw_only=True):
 
 
 class Container(msgspec.Struct, kw_only=True):
-    """A container. ``path`` and ``args`` are the process; ``owner`` is the task it belongs to, or ""."""
+    """A container. ``path`` and ``args`` are the process; ``owner`` is the task it belongs to, or "".
+
+    ``networks``: name → EndpointSettings as asked for, with an extra "Service"; ``port_group``: see network PortBinding.
+    """
 
     id: str
     name: str
@@ -85,7 +88,7 @@ class Container(msgspec.Struct, kw_only=True):
     restart_count: int = 0
     manually_stopped: bool = False
     owner: str = ""
-    attachment: dict[str, Any] = msgspec.field(default_factory=dict)
+    port_group: str = ""
     version: int = 1
 
     @property

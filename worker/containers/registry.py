@@ -129,8 +129,11 @@ class Registry:
         self.release_name(former, container.id)
         self.save(container, sync=True)
 
-    def remove(self, container: Container) -> None:
-        """Forgets the container and removes its directory."""
+    def forget(self, container: Container) -> None:
+        """The container is no more; its directory is removed beside (``remove_directory``)."""
         self._by_id.pop(container.id, None)
         self.release_name(container.name, container.id)
-        shutil.rmtree(self.directory(container.id), ignore_errors=True)
+
+    def remove_directory(self, container_id: str) -> None:
+        """Deletes what is on disk. Blocking."""
+        shutil.rmtree(self.directory(container_id), ignore_errors=True)

@@ -142,7 +142,7 @@ def _endpoints(container: Container, live: Live) -> dict[str, Any]:
 def _ports(container: Container, live: Live) -> dict[str, Any]:
     if not container.state.running:
         return {}
-    ports: dict[str, Any] = {key: None for key in container.config.get("ExposedPorts") or {}}
+    ports: dict[str, Any] = dict.fromkeys(container.config.get("ExposedPorts") or {})
     ports.update({key: [dict(one) for one in bindings] for key, bindings in live.ports.items()})
     return ports
 

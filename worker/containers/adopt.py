@@ -1,0 +1,129 @@
+"""What the engine does with what it finds at its start: running shims are taken over, ended ones settled, leftovers go.
+
+Nothing of a running container is touched. Each exit that came meanwhile is told once.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from worker.containers import record, restart_policy, start, supervise, teardown
+from worker.containers.host import Host, Live
+from worker.containers.shim_client import Shim, ShimGone, exit_record
+from worker.kernel import process
+
+log = logging.getLogger(__name__)
+
+
+async def adopt(host: Host) -> None:
+    """Once, before any request is served."""
+    await _remove_orphans(host)
+    interrupted: list[Live] = []
+    for container in host.registry:
+        live = host.live(container)
+        if await _take_over(host, live):
+            continue
+        if container.state.running:
+            await _ended_unseen(host, live)
+        elif container.state.status == record.REMOVING:
+            interrupted.append(live)
+    running = {live.container.id: live.container.state.pid for live in host.lives.values() if live.shim is not None}
+    for failure in await host.network.reconcile(running):
+        log.error("network after the restart: %s", failure)
+    for live in list(host.lives.values()):
+        if live.shim is not None:
+            live.attachment = await host.network.attachment(live.container.id)
+            supervise.begin(host, live)
+        elif live not in interrupted:
+            await host.run(_clear, host, live)
+    for live in interrupted:
+        host.auto_remove(live)
+    _start_by_policy(host)
+
+
+def _clear(host: Host, live: Live) -> None:
+    directory = host.options.run_directory(live.container.id)
+    if directory.exists():
+        teardown.clear_directory(host, live.container, directory)
+
+
+async def _take_over(host: Host, live: Live) -> bool:
+    """Whether the container has a shim that is to be supervised (its container runs, or its end is still to be told)."""
+    container = live.container
+    directory = host.options.run_directory(container.id)
+    if not directory.exists():
+        return False
+    try:
+        shim = await Shim.connect(directory)
+    except ShimGone:
+        return False
+    hello = shim.hello
+    state = hello["state"]
+    if state in (record.RUNNING, record.PAUSED):
+        _note_running(container.state, hello)
+    elif state != record.EXITED or not container.state.running:
+        # A start that our own end cut: nobody was told that it ran.
+        shim.close()
+        await teardown.end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
+        return False
+    live.shim = shim
+    host.save(container)
+    return True
+
+
+def _note_running(state: record.State, hello: dict[str, Any]) -> None:
+    state.status = hello["state"]
+    state.pid, state.pid_start = hello["init_pid"], hello["init_start_time"]
+    if not state.started_at or not state.running:
+        state.started_at = hello["started_at"] or state.started_at
+
+
+async def _ended_unseen(host: Host, live: Live) -> None:
+    """It ran when the engine went and its shim is gone: the exit is in its record, or nobody knows it (137)."""
+    found = exit_record(host.options.run_directory(live.container.id))
+    if found is not None:
+        ended = supervise.from_record(found)
+    else:
+        ended = supervise.Exit(137, False, host.clock.now(), supervise.SHIM_DIED)
+    async with live.lock:
+        await supervise.settle(host, live, None, ended)
+
+
+def _start_by_policy(host: Host) -> None:
+    for live in list(host.lives.values()):
+        container = live.container
+        policy = container.host_config.get("RestartPolicy") or {}
+        if container.state.status == record.RESTARTING:
+            live.restart = host.spawn(supervise.restart(host, live), f"container {container.short}: restart")
+        elif (
+            container.state.status == record.EXITED
+            and live.restart is None
+            and restart_policy.wanted_at_boot(policy, container.manually_stopped)
+        ):
+            host.spawn(start.start(host, live), f"container {container.short}: start by policy")
+
+
+async def _remove_orphans(host: Host) -> None:
+    """Run directories and root file systems of containers that the registry does not know."""
+    base = host.options.exec_root / "containers"
+    base.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for directory in sorted(base.iterdir()):
+        if host.registry.get(directory.name) is None:
+            await _end_orphan(directory)
+            await host.run(teardown.clear_run, host, directory)
+    known = {container.id for container in host.registry}
+    for container_id in await host.run(host.overlay.containers):
+        if container_id not in known:
+            await host.run(host.overlay.remove, container_id)
+
+
+async def _end_orphan(directory: Path) -> None:
+    try:
+        shim = await Shim.connect(directory)
+    except ShimGone:
+        return
+    log.warning("container %s is not registered but runs: ended", directory.name)
+    shim.close()
+    await teardown.end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)

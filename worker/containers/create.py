@@ -1,0 +1,189 @@
+"""``POST /containers/create``: from a request to a container on disk, or to nothing at all.
+
+Order: parse and check, find the image, settle mounts, prepare the root file system, write the record. Every step is
+undone when a later one fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from covey.entropy import container_id as fresh_id
+from covey.errors import InvalidArgument
+from worker.containers import host_config, limits, merge, mount_specs, names, network_requests, seccomp, signals
+from worker.containers.host import Host
+from worker.containers.record import Container, Mount
+from worker.containers.registry import check_name
+from worker.images.image import Image
+
+HOSTNAME_LIMIT = 63
+
+
+async def create(
+    host: Host,
+    name: str | None,
+    body: Mapping[str, Any],
+    *,
+    owner: str = "",
+    networks: Mapping[str, Mapping[str, Any]] | None = None,
+    port_group: str = "",
+) -> tuple[Container, list[str]]:
+    """The container and Docker's warnings. Raises InvalidArgument, NotFound (image, network), Conflict (name).
+
+    ``networks`` (name → EndpointSettings with an extra "Service") take the place of the body's. ``port_group``: see
+    PortBinding.
+    """
+    given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
+    settings = host_config.completed(body.get("HostConfig") or {}, os.cpu_count() or 1)
+    reference = str(given.get("Image") or "")
+    if not reference:
+        raise InvalidArgument("no image specified: give an image's name or id")
+    image = await host.run(host.images.resolve, reference)
+    config = merge.config(given, image.config)
+    container = _container(config, settings, image, body, networks)
+    container.owner, container.port_group = owner, port_group
+    await _name_networks(host, container)
+    sources = {text.partition(":")[0] for text in settings.get("VolumesFrom") or []}
+    others = {ref: host.registry.resolve(ref).mounts for ref in sources}
+    container.mounts = mount_specs.requested(config, settings, others)
+    async with AsyncExitStack() as undo:
+        _claim_name(host, container, name)
+        undo.callback(host.registry.release_name, container.name, container.id)
+        await _settle_mounts(host, container, undo)
+        await _prepare_root(host, container, image, undo)
+        host.registry.add(container)
+        undo.pop_all()
+    host.live(container)
+    host.publish(container, "create")
+    return container, _warnings(settings, image)
+
+
+def _container(
+    config: dict[str, Any],
+    settings: dict[str, Any],
+    image: Image,
+    body: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]] | None,
+) -> Container:
+    """The record, checked, without its mounts and name."""
+    argv = merge.argv(config)
+    if config.get("StopSignal"):
+        signals.parse(config["StopSignal"])
+    working = config.get("WorkingDir")
+    if working and not working.startswith("/"):
+        raise InvalidArgument(f"the working directory '{working}' is invalid, it needs to be an absolute path")
+    if len(config.get("Hostname") or "") > HOSTNAME_LIMIT:
+        raise InvalidArgument(f"invalid hostname format: {config['Hostname']} is longer than {HOSTNAME_LIMIT} characters")
+    network_requests.check(config, settings)
+    seccomp.chosen(settings.get("SecurityOpt") or [], settings["Privileged"])
+    limits.rlimits(settings["Ulimits"] or [], {})
+    endpoints = (body.get("NetworkingConfig") or {}).get("EndpointsConfig")
+    wanted = network_requests.endpoints(settings, endpoints, str(body.get("MacAddress") or ""))
+    identity = fresh_id()
+    if not config.get("Hostname"):
+        config["Hostname"] = identity[:12] if not network_requests.joined(settings["NetworkMode"]) else ""
+    if settings["NetworkMode"] == "host":
+        config["Hostname"] = os.uname().nodename
+    return Container(
+        id=identity,
+        name="",
+        created=0.0,
+        image_id=image.id,
+        config=config,
+        host_config=settings,
+        networks=wanted if networks is None else {key: dict(value) for key, value in networks.items()},
+        path=argv[0],
+        args=argv[1:],
+    )
+
+
+async def _name_networks(host: Host, container: Container) -> None:
+    """Networks given by id or prefix are kept by name. Raises NotFound."""
+    named = {}
+    for wanted, settings in container.networks.items():
+        found = await host.network.inspect_network(wanted)
+        named[found["Name"]] = {**settings, "NetworkID": found["Id"]}
+    container.networks = named
+
+
+def _claim_name(host: Host, container: Container, name: str | None) -> None:
+    chosen = check_name(name) if name else names.fresh(host.registry.name_free)
+    host.registry.claim(chosen, container.id)
+    container.name = chosen
+    container.created = host.clock.now()
+
+
+async def _settle_mounts(host: Host, container: Container, undo: AsyncExitStack) -> None:
+    """Volumes are made or found, bind sources must be there."""
+    given = {one.get("Target"): one for one in container.host_config.get("Mounts") or []}
+    for mount in container.mounts:
+        if mount.type == "volume":
+            await _settle_volume(host, mount, (given.get(mount.destination) or {}).get("VolumeOptions") or {}, undo)
+        elif mount.type == "bind" and mount.must_exist and not await host.run(os.path.lexists, mount.source):
+            raise InvalidArgument(f'invalid mount config for type "bind": bind source path does not exist: {mount.source}')
+
+
+async def _settle_volume(host: Host, mount: Mount, options: Mapping[str, Any], undo: AsyncExitStack) -> None:
+    known = {volume.name for volume in await host.run(host.volumes.list)}
+    driver = options.get("DriverConfig") or {}
+    volume = await host.run(
+        host.volumes.create,
+        mount.name or None,
+        mount.driver,
+        driver.get("Options") or {},
+        options.get("Labels") or {},
+    )
+    mount.name, mount.source = volume.name, str(volume.mountpoint)
+    if volume.name not in known:
+        undo.push_async_callback(host.run, host.volumes.remove, volume.name, True)
+        host.events.publish("volume", "create", volume.name, {"driver": volume.driver})
+
+
+async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack) -> None:
+    layers = await host.run(host.images.layer_dirs, image)
+    undo.push_async_callback(host.run, host.overlay.remove, container.id)
+    await host.run(host.overlay.prepare, container.id, layers)
+    filled = [mount for mount in container.mounts if mount.type == "volume" and mount.copy]
+    if filled:
+        await host.run(_populate, host, container, filled)
+
+
+def _populate(host: Host, container: Container, mounts: list[Mount]) -> None:
+    """Copies what the image has at each volume's place into volumes that are empty."""
+    place = host.options.run_directory(container.id) / "rootfs"
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    host.overlay.mount(container.id, place)
+    try:
+        for mount in mounts:
+            if host.volumes.get(mount.name).options:
+                host.volumes.acquire(mount.name, container.id)
+            try:
+                host.volumes.populate(mount.name, place, mount.destination)
+            finally:
+                host.volumes.release(mount.name, container.id)
+    finally:
+        host.overlay.unmount(place)
+        _remove_empty(place)
+
+
+def _remove_empty(place: Path) -> None:
+    for directory in (place, place.parent):
+        try:
+            directory.rmdir()
+        except OSError:
+            return
+
+
+def _warnings(settings: Mapping[str, Any], image: Image) -> list[str]:
+    warnings = []
+    if image.platform_warning:
+        warnings.append(image.platform_warning)
+    if settings["NetworkMode"] in ("host", "none") and settings.get("PortBindings") and settings["NetworkMode"] == "host":
+        warnings.append("Published ports are discarded when using host network mode")
+    if settings.get("KernelMemory"):
+        warnings.append("Specifying a kernel memory limit is deprecated and ignored")
+    return warnings

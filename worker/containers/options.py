@@ -1,0 +1,34 @@
+"""What an engine is told when it starts: paths, names, limits. Data only."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.network.networks import DEFAULT_BRIDGE
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """``zygote_socket``: a zygote that somebody else supervises; None, and the engine starts or adopts its own.
+
+    ``require_seccomp``: refuse to start a container whose filter cannot be compiled (no libseccomp) instead of starting
+    it without one. ``threads``: how many blocking calls may run at once.
+    """
+
+    data_root: Path
+    exec_root: Path
+    cgroup_parent: str = "/covey"
+    name: str = field(default_factory=socket.gethostname)
+    zygote_socket: Path | None = None
+    require_seccomp: bool = False
+    threads: int = 8
+    nft_table: str = "covey"
+    default_bridge: str = DEFAULT_BRIDGE
+    network_namespace: str | None = None
+    labels: tuple[str, ...] = ()
+
+    def run_directory(self, container_id: str) -> Path:
+        """``<run>/containers/<id>``: bundle, root mount point, shim socket."""
+        return self.exec_root / "containers" / container_id

@@ -1,0 +1,75 @@
+"""Removes a container with all it has on disk, by Docker's rules and in its words."""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+from covey.errors import Conflict, CoveyError, NotFound
+from worker.containers import record, start, stop, teardown
+from worker.containers.host import Host, Live
+
+log = logging.getLogger(__name__)
+
+REFUSALS = {
+    record.RUNNING: "container is running: stop the container before removing or force remove",
+    record.PAUSED: "container is paused and must be unpaused first",
+    record.RESTARTING: "container is restarting: stop the container before removing or force remove",
+}
+
+
+async def remove(host: Host, live: Live, *, force: bool = False, volumes: bool = False) -> None:
+    """``volumes``: its anonymous volumes too. Raises Conflict: it runs and no ``force``, or is being removed."""
+    container = live.container
+    if live.removing:
+        raise Conflict(f"removal of container {container.id} is already in progress")
+    refusal = REFUSALS.get(container.state.status)
+    if refusal and not force:
+        raise Conflict(f'cannot remove container "{container.name}": {refusal}')
+    live.removing = True
+    try:
+        start.cancel_restart(live)
+        if container.state.running:
+            container.manually_stopped = True
+            await stop.end(host, live, signal.SIGKILL, stop.KILL_PATIENCE)
+        async with live.lock:
+            await _delete(host, live)
+    except BaseException:
+        live.removing = False
+        if container.state.status == record.REMOVING:
+            host.set_status(container, record.DEAD)
+        raise
+    if volumes:
+        await _remove_volumes(host, live)
+    host.lives.pop(container.id, None)
+    host.publish(container, "destroy")
+    live.drop_pending()
+    live.wake_exit_waiters(container.state.exit_code)
+    live.wake_removal_waiters(container.state.exit_code)
+    await _collect_image(host, container.image_id)
+
+
+async def _delete(host: Host, live: Live) -> None:
+    container = live.container
+    host.set_status(container, record.REMOVING)
+    await teardown.release(host, container)
+    await host.run(host.overlay.remove, container.id)
+    await host.run(host.registry.remove_directory, container.id)
+    host.registry.forget(container)
+
+
+async def _remove_volumes(host: Host, live: Live) -> None:
+    for mount in live.container.mounts:
+        if mount.type == "volume" and mount.anonymous:
+            try:
+                await host.run(host.volumes.remove, mount.name, True)
+            except CoveyError as error:
+                log.info("volume %s of container %s stays: %s", mount.name, live.container.short, error.message)
+
+
+async def _collect_image(host: Host, image_id: str) -> None:
+    """An image that was removed under its containers goes with the last of them."""
+    try:
+        await host.run(host.images.resolve, image_id)
+    except NotFound:
+        await host.run(host.images.collect)

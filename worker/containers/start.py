@@ -1,0 +1,310 @@
+"""Starts a created or exited container: mount, reserve, shim, plug, run; everything undone when a step fails.
+
+It decides the order and Docker's words and exit codes for what fails. What happens after the start is supervise's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from covey.errors import Conflict, CoveyError, Internal, InvalidArgument, NotModified
+from worker.containers import (
+    bundle,
+    health,
+    host_config,
+    limits,
+    network_requests,
+    record,
+    seccomp,
+    supervise,
+    surroundings,
+    teardown,
+)
+from worker.containers.host import Host, Live
+from worker.containers.record import Container, Health, State
+from worker.containers.shim_client import Shim, ShimGone
+from worker.network import text as network_text
+from worker.network.endpoint import Attachment
+from worker.runtime.errors import RuntimeFault
+
+HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+EXIT_CODES = {"not-found": 127, "not-executable": 126}
+NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
+
+
+async def start(host: Host, live: Live) -> None:
+    """Runs the container's process. Raises NotModified (it runs), Conflict, and what ``explained`` makes of failures."""
+    async with live.lock:
+        container = live.container
+        status = container.state.status
+        if status == record.PAUSED:
+            raise Conflict("cannot start a paused container, try unpause instead")
+        if status == record.RUNNING:
+            raise NotModified(f"container {container.name} runs already")
+        if live.removing or status in (record.REMOVING, record.DEAD):
+            raise Conflict("container is marked for removal and cannot be started")
+        cancel_restart(live)
+        container.manually_stopped = False
+        try:
+            await _start(host, live)
+        except Exception as error:
+            code, fault = explained(container, error)
+            _failed(host, live, code, fault)
+            if fault is error:
+                raise
+            raise fault from error
+
+
+def cancel_restart(live: Live) -> None:
+    """A restart that waits for its delay will not come; the restart that is running us is left alone."""
+    if live.restart is not None and live.restart is not asyncio.current_task():
+        live.restart.cancel()
+    live.restart = None
+
+
+def _failed(host: Host, live: Live, code: int, fault: CoveyError) -> None:
+    container = live.container
+    container.state = State(
+        status=record.EXITED if container.state.started_at else record.CREATED,
+        exit_code=code,
+        error=fault.message,
+        started_at=container.state.started_at,
+        finished_at=container.state.finished_at,
+    )
+    live.drop_pending()
+    live.shim = None
+    live.exited.set()
+    live.wake_exit_waiters(code)
+    host.save(container)
+    if container.host_config.get("AutoRemove"):
+        host.auto_remove(live)
+
+
+def explained(container: Container, error: Exception) -> tuple[int, CoveyError]:
+    """The exit code and the error in Docker's words. 127: no such program; 126: not executable; 128: everything else."""
+    if isinstance(error, CoveyError):
+        return 128, error
+    if isinstance(error, RuntimeFault):
+        code = EXIT_CODES.get(error.code, 128)
+        head = "failed to create task for container: failed to create shim task: OCI runtime create failed: "
+        if code != 128:
+            text = f"{head}unable to start container process: {exec_words(container.path, error)}: unknown"
+            return code, InvalidArgument(text)
+        return code, Internal(f"{head}{error}: unknown")
+    if isinstance(error, ShimGone):
+        return 128, Internal(f"failed to create task for container {container.short}: {error}: see the zygote's log")
+    if isinstance(error, OSError):
+        return 128, Internal(f"cannot start container {container.short}: {error.strerror} ({error.filename or 'kernel call'})")
+    raise error
+
+
+def exec_words(program: str, fault: RuntimeFault) -> str:
+    """``exec: "foo": executable file not found in $PATH`` and its like, which the docker CLI reads for its exit code."""
+    if fault.code == "not-found":
+        if "/" in program:
+            return f'exec: "{program}": stat {program}: no such file or directory'
+        return f'exec: "{program}": executable file not found in $PATH'
+    if fault.code == "not-executable":
+        return f'exec: "{program}": permission denied'
+    return str(fault)
+
+
+async def _start(host: Host, live: Live) -> None:
+    container = live.container
+    directory = host.options.run_directory(container.id)
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
+        await host.run(_fresh_directory, host, container, directory)
+        await host.run(_mount_all, host, container, directory)
+        joins = namespace_joins(host, container)
+        attachment = await _reserve(host, container, undo)
+        config = await host.run(_bundle, host, container, directory, attachment, joins)
+        (directory / "config.json").write_text(json.dumps(config))
+        shim = await _make_shim(host, container, directory, undo)
+        pid, started = await shim.create(
+            directory,
+            log=log_options(host, container),
+            stdin=bool(container.config.get("OpenStdin")),
+            init=bool(container.host_config.get("Init")),
+        )
+        if attachment is not None:
+            attachment = await host.network.plug(container.id, pid)
+        await _serve_pending(live, shim)
+        await shim.start()
+        undo.pop_all()
+    live.attachment = attachment
+    _running(host, live, shim, pid, started)
+
+
+def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None:
+    container = live.container
+    container.state = State(
+        status=record.RUNNING,
+        pid=pid,
+        pid_start=started,
+        started_at=host.clock.now(),
+        finished_at=container.state.finished_at,
+        health=Health() if health.test(container.config) else None,
+    )
+    live.shim = shim
+    live.exited.clear()
+    host.save(container, sync=True)
+    host.publish(container, "start")
+    supervise.begin(host, live)
+
+
+def _fresh_directory(host: Host, container: Container, directory: Path) -> None:
+    """An empty 0700 run directory: what a crash left in it goes first."""
+    if directory.exists():
+        teardown.clear_directory(host, container, directory)
+    directory.mkdir(mode=0o700, parents=True)
+
+
+def _mount_all(host: Host, container: Container, directory: Path) -> None:
+    host.overlay.mount(container.id, directory / "rootfs")
+    for mount in container.mounts:
+        if mount.type == "volume":
+            # A volume that was removed with force is made again, as Docker's daemon does.
+            host.volumes.create(mount.name, mount.driver)
+            mount.source = str(host.volumes.acquire(mount.name, container.id))
+        elif mount.type == "bind" and not os.path.lexists(mount.source):
+            if mount.must_exist:
+                raise InvalidArgument(f'invalid mount config for type "bind": bind source path does not exist: {mount.source}')
+            os.makedirs(mount.source, 0o755)
+    if container.host_config.get("IpcMode") == "shareable":
+        surroundings.make_shm(directory / "shm", container.host_config["ShmSize"])
+
+
+def namespace_joins(host: Host, container: Container) -> dict[str, str]:
+    """Namespaces this container does not have of its own: kind → path, "" for the host's."""
+    settings = container.host_config
+    joins: dict[str, str] = {}
+    for kind, field in (("pid", "PidMode"), ("ipc", "IpcMode"), ("network", "NetworkMode")):
+        mode = str(settings.get(field) or "")
+        if mode == "host":
+            joins[kind] = ""
+        elif mode.startswith("container:"):
+            joins[kind] = f"/proc/{joined(host, container, mode).state.pid}/ns/{NAMESPACE_FILES[kind]}"
+    if settings.get("UTSMode") == "host":
+        joins["uts"] = ""
+    if settings.get("CgroupnsMode") == "host":
+        joins["cgroup"] = ""
+    return joins
+
+
+def joined(host: Host, container: Container, mode: str) -> Container:
+    """The running container that a ``container:X`` mode names. Raises Conflict in Docker's words."""
+    other = host.registry.resolve(mode.removeprefix("container:"))
+    if other.id == container.id:
+        raise Conflict("cannot join own network")
+    if not other.state.running:
+        raise Conflict(f"cannot join network of a non running container: {other.id}")
+    return other
+
+
+async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> Attachment | None:
+    """Addresses and ports; None when another container's network is shared."""
+    if network_requests.joined(container.network_mode):
+        return None
+    undo.push_async_callback(host.network.detach, container.id)
+    ports = network_requests.port_bindings(container.config, container.host_config, container.port_group)
+    if container.network_mode in ("host", "none"):
+        ports = []
+    return await host.network.reserve(
+        container.id,
+        container.name,
+        network_requests.requests(container),
+        ports,
+        dns=container.host_config.get("Dns") or [],
+    )
+
+
+def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:
+    """Writes hostname, hosts and resolv.conf; destination → source. A shared network shares its files."""
+    if attachment is None:
+        other = host.registry.directory(joined(host, container, container.network_mode).id)
+        return {f"/etc/{name}": str(other / name) for name in ("hostname", "hosts", "resolv.conf")}
+    settings, config = container.host_config, container.config
+    directory = host.registry.directory(container.id)
+    resolv = network_text.resolv_conf(
+        attachment,
+        HOST_RESOLV_CONF.read_text() if HOST_RESOLV_CONF.exists() else "",
+        dns=settings.get("Dns") or [],
+        search=settings.get("DnsSearch") or [],
+        options=settings.get("DnsOptions") or [],
+    )
+    hostname, domain = config["Hostname"], config.get("Domainname") or ""
+    hosts = network_text.hosts(attachment, hostname, domain, settings.get("ExtraHosts") or [])
+    texts = {"hostname": f"{hostname}\n", "hosts": hosts, "resolv.conf": resolv}
+    for name, content in texts.items():
+        surroundings.write_file(directory / name, content)
+    return {f"/etc/{name}": str(directory / name) for name in texts}
+
+
+def _bundle(
+    host: Host, container: Container, directory: Path, attachment: Attachment | None, joins: dict[str, str]
+) -> dict[str, Any]:
+    settings = container.host_config
+    profile = seccomp.chosen(settings.get("SecurityOpt") or [], settings["Privileged"])
+    names = limits.capabilities(settings)
+    parent = settings.get("CgroupParent") or host.options.cgroup_parent
+    return bundle.build(
+        bundle.Inputs(
+            config=container.config,
+            host_config=settings,
+            argv=[container.path, *container.args],
+            rootfs=str(directory / "rootfs"),
+            cgroup=f"/{parent.strip('/')}/{container.id}",
+            user=surroundings.user(directory / "rootfs", container.config.get("User") or "", settings.get("GroupAdd") or ()),
+            hostname=container.config.get("Hostname") or "",
+            mounts=container.mounts,
+            files=_network_files(host, container, attachment),
+            joins=joins,
+            devices=surroundings.devices(settings),
+            seccomp=surroundings.compiled_seccomp(
+                profile, names, host.options.data_root / "seccomp", host.options.require_seccomp
+            ),
+            ceilings=surroundings.hard_limits(),
+            cpus=os.cpu_count() or 1,
+            shm=_shared_memory(host, container, directory),
+        )
+    )
+
+
+def _shared_memory(host: Host, container: Container, directory: Path) -> str:
+    """The directory that is /dev/shm when the ipc namespace is shared, "" when it is the container's own."""
+    mode = str(container.host_config.get("IpcMode") or "")
+    if mode == "shareable":
+        return str(directory / "shm")
+    if mode == "host":
+        return "/dev/shm"
+    if mode.startswith("container:"):
+        return str(host.options.run_directory(joined(host, container, mode).id) / "shm")
+    return ""
+
+
+async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
+    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent)
+    undo.push_async_callback(teardown.end_shim, pid, started)
+    return await Shim.connect(directory)
+
+
+def log_options(host: Host, container: Container) -> dict[str, Any]:
+    """The shim's log settings."""
+    config = container.host_config.get("LogConfig") or {}
+    size, count = host_config.log_rotation(config.get("Config") or {})
+    driver = "none" if config.get("Type") == "none" else "json-file"
+    return {"path": str(host.log_path(container)), "driver": driver, "max_size": size, "max_file": count}
+
+
+async def _serve_pending(live: Live, shim: Shim) -> None:
+    """Whoever attached before the start has the stream before the first byte."""
+    pending, live.pending = live.pending, []
+    for one in pending:
+        if not one.stream.done():
+            one.stream.set_result(await shim.attach(stdin=one.stdin, stdout=one.stdout, stderr=one.stderr))

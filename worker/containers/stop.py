@@ -1,0 +1,161 @@
+"""Ends, signals and freezes containers: stop with grace, kill, restart, pause, unpause. Words and codes are Docker's.
+
+Nothing here waits while it holds a container's lock: the exit is recorded by whoever supervises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from covey.errors import Conflict, Internal, NotModified
+from worker.containers import defaults, record, signals, start
+from worker.containers.host import Host, Live
+from worker.containers.record import Container
+from worker.containers.shim_client import ShimGone
+from worker.runtime.errors import RuntimeFault
+
+KILL_PATIENCE = 10.0
+
+
+async def send(live: Live, number: int) -> bool:
+    """Signals the container's process; False when there is none any more."""
+    if live.shim is None:
+        return False
+    try:
+        await live.shim.kill(number)
+    except ShimGone:
+        return False
+    except RuntimeFault as fault:
+        if fault.code == "bad-state":
+            return False
+        raise Internal(f"cannot signal container {live.container.short}: {fault}") from fault
+    return True
+
+
+async def wait_exited(live: Live, seconds: float | None) -> bool:
+    """Whether the container ended within ``seconds`` (None: however long it takes)."""
+    try:
+        async with asyncio.timeout(seconds):
+            await live.exited.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def stop_signal(container: Container) -> int:
+    return signals.parse(container.config.get("StopSignal") or "SIGTERM")
+
+
+def grace(container: Container, timeout: int | None) -> float | None:
+    """Seconds before the kill, None for ever: the request's, the container's, ten."""
+    wanted = timeout if timeout is not None else container.config.get("StopTimeout")
+    if wanted is None:
+        wanted = defaults.STOP_SECONDS
+    return None if wanted < 0 else float(wanted)
+
+
+async def stop(host: Host, live: Live, timeout: int | None = None, name: str | None = None) -> None:
+    """Raises NotModified when nothing runs."""
+    container = live.container
+    number = signals.parse(name) if name else stop_signal(container)
+    if container.state.status == record.RESTARTING:
+        await give_up_restart(host, live)
+        return
+    if not container.state.running:
+        raise NotModified(f"container {container.name} is not running")
+    container.manually_stopped = True
+    host.save(container)
+    await end(host, live, number, grace(container, timeout))
+    host.publish(container, "stop")
+
+
+async def give_up_restart(host: Host, live: Live) -> None:
+    """A container that waits for its restart stays down."""
+    async with live.lock:
+        start.cancel_restart(live)
+        live.container.manually_stopped = True
+        if live.container.state.status == record.RESTARTING:
+            host.set_status(live.container, record.EXITED)
+
+
+async def end(host: Host, live: Live, number: int, seconds: float | None) -> None:
+    """Signal, wait, kill, wait. Raises Internal when even that does not end it."""
+    if live.container.state.status == record.PAUSED and number != signal.SIGKILL:
+        await unpause(host, live)
+    if await send(live, number):
+        host.publish(live.container, "kill", {"signal": str(number)})
+    if await wait_exited(live, seconds):
+        return
+    if await send(live, signal.SIGKILL):
+        host.publish(live.container, "kill", {"signal": str(int(signal.SIGKILL))})
+    if not await wait_exited(live, KILL_PATIENCE):
+        raise Internal(
+            f"container {live.container.short} did not end within {KILL_PATIENCE:.0f} s of SIGKILL: "
+            "a process of it hangs in the kernel"
+        )
+
+
+async def kill(host: Host, live: Live, name: str | None = None) -> None:
+    """Raises Conflict in Docker's words when nothing runs. SIGKILL waits for the end."""
+    container = live.container
+    number = signals.parse(name or "KILL")
+    if container.state.status == record.RESTARTING:
+        await give_up_restart(host, live)
+        return
+    if not container.state.running:
+        raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
+    if number in (signal.SIGKILL, stop_signal(container)):
+        container.manually_stopped = True
+        host.save(container)
+    if await send(live, number):
+        host.publish(container, "kill", {"signal": str(number)})
+    if number == signal.SIGKILL and not await wait_exited(live, KILL_PATIENCE):
+        raise Internal(f"container {container.short} did not end within {KILL_PATIENCE:.0f} s of SIGKILL")
+
+
+async def restart(host: Host, live: Live, timeout: int | None = None, name: str | None = None) -> None:
+    """Stop if it runs, then start."""
+    container = live.container
+    if container.state.running:
+        live.kept = True
+        try:
+            await stop(host, live, timeout, name)
+        finally:
+            live.kept = False
+    elif container.state.status == record.RESTARTING:
+        await give_up_restart(host, live)
+    await start.start(host, live)
+    host.publish(container, "restart")
+
+
+async def pause(host: Host, live: Live) -> None:
+    """Raises Conflict in Docker's words."""
+    async with live.lock:
+        container = live.container
+        if container.state.status == record.PAUSED:
+            raise Conflict(f"container {container.id} is already paused")
+        if container.state.status == record.RESTARTING:
+            raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        if live.shim is None or not container.state.running:
+            raise Conflict(f"container {container.id} is not running")
+        try:
+            await live.shim.pause()
+        except (RuntimeFault, ShimGone) as fault:
+            raise Internal(f"cannot pause container {container.id}: {fault}") from fault
+        host.set_status(container, record.PAUSED)
+        host.publish(container, "pause")
+
+
+async def unpause(host: Host, live: Live) -> None:
+    """Raises Conflict in Docker's words."""
+    async with live.lock:
+        container = live.container
+        if live.shim is None or container.state.status != record.PAUSED:
+            raise Conflict(f"Container {container.id} is not paused")
+        try:
+            await live.shim.resume()
+        except (RuntimeFault, ShimGone) as fault:
+            raise Internal(f"cannot unpause container {container.id}: {fault}") from fault
+        host.set_status(container, record.RUNNING)
+        host.publish(container, "unpause")

@@ -1,0 +1,152 @@
+"""Follows a running container to its end: its shim's events, the exit on record, the restart its policy asks for.
+
+An exit is on disk as the container's state before anything of its run is torn down, and told once. A shim that died
+without a record means 137.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from worker.containers import health, record, restart_policy, teardown
+from worker.containers.host import Host, Live
+from worker.containers.record import Container
+from worker.containers.shim_client import Shim, ShimGone, exit_record
+from worker.runtime.errors import RuntimeFault
+
+log = logging.getLogger(__name__)
+
+SHIM_DIED = "shim died"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a container ended; ``at`` in seconds since the epoch."""
+
+    code: int
+    oom: bool
+    at: float
+    error: str = ""
+
+
+def begin(host: Host, live: Live) -> None:
+    """Watches a container that runs (just started or adopted), and its health if it has a check."""
+    assert live.shim is not None
+    live.exited.clear()
+    short = live.container.short
+    live.supervisor = host.spawn(_supervise(host, live, live.shim), f"container {short}: supervisor")
+    if live.container.state.health is not None:
+        live.health = host.spawn(health.watch(host, live), f"container {short}: health")
+
+
+async def _supervise(host: Host, live: Live, shim: Shim) -> None:
+    ended = await _wait_exit(host, live, shim)
+    async with live.lock:
+        await settle(host, live, shim, ended)
+    if live.container.host_config.get("AutoRemove") and not live.removing and not live.kept:
+        host.auto_remove(live)
+
+
+async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
+    while True:
+        try:
+            async for event in shim.events():
+                if event["type"] == "exit":
+                    return Exit(int(event["code"]), bool(event["oom"]), float(event["at"]))
+                _other_event(host, live, event)
+        except ShimGone:
+            found = exit_record(shim.directory)
+            if found is not None:
+                return from_record(found)
+            try:
+                # Cut off for being slow, not dead: listen again.
+                (await Shim.connect(shim.directory)).close()
+            except ShimGone:
+                return Exit(137, False, host.clock.now(), SHIM_DIED)
+
+
+def from_record(found: dict[str, Any]) -> Exit:
+    """The exit of an exit.json."""
+    return Exit(int(found["exit_code"]), bool(found["oom"]), float(found["finished_at"]))
+
+
+def _other_event(host: Host, live: Live, event: dict[str, Any]) -> None:
+    if event["type"] == "oom":
+        live.container.state.oom_killed = True
+        host.publish(live.container, "oom")
+    elif event["type"] == "exec-exit":
+        one = live.execs.get(str(event["exec_id"]))
+        if one is not None:
+            one.running, one.exit_code = False, int(event["code"])
+            one.ended.set()
+            host.publish(live.container, "exec_die", {"execID": one.id, "exitCode": str(one.exit_code)})
+
+
+async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None:
+    """The exit on record, then everything of the run given back, then told; ``shim`` None when it is gone already.
+
+    The container's lock is held by the caller.
+    """
+    container, state = live.container, live.container.state
+    if live.health is not None:
+        live.health.cancel()
+        live.health = None
+    state.status, state.exit_code, state.finished_at = record.EXITED, ended.code, ended.at or host.clock.now()
+    state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
+    state.pid, state.pid_start = 0, 0
+    host.save(container, sync=True)
+    if shim is not None:
+        await _delete_shim(container, shim, ended)
+    live.shim, live.attachment = None, None
+    await teardown.release(host, container)
+    _tell(host, live)
+    _decide_restart(host, live, ended)
+
+
+async def _delete_shim(container: Container, shim: Shim, ended: Exit) -> None:
+    try:
+        await shim.delete()
+    except (ShimGone, RuntimeFault) as error:
+        if not ended.error:
+            log.warning("the shim of container %s did not end properly: %s", container.short, error)
+    shim.close()
+
+
+def _tell(host: Host, live: Live) -> None:
+    container, state = live.container, live.container.state
+    for one in live.execs.values():
+        if one.running:
+            one.running, one.exit_code = False, 137
+            one.ended.set()
+    attributes = {"exitCode": str(state.exit_code)}
+    if state.started_at:
+        attributes["execDuration"] = str(int(max(0.0, state.finished_at - state.started_at)))
+    host.publish(container, "die", attributes)
+
+
+def _decide_restart(host: Host, live: Live, ended: Exit) -> None:
+    container = live.container
+    policy = container.host_config.get("RestartPolicy") or {}
+    again = not live.removing and restart_policy.wanted(policy, ended.code, container.restart_count, container.manually_stopped)
+    if again:
+        ran_for = container.state.finished_at - container.state.started_at
+        live.restart_delay = restart_policy.delay(live.restart_delay, ran_for)
+        host.set_status(container, record.RESTARTING)
+        live.restart = host.spawn(restart(host, live), f"container {container.short}: restart")
+    live.exited.set()
+    live.wake_exit_waiters(ended.code)
+
+
+async def restart(host: Host, live: Live) -> None:
+    """Another start after the delay, unless somebody stopped it meanwhile."""
+    await asyncio.sleep(live.restart_delay)
+    if live.container.state.status != record.RESTARTING:
+        return
+    live.container.restart_count += 1
+    try:
+        await host.start_again(live)
+    except Exception as error:
+        log.error("container %s was not started again: %s", live.container.short, error)

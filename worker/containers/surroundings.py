@@ -1,0 +1,153 @@
+"""What a bundle needs of the machine: the user's ids, devices, compiled filters, files of the network, namespaces to join.
+
+Blocking reads of the host and of the container's own tree (through safe_paths only); it decides no defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from covey.errors import Internal, InvalidArgument
+from worker.containers import users
+from worker.kernel import mounts, safe_paths, syscalls
+
+log = logging.getLogger(__name__)
+
+_FILE_LIMIT = 4 * 1024 * 1024
+_SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", "console"})
+
+
+def read_inside(root: Path, path: str) -> str:
+    """A regular file of the container's tree, "" when there is none; at most 4 MiB."""
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = safe_paths.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    finally:
+        os.close(root_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(_FILE_LIMIT).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def user(root: Path, wanted: str, group_add: Iterable[str] = ()) -> users.User:
+    """Who ``wanted`` is by the tree's own passwd and group. Raises InvalidArgument."""
+    return users.resolve(wanted, read_inside(root, "etc/passwd"), read_inside(root, "etc/group"), group_add)
+
+
+def hard_limits() -> dict[str, int]:
+    """The hard rlimits of this process by OCI name, -1 for none: root without CAP_SYS_RESOURCE cannot raise them."""
+    found = {}
+    for name in dir(resource):
+        if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE":
+            found[name] = resource.getrlimit(getattr(resource, name))[1]
+    return found
+
+
+def _node(path: str, inside: str, access: str) -> dict[str, Any] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if not (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+        return None
+    return {
+        "path": inside,
+        "type": "c" if stat.S_ISCHR(status.st_mode) else "b",
+        "major": os.major(status.st_rdev),
+        "minor": os.minor(status.st_rdev),
+        "fileMode": stat.S_IMODE(status.st_mode),
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+        "access": access,
+    }
+
+
+def _nodes_below(directory: str, inside: str, access: str) -> list[dict[str, Any]]:
+    found = []
+    for entry in sorted(os.scandir(directory), key=lambda one: one.name):
+        if entry.name in _SKIPPED_DEVICES or entry.is_symlink():
+            continue
+        target = f"{inside}/{entry.name}"
+        if entry.is_dir():
+            found += _nodes_below(entry.path, target, access)
+        elif (node := _node(entry.path, target, access)) is not None:
+            found.append(node)
+    return found
+
+
+def devices(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """OCI device nodes with an "access" each: those asked for, all of the machine when privileged."""
+    found: list[dict[str, Any]] = []
+    if host_config.get("Privileged"):
+        found = _nodes_below("/dev", "/dev", "rwm")
+    for wanted in host_config.get("Devices") or []:
+        path = str(wanted.get("PathOnHost") or "")
+        inside = str(wanted.get("PathInContainer") or path)
+        access = str(wanted.get("CgroupPermissions") or "rwm")
+        if os.path.isdir(path):
+            found += _nodes_below(os.path.realpath(path), inside, access)
+            continue
+        node = _node(path, inside, access)
+        if node is None:
+            raise InvalidArgument(
+                f'error gathering device information while adding custom device "{path}": no such file or directory '
+                "or not a device node"
+            )
+        found.append(node)
+    return list({node["path"]: node for node in found}.values())
+
+
+def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path, required: bool) -> str:
+    """The file with the profile's compiled program, "" for unconfined; kept in ``cache`` by what it depends on.
+
+    Without libseccomp: Internal if ``required``, else a warning and "".
+    """
+    if text is None:
+        return ""
+    from worker.runtime import seccomp_compile
+
+    try:
+        return str(seccomp_compile.compiled_file(cache, json.loads(text), capabilities, os.uname().machine))
+    except (ImportError, OSError) as error:
+        words = f"seccomp filters cannot be compiled ({error}): install libseccomp2 and pyseccomp"
+        if required:
+            raise Internal(f"{words}, or start without --require-seccomp") from None
+        log.warning("%s; this container runs WITHOUT a filter on its system calls", words)
+        return ""
+
+
+def make_shm(place: Path, size: int) -> None:
+    """A tmpfs of ``size`` bytes at ``place``, to be shared as /dev/shm by containers of one ipc namespace."""
+    place.mkdir(mode=0o700, exist_ok=True)
+    if str(place) in mounts.mount_points(str(place)):
+        return
+    flags = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+    mount_fd = mounts.new_filesystem("tmpfs", ["mode=1777", f"size={size}"], flags)
+    try:
+        target = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            mounts.attach(mount_fd, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(mount_fd)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replaces a file's content in place: containers hold a bind on the inode."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(path, 0o644)

@@ -1,0 +1,78 @@
+"""Gives back what a container's run held of the machine: shim, cgroup, mounts, run directory, volumes, network.
+
+Every step is safe without its setup and may be repeated; a step that fails is logged and the others are done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from worker.containers.host import Host
+from worker.containers.record import Container
+from worker.containers.shim_client import sweep
+from worker.kernel import process
+from worker.runtime.errors import RuntimeFault
+
+log = logging.getLogger(__name__)
+
+SHIM_PATIENCE = 5.0
+CGROUP_PATIENCE = 5.0
+POLL = 0.01
+
+
+async def end_shim(pid: int, started: int) -> None:
+    """Kills a shim, and by that its container, and waits until it is gone."""
+    process.kill_verified(pid, started, signal.SIGKILL)
+    deadline = time.monotonic() + SHIM_PATIENCE
+    while process.is_alive(pid, started):
+        if time.monotonic() > deadline:
+            log.error("shim %s does not end after SIGKILL", pid)
+            return
+        await asyncio.sleep(POLL)
+
+
+def clear_directory(host: Host, container: Container, directory: Path) -> None:
+    """What a shim that is gone left in the kernel, the mounts, the run directory, the volumes. Blocking."""
+    clear_run(host, directory)
+    for mount in container.mounts:
+        if mount.type == "volume":
+            host.volumes.release(mount.name, container.id)
+
+
+def clear_run(host: Host, directory: Path) -> None:
+    """The run directory with what its shim left and what is mounted in it. Blocking."""
+    if not directory.exists():
+        return
+    _sweep(directory)
+    for name in ("rootfs", "shm"):
+        host.overlay.unmount(directory / name)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sweep(directory: Path) -> None:
+    deadline = time.monotonic() + CGROUP_PATIENCE
+    try:
+        while not sweep(directory):
+            if time.monotonic() > deadline:
+                log.error("the cgroup of container %s is still in use and stays behind", directory.name)
+                return
+            time.sleep(POLL)
+    except (RuntimeFault, OSError) as error:
+        log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
+
+
+async def release(host: Host, container: Container) -> None:
+    """Everything a container that does not run may still hold."""
+    for step in (
+        host.network.detach(container.id),
+        host.run(clear_directory, host, container, host.options.run_directory(container.id)),
+    ):
+        try:
+            await step
+        except Exception:
+            log.exception("releasing what container %s held failed", container.short)

@@ -1,0 +1,78 @@
+"""The engine's hold on the zygote: finds it, or starts it when it is ours to start, and asks it for shims.
+
+A zygote that died is replaced (ours) or looked for again (supervised by somebody else); shims do not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from covey.errors import Unavailable
+from worker.containers.shim_client import ShimGone, Zygote
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+POLL = 0.05
+
+
+class ZygoteLink:
+    """``own``: whether to start a zygote at ``socket_path`` when none answers."""
+
+    def __init__(self, socket_path: Path, *, own: bool) -> None:
+        self._path = socket_path
+        self._own = own
+        self._zygote: Zygote | None = None
+        self._lock = asyncio.Lock()
+
+    async def open(self) -> Zygote:
+        """A zygote that answered. Raises Unavailable."""
+        async with self._lock:
+            if self._zygote is None:
+                self._zygote = await self._find()
+            return self._zygote
+
+    async def _find(self) -> Zygote:
+        try:
+            return await Zygote.connect(self._path)
+        except ShimGone as gone:
+            if self._own:
+                log.info("starting a zygote at %s (%s)", self._path, gone)
+                self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+                return await Zygote.spawn(self._path, self._path.with_name("zygote.log"))
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            try:
+                return await Zygote.connect(self._path)
+            except ShimGone as gone:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(f"no container can be started: {gone}; the daemon restarts its zygote") from None
+            await asyncio.sleep(POLL)
+
+    async def fork_shim(self, container_id: str, directory: Path, cgroup_parent: str) -> tuple[int, int]:
+        """(pid, start time) of a new shim; a zygote found dead is replaced once. Raises ShimGone, Unavailable."""
+        zygote = await self.open()
+        try:
+            return await zygote.fork_shim(container_id, directory, cgroup_parent)
+        except ShimGone:
+            self._drop(zygote)
+        return await (await self.open()).fork_shim(container_id, directory, cgroup_parent)
+
+    def _drop(self, zygote: Zygote) -> None:
+        zygote.close()
+        if self._zygote is zygote:
+            self._zygote = None
+
+    async def stop(self) -> None:
+        """Ends the zygote itself; shims stay."""
+        try:
+            await (await Zygote.connect(self._path)).stop()
+        except ShimGone:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        if self._zygote is not None:
+            self._drop(self._zygote)

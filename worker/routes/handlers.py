@@ -1,0 +1,29 @@
+"""All handlers of the node part of the Engine API, by route name, over one engine."""
+
+from __future__ import annotations
+
+from covey.engine_api.server import Handler
+from worker.containers.engine import Engine
+from worker.routes.containers import Containers
+from worker.routes.execs import Execs
+from worker.routes.images import Images
+from worker.routes.networks import Networks
+from worker.routes.system import System
+from worker.routes.volumes import Volumes
+
+RELEASE = "0.1.0"
+
+
+def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
+    """Handlers by route name; the front door adds the cluster's. The engine must be entered."""
+    found: dict[str, Handler] = {}
+    for noun in (
+        Containers(engine),
+        Execs(engine),
+        Images(engine),
+        Networks(engine),
+        System(engine, release),
+        Volumes(engine),
+    ):
+        found.update(noun.handlers())
+    return found

@@ -1,0 +1,152 @@
+"""Images over the Engine API, as far as this release goes: list, inspect, history, import, load, tag, remove, prune.
+
+Pulling is a later release's: what is here already counts as pulled, everything else is refused in Docker's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from covey.engine_api import framing
+from covey.engine_api.answers import Answer, Empty, Stream
+from covey.engine_api.call import Call
+from covey.engine_api.server import Handler
+from covey.errors import CoveyError, InvalidArgument, NotFound, NotImplementedYet
+from worker.containers.engine import Engine
+from worker.images import reference, views
+from worker.routes.bodies import BodyReader
+
+LIST_FILTERS = ("before", "dangling", "label", "label!", "reference", "since", "until")
+
+
+class Images:
+    """One method a route."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "image_list": self.list,
+            "image_create": self.create,
+            "image_load": self.load,
+            "image_prune": self.prune,
+            "image_inspect": self.inspect,
+            "image_history": self.history,
+            "image_tag": self.tag,
+            "image_delete": self.delete,
+            "distribution_inspect": self.distribution,
+        }
+
+    def _event(self, action: str, image_id: str, name: str) -> None:
+        self._engine.events.publish("image", action, image_id, {"name": name})
+
+    async def list(self, call: Call) -> Answer:
+        filters = call.filters(LIST_FILTERS)
+        images = self._engine.images
+        found = await self._engine.host.run(images.list, filters)
+        users = self._engine.host.users_of_images()
+        shared = call.boolean("shared-size")
+        out = []
+        for one in found:
+            size = await self._engine.host.run(images.shared_size, one) if shared else -1
+            out.append(views.image_summary(one, containers=len(users.get(one.id, ())), shared_size=size))
+        return out
+
+    async def create(self, call: Call) -> Answer:
+        if call.text("fromSrc"):
+            return await self._import(call)
+        name, tag = call.text("fromImage"), call.text("tag")
+        if not name:
+            raise InvalidArgument("give fromImage or fromSrc")
+        await call.read()
+        wanted = reference.from_parts(name, tag)
+        try:
+            found = await self._engine.host.run(self._engine.images.resolve, wanted.familiar)
+        except NotFound:
+            raise NotFound(
+                f"pull access denied for {wanted.familiar_name}, repository does not exist or may require 'docker login': "
+                f"denied: pulling from registries comes with a later release of Covey: load {wanted.familiar} with "
+                "`cluster image load`"
+            ) from None
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield framing.line({"status": f"Pulling from {wanted.familiar_name}", "id": wanted.tag or ""})
+            yield framing.line({"status": f"Digest: {found.manifest_digest}"})
+            yield framing.line({"status": f"Status: Image is up to date for {wanted.familiar}"})
+
+        return Stream(lines())
+
+    async def _import(self, call: Call) -> Answer:
+        source = call.text("fromSrc")
+        if source != "-":
+            raise NotImplementedYet(f"import from the address {source} is not there yet: download it and use fromSrc=-")
+        repository, tag = call.text("repo"), call.text("tag")
+        name = reference.from_parts(repository, tag) if repository else None
+        found = await self._engine.host.run(
+            self._engine.images.import_rootfs,
+            BodyReader(call.chunks),
+            name,
+            call.texts("changes"),
+            message=call.text("message"),
+            platform=call.text("platform"),
+        )
+        self._event("import", found.id, name.familiar if name else found.id)
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield framing.line({"status": found.id})
+
+        return Stream(lines())
+
+    async def load(self, call: Call) -> Answer:
+        loaded = await self._engine.host.run(self._engine.images.load_archive, BodyReader(call.chunks))
+        for one in loaded:
+            self._event("load", one.image.id, one.names[0] if one.names else one.image.id)
+
+        async def lines() -> AsyncIterator[bytes]:
+            for one in loaded:
+                for name in one.names:
+                    yield framing.line({"stream": f"Loaded image: {name}\n"})
+                if not one.names:
+                    yield framing.line({"stream": f"Loaded image ID: {one.image.id}\n"})
+
+        return Stream(lines())
+
+    async def prune(self, call: Call) -> Answer:
+        filters = call.filters(("dangling", "label", "label!", "until"))
+        return views.pruned(await self._engine.host.run(self._engine.images.prune, filters))
+
+    async def inspect(self, call: Call) -> Answer:
+        host, images = self._engine.host, self._engine.images
+        found = await host.run(images.resolve, call.params["name"])
+        return views.image_inspect(found, await host.run(images.layer_dirs, found))
+
+    async def history(self, call: Call) -> Answer:
+        host, images = self._engine.host, self._engine.images
+        found = await host.run(images.resolve, call.params["name"])
+        return views.history(found, await host.run(images.layer_sizes, found))
+
+    async def tag(self, call: Call) -> Answer:
+        name = reference.from_parts(call.text("repo"), call.text("tag"))
+        found = await self._engine.host.run(self._engine.images.tag, call.params["name"], name)
+        self._event("tag", found.id, name.familiar)
+        return Empty(201)
+
+    async def delete(self, call: Call) -> Answer:
+        result = await self._engine.host.run(self._engine.images.remove, call.params["name"], call.boolean("force"))
+        for name in result.untagged:
+            self._event("untag", name, name)
+        for one in result.deleted:
+            self._event("delete", one, one)
+        return views.removed(result)
+
+    async def distribution(self, call: Call) -> Answer:
+        """Without a registry client nobody knows a digest: the CLI goes on with its warning, as when Docker is offline."""
+        name = call.params["name"]
+        raise _Unauthorized(f"{name}: this release asks no registry for digests; the image is used by its name")
+
+
+class _Unauthorized(CoveyError):
+    """Docker's code for a registry that lets nobody in; the CLI then sends the name as it is."""
+
+    status = 401

@@ -1,0 +1,232 @@
+"""The node itself over the Engine API: version, info, events, disk usage, and honest refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from covey.clock import rfc3339
+from covey.engine_api import framing, versions
+from covey.engine_api.answers import Answer, Stream
+from covey.engine_api.call import Call
+from covey.engine_api.server import Handler
+from covey.errors import NotFound, NotImplementedYet
+from worker.containers import events
+from worker.containers.engine import Engine
+from worker.images import views as image_views
+from worker.rootfs import views as volume_views
+from worker.routes.times import seconds
+
+INACTIVE_SWARM = {
+    "NodeID": "",
+    "NodeAddr": "",
+    "LocalNodeState": "inactive",
+    "ControlAvailable": False,
+    "Error": "",
+    "RemoteManagers": None,
+}
+RUNTIME = "covey"
+
+
+def operating_system() -> str:
+    """PRETTY_NAME of os-release, or ``Linux``."""
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            for line in Path(path).read_text(encoding="utf-8").splitlines():
+                if line.startswith("PRETTY_NAME="):
+                    return line.partition("=")[2].strip('"')
+        except OSError:
+            continue
+    return "Linux"
+
+
+def cgroup_version() -> str:
+    """ "2" where the unified hierarchy is all there is, else "1"."""
+    return "2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "1"
+
+
+class System:
+    """One method a route. ``release`` is Covey's version; ``swarm`` is filled in by who knows the cluster."""
+
+    def __init__(self, engine: Engine, release: str) -> None:
+        self._engine = engine
+        self._release = release
+        self._started = engine.clock.now()
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "system_version": self.version,
+            "system_info": self.info,
+            "system_events": self.events,
+            "system_df": self.usage,
+            "system_auth": self.auth,
+            "plugin_list": self.plugins,
+            "plugin_inspect": self.plugin,
+        }
+
+    async def version(self, call: Call) -> Answer:
+        uname = os.uname()
+        details = {
+            "ApiVersion": versions.API_VERSION,
+            "MinAPIVersion": versions.MINIMUM_API_VERSION,
+            "Os": "linux",
+            "Arch": architecture(),
+            "KernelVersion": uname.release,
+            "Experimental": "false",
+            "GitCommit": "",
+            "GoVersion": f"none (Python {platform.python_version()})",
+            "BuildTime": "",
+        }
+        return {
+            "Platform": {"Name": "Covey"},
+            "Components": [{"Name": "Engine", "Version": self._release, "Details": details}],
+            "Version": self._release,
+            **{key: value for key, value in details.items() if key != "Experimental"},
+        }
+
+    async def info(self, call: Call) -> Answer:
+        return node_info(self._engine, self._release)
+
+    async def events(self, call: Call) -> Answer:
+        filters = call.filters(events.FILTERS)
+        now = self._engine.clock.now()
+        since = seconds(call.text("since"), now) if call.text("since") else None
+        until = seconds(call.text("until"), now) if call.text("until") else None
+        found = self._engine.events.stream(since, until, filters)
+
+        async def lines() -> AsyncIterator[bytes]:
+            async for event in found:
+                yield framing.line(event)
+
+        return Stream(lines())
+
+    async def usage(self, call: Call) -> Answer:
+        wanted = set(call.texts("type")) or {"container", "image", "volume", "build-cache"}
+        engine, host = self._engine, self._engine.host
+        out: dict[str, Any] = {}
+        users = host.users_of_images()
+        images = await host.run(engine.images.list)
+        out["LayersSize"] = await host.run(engine.images.layers_size)
+        out["Images"] = (
+            [
+                image_views.image_summary(
+                    one,
+                    containers=len(users.get(one.id, ())),
+                    shared_size=await host.run(engine.images.shared_size, one),
+                )
+                for one in images
+            ]
+            if "image" in wanted
+            else None
+        )
+        out["Containers"] = await engine.list(everything=True, size=True) if "container" in wanted else None
+        holders = host.users_of_volumes()
+        out["Volumes"] = None
+        if "volume" in wanted:
+            out["Volumes"] = [
+                volume_views.volume(
+                    one, size=await host.run(engine.volumes.size, one.name), users=len(holders.get(one.name, ()))
+                )
+                for one in await host.run(engine.volumes.list)
+            ]
+        out["BuildCache"] = [] if "build-cache" in wanted else None
+        out["BuilderSize"] = 0
+        return out
+
+    async def auth(self, call: Call) -> Answer:
+        raise NotImplementedYet(
+            "registries come with a later release of Covey: nothing was checked; load images with `cluster image load`"
+        )
+
+    async def plugins(self, call: Call) -> Answer:
+        return []
+
+    async def plugin(self, call: Call) -> Answer:
+        raise NotFound(f'plugin "{call.params["name"]}" not found')
+
+
+def architecture() -> str:
+    """GOARCH of this machine."""
+    from worker.images.image import host_architecture
+
+    return host_architecture()
+
+
+def node_info(engine: Engine, release: str) -> dict[str, Any]:
+    """SystemInfo of this node; ``Swarm`` says inactive."""
+    uname = os.uname()
+    options = engine.options
+    return {
+        "ID": node_identity(options.data_root),
+        **engine.counts(),
+        "Images": len(engine.images.list()),
+        "Driver": "overlay2",
+        "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"], ["Native Overlay Diff", "true"]],
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null"],
+            "Authorization": None,
+            "Log": ["json-file", "local", "none"],
+        },
+        "MemoryLimit": True,
+        "SwapLimit": True,
+        "CpuCfsPeriod": True,
+        "CpuCfsQuota": True,
+        "CPUShares": True,
+        "CPUSet": True,
+        "PidsLimit": True,
+        "OomKillDisable": cgroup_version() == "1",
+        "IPv4Forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1",
+        "Debug": False,
+        "NFd": len(os.listdir("/proc/self/fd")),
+        "NGoroutines": 0,
+        "SystemTime": rfc3339(engine.clock.now()),
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": cgroup_version(),
+        "NEventsListener": engine.events.statistics()["listeners"],
+        "KernelVersion": uname.release,
+        "OperatingSystem": operating_system(),
+        "OSVersion": "",
+        "OSType": "linux",
+        "Architecture": uname.machine,
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None},
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "GenericResources": None,
+        "DockerRootDir": str(options.data_root),
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Name": options.name,
+        "Labels": list(options.labels),
+        "ExperimentalBuild": False,
+        "ServerVersion": release,
+        "Runtimes": {RUNTIME: {"path": RUNTIME}},
+        "DefaultRuntime": RUNTIME,
+        "Swarm": dict(INACTIVE_SWARM),
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": "docker-init",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": ""},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
+        "CDISpecDirs": [],
+        "Warnings": None,
+    }
+
+
+def node_identity(data_root: Path) -> str:
+    """An id of this engine that lasts: from the machine's id and the data directory."""
+    try:
+        machine = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        machine = ""
+    digest = hashlib.sha256(f"{machine}\0{data_root}".encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-{digest[12:16]}-{digest[16:20]}-{digest[20:32]}"
