@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.kernel.netlink import Address, Message, Netlink, attributes, nested
+from worker.kernel.netlink import Netlink
+from worker.kernel.netlink_codec import Address, Message, attributes, nested
 
 _NETFILTER = 12
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2

@@ -10,14 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from worker.kernel.netlink import (
-    Netlink,
-    add_address,
-    change_link,
-    create_bridge,
-    delete_address,
-    delete_link,
-)
+from worker.kernel.netlink import Netlink
+from worker.kernel.netlink_codec import add_address, change_link, create_bridge, delete_address, delete_link
 from worker.network.topology import Bridge, Operation, Seen
 
 _SYSCTL = Path("/proc/sys/net")

@@ -13,11 +13,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from worker.kernel.conntrack import forget_flows
-from worker.kernel.netlink import Netlink, link_local
+from worker.kernel.netlink import Netlink
+from worker.kernel.netlink_codec import link_local
 from worker.kernel.nft import Nft, NftError
 from worker.network import balance, bridge, ports, topology
 from worker.network.endpoint import Attachment, Endpoint
-from worker.network.networks import ICC, MASQUERADE, Network, Occupied
+from worker.network.network import ICC, MASQUERADE, Network
+from worker.network.networks import Occupied
 from worker.network.plug import Port, plug, unplug
 
 log = logging.getLogger(__name__)

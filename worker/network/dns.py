@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from worker.network.endpoint import Address, Attachment, Endpoint
-from worker.network.networks import Network
+from worker.network.network import Network
 
 A, PTR, AAAA, ANY, OPT = 1, 12, 28, 255, 41
 NO_ERROR, FORMAT_ERROR, SERVER_FAILURE, REFUSED = 0, 1, 2, 5

@@ -11,16 +11,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.kernel.netlink import (
+from worker.kernel.netlink import Netlink, in_namespace
+from worker.kernel.netlink_codec import (
     Message,
-    Netlink,
     add_address,
     add_route,
     change_link,
     change_port,
     create_veth,
     delete_link,
-    in_namespace,
     link_local,
 )
 from worker.network.endpoint import Attachment, Endpoint

@@ -18,7 +18,8 @@ from worker.kernel.nft import NftError
 from worker.network import balance, dns, plug
 from worker.network.datapath import Datapath
 from worker.network.endpoint import Attachment, Endpoint, EndpointRequest, PortBinding, Subnet
-from worker.network.networks import DEFAULT_BRIDGE, HOST_BINDING, PREDEFINED, Networks
+from worker.network.network import HOST_BINDING, PREDEFINED
+from worker.network.networks import DEFAULT_BRIDGE, Networks
 from worker.network.port_ledger import PortLedger
 from worker.network.ports import Backend
 from worker.network.probe import kernel_problems
@@ -145,10 +146,11 @@ class Plumbing:
             self.networks.keep(attachment)
             self._sync()
         except BaseException:
-            for request in requests:
-                self._try(lambda: self.networks.disconnect(container_id, self.networks.find(request.network).id))  # noqa: B023
-            self.ledger.release(container_id)
             self.networks.forget(container_id)
+            for network_id in self.networks.networks:
+                self.networks.disconnect(container_id, network_id)
+            self.ledger.release(container_id)
+            self._try(self._sync)
             raise
         return attachment
 
@@ -170,13 +172,20 @@ class Plumbing:
         return self.ledger.claim(attachment.container_id, ports, default_host_ip=default, label=label)
 
     def plug(self, container_id: str, where: int | str) -> Attachment:
-        """Links the reserved endpoints into a namespace; the container's ports answer from now on."""
+        """Links the reserved endpoints into a namespace; the container's ports answer from now on.
+
+        It is recorded first: a daemon that dies in between finds the links missing and makes them.
+        """
         attachment = self._attachment(container_id)
-        self._kernel("plug", lambda: self._datapath.plug(where, attachment, self.networks.networks.values()))
-        attachment = replace(attachment, plugged=str(where))
-        self.networks.keep(attachment)
-        self._sync()
-        return attachment
+        plugged = replace(attachment, plugged=str(where))
+        self.networks.keep(plugged)
+        try:
+            self._kernel("plug", lambda: self._datapath.plug(where, plugged, self.networks.networks.values()))
+            self._sync()
+        except BaseException:
+            self.networks.keep(attachment)
+            raise
+        return plugged
 
     def connect(self, container_id: str, name: str, request: EndpointRequest, where: int | str | None) -> Attachment:
         """Adds an endpoint to a container, at once in its namespace when ``where`` is given."""

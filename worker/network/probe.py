@@ -9,7 +9,8 @@ import os
 import threading
 
 from worker.kernel import syscalls
-from worker.kernel.netlink import Message, Netlink, create_bridge, create_veth
+from worker.kernel.netlink import Netlink
+from worker.kernel.netlink_codec import Message, create_bridge, create_veth
 from worker.kernel.nft import Nft, NftError
 
 _TABLE = """\

@@ -10,8 +10,9 @@ import struct
 
 import pytest
 
-from worker.kernel import netlink as nl
+from worker.kernel import netlink_codec as nl
 from worker.kernel import syscalls
+from worker.kernel.netlink import Netlink, in_namespace
 
 
 def test_an_attribute_is_padded_to_four_bytes_and_says_its_own_length():
@@ -61,7 +62,7 @@ def _in_new_namespace(function):
 
     fd = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        return nl.in_namespace(fd, enter)
+        return in_namespace(fd, enter)
     finally:
         os.close(fd)
 
@@ -69,7 +70,7 @@ def _in_new_namespace(function):
 @pytest.mark.root
 def test_links_addresses_routes_and_neighbours_in_the_kernel():
     def work():
-        with nl.Netlink() as netlink:
+        with Netlink() as netlink:
             netlink.run(nl.create_bridge("b0", mac="02:42:00:00:00:01", mtu=1400, group=77))
             netlink.run(nl.change_link("b0", link_local=False), nl.change_link("b0", up=True))
             assert not any(one.address.version == 6 for one in netlink.addresses())
@@ -108,7 +109,7 @@ def test_links_addresses_routes_and_neighbours_in_the_kernel():
 @pytest.mark.root
 def test_a_refusal_is_an_oserror_with_the_kernels_own_words():
     def work():
-        with nl.Netlink() as netlink:
+        with Netlink() as netlink:
             netlink.run(nl.create_bridge("b0"))
             with pytest.raises(OSError, match=r"change link b0: .* \(mtu greater than device maximum\)") as caught:
                 netlink.run(nl.change_link("b0", mtu=100_000))
@@ -123,7 +124,7 @@ def test_a_refusal_is_an_oserror_with_the_kernels_own_words():
 @pytest.mark.root
 def test_the_first_refusal_of_several_requests_is_raised_and_the_socket_stays_usable():
     def work():
-        with nl.Netlink() as netlink:
+        with Netlink() as netlink:
             with pytest.raises(OSError, match="delete link nowhere"):
                 netlink.run(nl.create_bridge("b0"), nl.delete_link("nowhere"), nl.delete_link("elsewhere"))
             assert netlink.link("b0") is not None
@@ -139,12 +140,12 @@ def test_in_namespace_leaves_the_caller_where_it_was_and_hands_back_errors():
         syscalls.unshare(syscalls.CLONE_NEWNET)
         return os.readlink("/proc/thread-self/ns/net")
 
-    assert nl.in_namespace("/proc/self/ns/net", look) != before
+    assert in_namespace("/proc/self/ns/net", look) != before
     assert os.readlink("/proc/thread-self/ns/net") == before
     with pytest.raises(ZeroDivisionError):
-        nl.in_namespace("/proc/self/ns/net", lambda: 1 // 0)
+        in_namespace("/proc/self/ns/net", lambda: 1 // 0)
     with pytest.raises(FileNotFoundError):
-        nl.in_namespace("/nowhere", look)
+        in_namespace("/nowhere", look)
 
 
 def test_a_link_local_address_is_made_from_the_mac():

@@ -12,14 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from worker.kernel import syscalls
-from worker.kernel.netlink import (
-    Netlink,
-    add_address,
-    add_route,
-    change_link,
-    create_veth,
-    in_namespace,
-)
+from worker.kernel.netlink import Netlink, in_namespace
+from worker.kernel.netlink_codec import add_address, add_route, change_link, create_veth
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from worker.network import dns
 from worker.network.endpoint import Attachment, Endpoint
-from worker.network.networks import Network
+from worker.network.network import Network
 
 FRONT = Network("f" * 64, "front", "bridge", "now")
 BACK = Network("b" * 64, "back", "bridge", "now", internal=True)

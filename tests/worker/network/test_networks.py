@@ -10,7 +10,8 @@ import pytest
 
 from covey.errors import Conflict, CoveyError, Forbidden, InvalidArgument, NotFound, NotImplementedYet
 from worker.network.endpoint import Attachment, BoundPort, EndpointRequest, Subnet
-from worker.network.networks import BRIDGE_NAME, Networks, Occupied
+from worker.network.network import BRIDGE_NAME
+from worker.network.networks import Networks, Occupied
 from worker.network.records import boot_id
 
 C1, C2 = "c1" * 32, "c2" * 32
@@ -178,3 +179,26 @@ def test_a_cluster_network_keeps_the_id_it_was_given(networks: Networks):
     assert networks.inspect("stack_front")["Scope"] == "swarm"
     with pytest.raises(Conflict):
         networks.create("other", network_id="0123456789abcdefghijklmno")
+
+
+def test_records_of_the_first_release_are_read(tmp_path: Path):
+    """Golden bytes: later releases must read them."""
+    made = Networks(tmp_path)
+    (tmp_path / "networks" / f"{C1}.json").write_text(
+        f'{{"id":"{C1}","name":"front","driver":"bridge","created":"2026-11-24T00:00:00Z","scope":"local","subnets":'
+        '[{"subnet":"10.5.0.0/24","gateway":"10.5.0.1","ip_range":"","auxiliary":{}}],"bridge":"cv-front","internal":false,'
+        '"attachable":true,"enable_ipv6":false,"options":{},"labels":{"a":"b"},"configured":true,"version":1}'
+    )
+    (tmp_path / "attachments" / f"{C2}.json").write_text(
+        f'{{"container_id":"{C2}","name":"web","boot":"{boot_id()}","endpoints":[{{"id":"{C2}","network_id":"{C1}",'
+        '"network_name":"front","driver":"bridge","interface":"eth0","host_link":"cvc2c2c2c2c2c","mac":"02:42:0a:05:00:02",'
+        '"ipv4":"10.5.0.2","ipv4_prefix":24,"gateway4":"10.5.0.1","ipv6":"","ipv6_prefix":0,"gateway6":"","aliases":["www"],'
+        '"links":[],"service":"web","gw_priority":0,"requested_ipv4":"","requested_ipv6":"","internal":false,'
+        '"resolver":"10.5.0.1"}],"ports":[{"container_port":80,"protocol":"tcp","host_ip":"0.0.0.0","host_port":8080,'
+        '"group":"web"}],"dns":[],"serving":true,"plugged":"17","version":1}'
+    )
+    made.load(Occupied())
+    assert made.find("front").labels == {"a": "b"}
+    assert made.attachments[C2].endpoints[0].aliases == ("www",)
+    assert made.attachments[C2].ports == (BoundPort(80, "tcp", "0.0.0.0", 8080, "web"),)
+    assert made.leases("front") == {"10.5.0.2": C2}

@@ -13,11 +13,11 @@ import pytest
 from covey.errors import Conflict, CoveyError, Internal
 from tests.worker.network.conftest import DATAGRAM, NEIGHBOUR, NEIGHBOUR6, NODE, NODE6, STREAM, Wire, container_id
 from tests.worker.network.namespaces import Namespace, closing, route, wait_until
-from worker.kernel.netlink import create_bridge
+from worker.kernel.netlink_codec import create_bridge
 from worker.kernel.nft import Nft
 from worker.network.bridge import sysctl
 from worker.network.endpoint import EndpointRequest, PortBinding, Subnet
-from worker.network.networks import ICC, MTU
+from worker.network.network import ICC, MTU
 from worker.network.node_network import NodeNetwork
 from worker.network.port_ledger import PortAllocated
 from worker.network.probe import kernel_problems
@@ -247,6 +247,12 @@ async def test_networks_come_and_go_under_a_running_container(wire: Wire, net: N
     assert [str(one.gateway) for one in default] == ["172.18.0.1"]
     with pytest.raises(CoveyError, match="is not connected to network bridge"):
         await net.disconnect(container_id("web"), "bridge", web.path)
+
+
+async def test_a_network_too_small_for_ipv6_works(wire: Wire, net: NodeNetwork):
+    await net.create_network("small", options={MTU: "1000"})
+    await wire.run(net, "web", "small", ports=BOTH)
+    assert await wire.ask("neighbour", NODE, 8080) == ("web", NEIGHBOUR)
 
 
 async def test_containers_of_a_network_without_icc_do_not_see_each_other(wire: Wire, net: NodeNetwork):

@@ -10,7 +10,7 @@ import pytest
 from covey.errors import Conflict
 from tests.worker.network.conftest import DATAGRAM, NODE, NODE6, Wire, container_id
 from tests.worker.network.namespaces import Namespace, wait_until
-from worker.kernel.netlink import create_bridge, delete_address, delete_link
+from worker.kernel.netlink_codec import create_bridge, delete_address, delete_link
 from worker.kernel.nft import Nft
 from worker.network.endpoint import EndpointRequest, PortBinding
 from worker.network.node_network import NodeNetwork
