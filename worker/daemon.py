@@ -1,0 +1,230 @@
+"""The node daemon: composes the engine, the agent, the node's life in a cluster and the front door; opens the listeners.
+
+It decides the order of start and stop, and what a node must have before either. Stopping it, or killing it, touches no
+container: shims, zygote, manager and etcd go on, and the next daemon takes them over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from covey import tunnel
+from covey.clock import SystemClock
+from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tls_context
+from covey.engine_api.server import Handler, Server
+from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
+from worker.agent.engine_runtime import EngineRuntime
+from worker.cluster_life import ClusterLife, LifeOptions
+from worker.containers.engine import Engine
+from worker.containers.options import EngineOptions
+from worker.front_door import FrontDoor, Local
+from worker.routes.handlers import handlers as node_handlers
+
+log = logging.getLogger(__name__)
+
+RELEASE = "0.1.0"
+DEFAULT_HOST = "unix:///var/run/covey.sock"
+TLS_PORT = 2376
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonOptions:
+    """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
+
+    ``manager_argv`` is how this program starts a manager; options are appended.
+    """
+
+    data_root: Path = Path("/var/lib/covey")
+    exec_root: Path = Path("/run/covey")
+    hosts: Sequence[str] = (DEFAULT_HOST,)
+    cgroup_parent: str = "/covey"
+    profile: str = "default"
+    insecure: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    labels: Sequence[str] = ()
+    name: str = field(default_factory=socket.gethostname)
+    etcd_binary: str = "etcd"
+    manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
+    log_level: str = "info"
+
+
+def run(options: DaemonOptions) -> int:
+    """Run until SIGTERM or SIGINT; the process's exit code. What cannot be is one line on stderr."""
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
+    )
+    refusals: list[str] = []
+    try:
+        check_node()
+        with hold(options.data_root):
+            asyncio.run(_daemon(options))
+    except* CoveyError as group:
+        refusals = [str(refusal) for refusal in _leaves(group)]
+    for refusal in refusals:
+        sys.stderr.write(f"cluster daemon: {refusal}\n")
+    return 1 if refusals else 0
+
+
+def _leaves(group: BaseExceptionGroup[CoveyError]) -> Iterator[CoveyError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def check_node() -> None:
+    """Refuse in one line what no part of the daemon could work with. Raises Unavailable."""
+    if os.geteuid() != 0:
+        raise Unavailable("needs root: it makes namespaces, cgroups and mounts. Run it with sudo")
+    missing = [name for name in ("mnt", "pid", "net", "ipc", "uts") if not Path("/proc/self/ns", name).exists()]
+    if missing:
+        raise Unavailable(f"the kernel lacks the namespaces {', '.join(missing)}: containers cannot be made here")
+    filesystems = Path("/proc/filesystems").read_text().split()
+    if "overlay" not in filesystems:
+        raise Unavailable("the kernel has no overlayfs (CONFIG_OVERLAY_FS): run 'modprobe overlay' or use another kernel")
+    if not {"cgroup", "cgroup2"} & set(filesystems):
+        raise Unavailable("the kernel has no cgroups: containers cannot be limited here")
+    from worker.network.probe import kernel_problems
+
+    if problems := kernel_problems():
+        raise Unavailable("; ".join(problems))
+
+
+@contextmanager
+def hold(data_root: Path) -> Iterator[None]:
+    """One daemon a data root. Raises Conflict when another holds it, Unavailable when it cannot be written."""
+    try:
+        data_root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        lock = os.open(data_root / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(f"cannot use the data root {data_root}: {error.strerror}; choose another --data-root") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another daemon uses {data_root}: stop it, or choose another --data-root") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _daemon(options: DaemonOptions) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(_engine_options(options)))
+        runtime = EngineRuntime(engine, RELEASE)
+        node_socket = options.exec_root / "node.sock"
+
+        async def serve() -> tunnel.Duplex:
+            return await asyncio.open_unix_connection(str(node_socket), limit=tunnel.LARGEST)
+
+        def node_changed(node_id: str) -> None:
+            runtime.node_id = node_id
+
+        life = ClusterLife(_life_options(options), runtime, SystemClock(), serve, node_changed)
+        local = node_handlers(engine, RELEASE)
+        # What a manager reaches by dial-back is this node alone: it must not be sent back to a manager.
+        await stack.enter_async_context(listen_unix(Server(local, release=RELEASE), node_socket, mode=0o600))
+        door = FrontDoor(_local(engine, local), life)
+        server = Server(door.handlers(), door.forwards(), release=RELEASE)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        living = group.create_task(life.run(), name="cluster life")
+        stack.callback(living.cancel)
+        for host in options.hosts:
+            await _listen(stack, server, host, options)
+        log.info("ready on %s", ", ".join(options.hosts))
+        await stop.wait()
+        log.info("stopping; containers go on")
+
+
+def _engine_options(options: DaemonOptions) -> EngineOptions:
+    return EngineOptions(
+        data_root=options.data_root,
+        exec_root=options.exec_root,
+        cgroup_parent=options.cgroup_parent,
+        name=options.name,
+        labels=tuple(options.labels),
+    )
+
+
+def _life_options(options: DaemonOptions) -> LifeOptions:
+    return LifeOptions(
+        data_root=options.data_root,
+        exec_root=options.exec_root,
+        hostname=options.name,
+        software=f"covey/{RELEASE}",
+        manager_argv=options.manager_argv,
+        profile=options.profile,
+        etcd_binary=options.etcd_binary,
+        log_level=options.log_level,
+    )
+
+
+def _local(engine: Engine, local: dict[str, Handler]) -> Local:
+    async def knows_container(reference: str) -> bool:
+        try:
+            engine.container(reference)
+        except NotFound:
+            return False
+        except CoveyError:
+            return True  # ambiguous here: this node's answer says so
+        return True
+
+    async def knows_exec(exec_id: str) -> bool:
+        try:
+            engine.exec_inspect(exec_id)
+        except NotFound:
+            return False
+        except CoveyError:
+            return True
+        return True
+
+    async def knows_network(reference: str) -> bool:
+        try:
+            found = await engine.network.inspect_network(reference)
+        except NotFound:
+            return False
+        except CoveyError:
+            return True
+        return bool(found.get("Scope") != "swarm")
+
+    return Local(local, knows_container, knows_exec, knows_network)
+
+
+async def _listen(stack: AsyncExitStack, server: Server, host: str, options: DaemonOptions) -> None:
+    scheme, separator, rest = host.partition("://")
+    if scheme == "unix" and separator:
+        await stack.enter_async_context(listen_unix(server, rest or "/var/run/covey.sock"))
+    elif scheme == "tcp" and separator:
+        address, _, port = rest.rpartition(":")
+        if not port.isdigit():
+            raise InvalidArgument(f"-H {host}: give tcp://host:port")
+        address = address.strip("[]") or "0.0.0.0"
+        if options.insecure:
+            await stack.enter_async_context(listen_plain(server, address, int(port), True))
+        elif options.tls_cert and options.tls_key and options.tls_ca:
+            context = tls_context(options.tls_cert, options.tls_key, options.tls_ca)
+            await stack.enter_async_context(listen_tls(server, address, int(port), context))
+        else:
+            raise InvalidArgument(
+                f"-H {host}: TCP needs --tlscacert, --tlscert and --tlskey (clients show certificates), "
+                "or --insecure on a loopback address"
+            )
+    else:
+        raise InvalidArgument(f"-H {host}: give unix:///path or tcp://host:port")
