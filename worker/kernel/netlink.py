@@ -5,6 +5,7 @@ Also `in_namespace`, which runs a function inside a network namespace. What the 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -21,6 +22,7 @@ from worker.kernel.netlink_codec import (
     Message,
     Route,
     attributes,
+    get_link,
     list_addresses,
     list_links,
     list_routes,
@@ -102,7 +104,20 @@ class Netlink:
         return [parse_link(body) for body in self.dump(list_links())]
 
     def link(self, name: str) -> Link | None:
-        return next((link for link in self.links() if link.name == name), None)
+        """One link by name; None when there is none."""
+        message = get_link(name)
+        self._sequence += 1
+        self._socket.send(message.pack(self._sequence))
+        while True:
+            for kind, flags, sequence, body in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if kind != _ERROR:
+                    return parse_link(body)
+                refusal = _refusal(message.what, flags, body)
+                if refusal is None or refusal.errno == errno.ENODEV:
+                    return None
+                raise refusal
 
     def addresses(self) -> list[LinkAddress]:
         return [parse_address(body) for body in self.dump(list_addresses())]

@@ -32,6 +32,7 @@ _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _NEW_NEIGHBOUR = 28
 _UP = 1
+_OPERATIONAL = b"\x06"
 _NESTED = 0x8000
 _PERMANENT = 0x80
 _NO_DAD = 0x02
@@ -59,7 +60,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Link:
-    """A network link as the kernel lists it; ``statistics`` are seen from this side."""
+    """A network link as the kernel lists it; ``statistics`` are seen from this side.
+
+    ``up`` is what was asked for; ``operational`` that it carries packets (RFC 2863's up), which comes a moment later.
+    """
 
     index: int
     name: str
@@ -69,6 +73,7 @@ class Link:
     up: bool
     master: int
     group: int = 0
+    operational: bool = field(default=False, compare=False)
     statistics: dict[str, int] = field(default_factory=dict, compare=False)
 
 
@@ -276,6 +281,10 @@ def list_links() -> Message:
     return Message("list links", _GET_LINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0))
 
 
+def get_link(name: str) -> Message:
+    return Message(f"get link {name}", _GET_LINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _text(3, name))
+
+
 def list_addresses() -> Message:
     return Message("list addresses", _GET_ADDRESS, _DUMP, _ADDRESS.pack(0, 0, 0, 0, 0))
 
@@ -301,6 +310,7 @@ def parse_link(body: bytes) -> Link:
         up=bool(flags & _UP),
         master=int.from_bytes(found.get(10, b"\0"), sys.byteorder),
         group=int.from_bytes(found.get(27, b"\0"), sys.byteorder),
+        operational=found.get(16, b"") == _OPERATIONAL,
         statistics=statistics,
     )
 

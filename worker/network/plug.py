@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from worker.kernel.netlink_codec import (
 from worker.network.endpoint import Attachment, Endpoint
 
 _LOOPBACK = 1
+_READY_SECONDS = 0.1
 _EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
@@ -63,6 +65,7 @@ def plug(
         for one in endpoints:
             _create(netlink, fd, one, bridges[one.network_id], group)
         in_namespace(fd, _configure, attachment, endpoints)
+        _wait_operational(netlink, [one.host_link for one in endpoints])
     except BaseException:
         for one in endpoints:
             unplug(netlink, one)
@@ -92,6 +95,15 @@ def _create(netlink: Netlink, fd: int, one: Endpoint, port: Port, group: int) ->
         change_link(one.host_link, link_local=False),
         change_link(one.host_link, up=True),
     )
+
+
+def _wait_operational(netlink: Netlink, names: Sequence[str]) -> None:
+    """The kernel puts a new port to work a moment after it is up; what a container sends before is lost, and asking for
+    a neighbour again takes it a second. Not waiting for ever: it is then merely slow."""
+    deadline = time.monotonic() + _READY_SECONDS
+    for name in names:
+        while (link := netlink.link(name)) is not None and not link.operational and time.monotonic() < deadline:
+            time.sleep(0.0005)
 
 
 def _configure(attachment: Attachment, endpoints: Sequence[Endpoint]) -> None:

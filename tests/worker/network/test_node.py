@@ -187,6 +187,23 @@ async def test_replicas_share_a_port_and_a_dead_one_leaves_at_once(wire: Wire, n
     assert set(await tally(STREAM)) == left
 
 
+async def test_a_udp_client_that_never_falls_silent_finds_each_new_container(wire: Wire, net: NodeNetwork):
+    """Its flow would keep the first mapping, or none, for as long as it talks."""
+    with wire.neighbour.socket(kind=DATAGRAM) as client:
+        client.settimeout(0.3)
+        client.bind(("", 5555))
+        client.connect((NODE, 8080))
+        await wire.run(net, "idle")
+        client.send(b"nobody listens yet")
+        with pytest.raises(OSError, match=r"refused|timed out"):
+            client.recv(100)
+        for name in ("first", "second"):
+            await wire.run(net, name, ports=[PortBinding(80, "udp", host_port=8080)])
+            client.send(b"who")
+            assert client.recv(100).split()[0].decode() == name
+            await net.detach(container_id(name))
+
+
 async def test_a_port_is_refused_when_a_container_or_a_process_has_it_and_nothing_leaks(wire: Wire, net: NodeNetwork):
     await wire.run(net, "web", ports=BOTH)
     words = r"Bind for 0\.0\.0\.0:8080 failed: port is already allocated"
