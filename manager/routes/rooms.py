@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from manager.events import Events
+from manager.routes.containers import Containers
 from manager.routes.door import Door
+from manager.routes.logs import Logs
+from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
+from manager.routes.secrets import KINDS, Files
 from manager.routes.services import Services
 from manager.routes.swarm import Swarm
+from manager.routes.system import System
 from manager.routes.table import Handler, collect
 from manager.routes.tasks import Tasks
 
@@ -16,4 +23,20 @@ from manager.routes.tasks import Tasks
 @asynccontextmanager
 async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
     """The handlers by route name."""
-    yield collect(Services(door), Nodes(door), Tasks(door), Swarm(door))
+    events = Events(door.mirror, door.clock)
+    following = asyncio.create_task(events.follow(), name="cluster events")
+    try:
+        yield collect(
+            Services(door),
+            Nodes(door),
+            Tasks(door),
+            Swarm(door),
+            Networks(door),
+            *(Files(door, kind) for kind in KINDS),
+            System(events, door.clock),
+            Containers(door),
+            Logs(door),
+        )
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
