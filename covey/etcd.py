@@ -2,7 +2,8 @@
 
 It starts nothing and supervises nothing: the node daemon does, and the manager connects to ``endpoint``. Standard
 library only. By default etcd listens on Unix sockets inside its directory (0700), so no other user of the machine, and
-no container, can reach the store; a port on loopback is the alternative.
+no container, can reach the store; a port on loopback is the alternative. By hand:
+``cd DIRECTORY && etcdctl --endpoints unix://client:1 get --prefix /``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from covey.clock import Clock, SystemClock
-from covey.model.objects import KINDS, Stored
+from covey.model.objects import KINDS, Service, Stored
+from covey.model.spec import read_service_spec
 from manager.store.codec import Unreadable, decode
 from manager.store.interface import (
     Compacted,
@@ -350,6 +351,8 @@ class Mirror:
             stored = decode(item.value, item.mod_revision)
             if stored.kind != kind:
                 raise Unreadable(f"key {item.key} holds a {stored.kind}: remove it, it was written by hand")
+            if isinstance(stored, Service):
+                _check_spec(stored)
         except Unreadable as error:
             log.error("mirror leaves out %s: %s", item.key, error.message)
             self._unreadable.add(item.key)
@@ -364,6 +367,14 @@ class Mirror:
             arrived = heapq.heappop(self._waiting)[2]
             if not arrived.done():
                 arrived.set_result(None)
+
+
+def _check_spec(service: Service) -> None:
+    """A spec that no view can be made of must not stop every manager: the door lets none in, but it may be older."""
+    try:
+        read_service_spec(service.spec)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Unreadable(f"service {service.id} has a spec that cannot be ({error}): update or remove it") from None
 
 
 assert set(TABLE) == set(KINDS), "every stored kind has a writer, and every writer's kind a struct"

@@ -241,7 +241,7 @@ async def test_without_etcd_a_lease_counts_as_lost_in_time(own_etcd: Server, qui
             own_etcd.end()
             began = time.monotonic()
             await asyncio.wait_for(lease.lost.wait(), 10)
-            assert time.monotonic() - began <= lease.ttl + 0.5
+            assert time.monotonic() - began <= lease.ttl + 1.5
 
 
 async def test_a_lease_that_ended_behind_our_back(shared_etcd: Server, quick: Timing) -> None:

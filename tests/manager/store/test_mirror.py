@@ -259,6 +259,14 @@ async def test_what_cannot_be_read_is_left_out_and_named() -> None:
         assert "bad" in mirror.snapshot().services
 
 
+async def test_a_spec_that_cannot_be_does_not_stop_the_mirror() -> None:
+    store = MemoryStore()
+    await write(store, Service(id="bad", spec={"Name": "bad", "Mode": 5}), service("good"))
+    async with listed(store) as mirror:
+        assert set(mirror.snapshot().services) == {"good"}
+        assert mirror.statistics()["unreadable"] == [KEYS.key("service", "bad")]
+
+
 async def test_events_keep_every_step_in_order() -> None:
     delayed = asyncio.Event()
     store = MemoryStore(faults=lambda call, keys: Verdict(before=0.05) if call == "watch" and delayed.is_set() else Verdict())
