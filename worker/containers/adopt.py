@@ -29,7 +29,11 @@ async def adopt(host: Host) -> None:
             await _ended_unseen(host, live)
         elif container.state.status == record.REMOVING:
             interrupted.append(live)
-    running = {live.container.id: live.container.state.pid for live in host.lives.values() if live.shim is not None}
+    running = {
+        live.container.id: live.container.state.pid
+        for live in host.lives.values()
+        if live.shim is not None and live.shim.hello["state"] != record.EXITED
+    }
     for failure in await host.network.reconcile(running):
         log.error("network after the restart: %s", failure)
     for live in list(host.lives.values()):

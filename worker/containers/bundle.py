@@ -216,7 +216,9 @@ def _bind(source: str, destination: str, options: list[str]) -> dict[str, Any]:
 def _user_mount(mount: Mount) -> dict[str, Any]:
     access = ["rw"] if mount.read_write else ["ro"]
     if mount.type == "tmpfs":
-        return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": mount.options + access}
+        mode = [] if any(word.startswith("mode=") for word in mount.options) else ["mode=1777"]
+        words = [*mount.options, *mode, *access]
+        return {"destination": mount.destination, "type": "tmpfs", "source": "tmpfs", "options": words}
     recursion = [] if "bind" in mount.options else ["rbind"]
     words = recursion + list(mount.options) + access + [mount.propagation or "rprivate"]
     return _bind(mount.source, mount.destination, words)

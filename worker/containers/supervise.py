@@ -98,21 +98,24 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
     host.save(container, sync=True)
-    if shim is not None:
-        await _delete_shim(container, shim, ended)
+    deleted = shim is not None and await _delete_shim(container, shim, ended)
     live.shim, live.attachment = None, None
-    await teardown.release(host, container)
+    await teardown.release(host, container, deleted=deleted)
     _tell(host, live)
     _decide_restart(host, live, ended)
 
 
-async def _delete_shim(container: Container, shim: Shim, ended: Exit) -> None:
+async def _delete_shim(container: Container, shim: Shim, ended: Exit) -> bool:
+    """Whether the shim gave back what it held."""
     try:
         await shim.delete()
     except (ShimGone, RuntimeFault) as error:
         if not ended.error:
             log.warning("the shim of container %s did not end properly: %s", container.short, error)
-    shim.close()
+        return False
+    finally:
+        shim.close()
+    return True
 
 
 def _tell(host: Host, live: Live) -> None:

@@ -36,19 +36,23 @@ async def end_shim(pid: int, started: int) -> None:
         await asyncio.sleep(POLL)
 
 
-def clear_directory(host: Host, container: Container, directory: Path) -> None:
-    """What a shim that is gone left in the kernel, the mounts, the run directory, the volumes. Blocking."""
-    clear_run(host, directory)
+def clear_directory(host: Host, container: Container, directory: Path, *, deleted: bool = False) -> None:
+    """What a shim that is gone left in the kernel, the mounts, the run directory, the volumes. Blocking.
+
+    ``deleted``: the shim cleaned up itself and ends on its own (it may still deliver output).
+    """
+    clear_run(host, directory, deleted=deleted)
     for mount in container.mounts:
         if mount.type == "volume":
             host.volumes.release(mount.name, container.id)
 
 
-def clear_run(host: Host, directory: Path) -> None:
+def clear_run(host: Host, directory: Path, *, deleted: bool = False) -> None:
     """The run directory with what its shim left and what is mounted in it. Blocking."""
     if not directory.exists():
         return
-    _sweep(directory)
+    if not deleted:
+        _sweep(directory)
     for name in ("rootfs", "shm"):
         host.overlay.unmount(directory / name)
     shutil.rmtree(directory, ignore_errors=True)
@@ -66,11 +70,11 @@ def _sweep(directory: Path) -> None:
         log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
 
 
-async def release(host: Host, container: Container) -> None:
-    """Everything a container that does not run may still hold."""
+async def release(host: Host, container: Container, *, deleted: bool = False) -> None:
+    """Everything a container that does not run may still hold; ``deleted``: see ``clear_directory``."""
     for step in (
         host.network.detach(container.id),
-        host.run(clear_directory, host, container, host.options.run_directory(container.id)),
+        host.run(clear_directory, host, container, host.options.run_directory(container.id), deleted=deleted),
     ):
         try:
             await step
