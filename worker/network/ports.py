@@ -96,7 +96,6 @@ chain forward_guard {
   type filter hook forward priority filter; policy accept;
   iifname . oifname @within accept
   iifname @internal drop
-  oifname @internal drop
   ct state established,related accept
   oifname @bridges ct status dnat accept
   oifname @bridges drop

@@ -142,6 +142,8 @@ async def test_containers_reach_each_other_and_the_world_but_not_another_bridge(
     assert (await wire.ask("e", d.endpoints[0].ipv4))[0] == "d"
     assert await wire.unanswered("a", c.endpoints[0].ipv4)
     assert await wire.unanswered("c", a.endpoints[0].ipv4)
+    route(wire.containers["d"], "0.0.0.0/0", "172.19.0.1", "eth0")
+    route(wire.neighbour, "172.19.0.0/16", NODE)
     assert await wire.unanswered("d", NEIGHBOUR)
     assert await wire.unanswered("a", d.endpoints[0].ipv4)
 

@@ -14,6 +14,7 @@ from worker.kernel.netlink_codec import create_bridge, delete_address, delete_li
 from worker.kernel.nft import Nft
 from worker.network.endpoint import EndpointRequest, PortBinding
 from worker.network.node_network import NodeNetwork
+from worker.network.port_ledger import PortAllocated
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 PORTS = [PortBinding(80, host_port=8080, group="web"), PortBinding(80, "udp", host_port=8080, group="web")]
@@ -42,12 +43,13 @@ async def test_connections_live_through_a_restart_and_leases_and_ports_come_back
             assert kept.recv(100).endswith(b"after")
             assert (await net.attachment(container_id("web"))).endpoints == first.endpoints
             assert wire.node.netlink(lambda netlink: netlink.links()) == links
-            assert (await wire.run(net, "two", ports=PORTS)).endpoints[0].ipv4 == "172.17.0.3"
+            with pytest.raises(PortAllocated, match="port is already allocated"):
+                await net.reserve(container_id("x"), "x", [EndpointRequest("bridge")], [PortBinding(80, host_port=8080)])
+            assert (await wire.ask("neighbour", NODE6, 8080))[0] == "web"
+            assert (await wire.run(net, "two", ports=PORTS)).endpoints[0].ipv4 != first.endpoints[0].ipv4
             for address in (NODE6, NODE):
                 answered = {(await wire.ask("neighbour", address, 8080))[0] for _ in range(4)}
                 assert answered == {"web", "two"}
-            with pytest.raises(Exception, match="port is already allocated"):
-                await net.reserve(container_id("x"), "x", [EndpointRequest("bridge")], [PortBinding(80, host_port=8080)])
 
 
 async def test_containers_that_ended_meanwhile_are_freed(wire: Wire):
