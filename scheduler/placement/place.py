@@ -32,8 +32,12 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     waiting = _waiting(snapshot)
     if waiting:
         capacity = Capacity(snapshot, settings)
-        for tasks in waiting:
-            _place_alike(tasks, capacity, now, draft)
+        left = [_place_alike(tasks, capacity, now, draft) for tasks in waiting]
+        for tasks, request in left:
+            if tasks:
+                _, refusals = feasible(capacity, request, only=tasks[0].node_id)
+                message = str(refusals)
+                draft.move((task.id for task in tasks if task.message != message), message, message=message)
     return draft.plan(snapshot.revision, "placement")
 
 
@@ -48,22 +52,22 @@ def _waiting(snapshot: Snapshot) -> list[list[Task]]:
     return sorted(alike.values(), key=lambda tasks: (tasks[0].created_at, tasks[0].service_id, tasks[0].node_id))
 
 
-def _place_alike(tasks: list[Task], capacity: Capacity, now: float, draft: Draft) -> None:
+def _place_alike(tasks: list[Task], capacity: Capacity, now: float, draft: Draft) -> tuple[list[Task], Request]:
+    """Assign what fits; the tasks that do not. Why is asked when everything is placed, or it would change with it."""
     first = tasks[0]
     spec = capacity.snapshot.task_specs[first.id]
     standing = _standing(first, spec, capacity, now)
     request = Request(spec, host_ports(first.ports), standing.replicas)
     strategy = spec.placement.strategy or capacity.settings.strategy
     for at, task in enumerate(tasks):
-        left, refusals = feasible(capacity, request, only=task.node_id)
+        left, _ = feasible(capacity, request, only=task.node_id)
         if not left.any():
-            message = str(refusals)
-            draft.move((t.id for t in tasks[at:] if t.message != message), message, message=message)
-            return
+            return tasks[at:], request
         row = best(task.id, left, keys(strategy, capacity, standing), capacity.ids)
         capacity.spend(row, spec, request.ports)
         standing.replicas[row] += 1
         draft.assign(task.id, capacity.ids[row], _reason(strategy, left), ASSIGNED_MESSAGE)
+    return [], request
 
 
 def _reason(strategy: str, left: Mask) -> str:

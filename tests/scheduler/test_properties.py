@@ -13,7 +13,7 @@ from covey.model.task_states import Actor, may_move
 from covey.model.task_states import TaskState as S
 from tests.scheduler.apply import LOOPS, World
 
-STAGES = {"allocate": 2, "liveness": 2, "reap": 2}
+STAGES = {"allocate": 4, "liveness": 2, "reap": 2}
 ENDS = [S.COMPLETE, S.FAILED, S.REJECTED, S.SHUTDOWN]
 
 
@@ -39,7 +39,7 @@ def templates(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def services(draw: st.DrawFn) -> dict[str, Any]:
+def services(draw: st.DrawFn, everywhere: bool) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "template": draw(templates()),
         "UpdateConfig": {
@@ -47,7 +47,7 @@ def services(draw: st.DrawFn) -> dict[str, Any]:
             "Order": draw(st.sampled_from(["stop-first", "start-first"])),
         },
     }
-    if draw(st.integers(0, 3)) == 0:
+    if everywhere:
         spec["Mode"] = {"Global": {}}
     else:
         spec["Mode"] = {"Replicated": {"Replicas": draw(st.integers(0, 5))}}
@@ -64,7 +64,7 @@ class Story:
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
         self.world = World()
-        self.made: set[str] = set()
+        self.made = 0
         for number in range(data.draw(st.integers(1, 4), "nodes")):
             self.world.node(f"n{number}", cpus=2, labels={"zone": data.draw(st.sampled_from("ab"))})
         for number in range(2):
@@ -78,7 +78,13 @@ class Story:
         getattr(self, event)()
 
     def service(self) -> None:
-        self.world.service(self.pick("s1", "s2", "s3"), **self.data.draw(services()))
+        """Create or update one; an id is never used again and a mode never changes, as the door sees to."""
+        alive = list(self.world.snapshot.services)
+        name = self.pick(*alive, "") if alive else ""
+        if not name or len(alive) > 3:
+            self.made += 1
+            name = f"{self.pick('global', 'replicated')}{self.made}"
+        self.world.service(name, **self.data.draw(services(name.startswith("global"))))
 
     def remove(self) -> None:
         if self.world.snapshot.services:
