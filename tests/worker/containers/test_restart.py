@@ -1,0 +1,81 @@
+"""The daemon dies, the containers do not; each exit in between is told once, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import CONTROLLERS, Node, wait_until, zygote_of
+
+pytestmark = pytest.mark.root
+
+
+def shim_of(node: Node, ref: str) -> int:
+    directory = node.root / "run" / "containers" / node.inspect(ref)["Id"]
+    return int(json.loads((directory / "shim.json").read_text())["pid"])
+
+
+def gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
+    serve = "mkdir /w; echo hello > /w/index.html; httpd -p 80 -h /w; while true; do echo tick; sleep 0.1; done"
+    node.run("--name", "stays", "-p", "8080:80", "busybox", "sh", "-c", serve)
+    node.run("--name", "paused", "busybox", "sleep", "100")
+    node.docker("pause", "paused")
+    node.run("--name", "ends", "busybox", "sh", "-c", "while ! test -f /go; do sleep 0.05; done; exit 5")
+    node.run("--name", "dies", "busybox", "sleep", "100")
+    node.run("--name", "again", "--restart", "always", "busybox", "sleep", "100")
+    before = node.state("stays")
+    ends, shims = node.state("ends")["Pid"], [shim_of(node, "dies"), shim_of(node, "again")]
+    node.kill(signal.SIGKILL)
+    Path(f"/proc/{ends}/root/go").touch()
+    for shim in shims:
+        os.kill(shim, signal.SIGKILL)
+    wait_until(lambda: gone(ends) and all(gone(shim) for shim in shims), "the three are gone")
+    node.start()
+    after = node.state("stays")
+    assert (after["Pid"], after["StartedAt"], after["Status"]) == (before["Pid"], before["StartedAt"], "running")
+    assert node.state("paused")["Status"] == "paused"
+    fetch = node.inside("curl", "-s", "--max-time", "3", "127.0.0.1:8080")
+    assert subprocess.run(fetch, capture_output=True, text=True).stdout == "hello\n"
+    assert node.out("exec", "stays", "echo", "ok") == "ok"
+    wait_until(lambda: node.state("ends")["Status"] == "exited", "the exit in between is known")
+    assert node.state("ends")["ExitCode"] == 5
+    died = node.state("dies")
+    assert (died["Status"], died["ExitCode"], died["Error"]) == ("exited", 137, "shim died")
+    wait_until(lambda: node.state("again")["Status"] == "running", "its policy starts it again")
+    told = node.events("event=die", form="{{.Actor.Attributes.name}}")
+    assert sorted(told) == ["again", "dies", "ends"]
+    node.kill(signal.SIGTERM)
+    node.start()
+    assert node.state("stays")["Pid"] == before["Pid"]
+    assert node.events("event=die") == [], "an exit was told twice"
+
+
+def test_a_dead_zygote_is_replaced(node: Node) -> None:
+    node.run("--name", "stays", "busybox", "sleep", "100")
+    os.kill(zygote_of(node.root), signal.SIGKILL)
+    assert node.out("run", "--rm", "busybox", "echo", "hi") == "hi"
+    assert node.state("stays")["Running"] is True
+
+
+def test_nothing_is_left_of_removed_containers(node: Node) -> None:
+    node.run("--name", "one", "-p", "8082:80", "--tmpfs", "/t", "busybox", "sleep", "100")
+    node.docker("run", "--name", "two", "busybox", "nosuch", code=127)
+    node.docker("rm", "-f", "one", "two")
+    for directory in ("run/containers", "data/containers", "data/rootfs/containers", "data/network/attachments"):
+        assert list((node.root / directory).iterdir()) == [], directory
+    listed = subprocess.run(node.inside("cat", "/proc/self/mountinfo"), capture_output=True, text=True).stdout
+    assert str(node.root / "run" / "containers") not in listed
+    links = subprocess.run(node.inside("ls", "/sys/class/net"), capture_output=True, text=True).stdout
+    assert "veth" not in links
+    memory = CONTROLLERS / "memory" / node.cgroup.strip("/")
+    if memory.exists():
+        assert [one.name for one in memory.iterdir() if one.is_dir()] == ["shims"]
