@@ -6,10 +6,9 @@ itself stays held by its ledger also when nobody answers.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
-from worker.network.endpoint import Attachment, Endpoint
+from worker.network.endpoint import Attachment, Endpoint, parse_address
 from worker.network.ports import Backend, Published
 
 Key = tuple[str, str, int]
@@ -30,13 +29,13 @@ def backends(attachments: Iterable[Attachment]) -> dict[Key, tuple[Backend, ...]
             key = (port.protocol, port.host_ip, port.host_port)
             held = found.setdefault(key, set())
             if attachment.serving and attachment.plugged:
-                held.update((ipaddress.ip_address(address), port.container_port) for address in addresses)
+                held.update((parse_address(address), port.container_port) for address in addresses)
     return {key: tuple(sorted(held, key=lambda one: (one[0].version, int(one[0]), one[1]))) for key, held in found.items()}
 
 
 def published(sets: dict[Key, tuple[Backend, ...]]) -> list[Published]:
     return [
-        Published(protocol, ipaddress.ip_address(host_ip), host_port, held)
+        Published(protocol, parse_address(host_ip), host_port, held)
         for (protocol, host_ip, host_port), held in sorted(sets.items())
     ]
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from worker.network.endpoint import Address, Attachment, Endpoint
+from worker.network.endpoint import Address, Attachment, Endpoint, parse_address
 from worker.network.network import Network
 
 A, PTR, AAAA, ANY, OPT = 1, 12, 28, 255, 41
@@ -91,7 +91,7 @@ def _link(text: str) -> tuple[str, str]:
 
 
 def _addresses(one: Endpoint) -> tuple[Address, ...]:
-    return tuple(ipaddress.ip_address(text) for text in (one.ipv4, one.ipv6) if text)
+    return tuple(parse_address(text) for text in (one.ipv4, one.ipv6) if text)
 
 
 def parse(data: bytes) -> Query | None:

@@ -9,9 +9,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Self
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@lru_cache(8192)
+def parse_address(text: str) -> Address:
+    """ip_address of a record's text; the same few texts are read at every change."""
+    return ipaddress.ip_address(text)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class Plumbing:
             attachment = attachment.with_endpoints(endpoints)
             attachment = replace(attachment, ports=self._claim(attachment, ports))
             self.networks.keep(attachment)
-            self._sync()
+            self._bridge(attachment)
         except BaseException:
             self.networks.forget(container_id)
             for network_id in self.networks.networks:
@@ -177,11 +177,12 @@ class Plumbing:
         It is recorded first: a daemon that dies in between finds the links missing and makes them.
         """
         attachment = self._attachment(container_id)
+        self._bridge(attachment)
         plugged = replace(attachment, plugged=str(where))
         self.networks.keep(plugged)
         try:
             self._kernel("plug", lambda: self._datapath.plug(where, plugged, self.networks.networks.values()))
-            self._sync()
+            self._rules()
         except BaseException:
             self.networks.keep(attachment)
             raise
@@ -199,13 +200,13 @@ class Plumbing:
         grown = attachment.with_endpoints([*attachment.endpoints, endpoint])
         try:
             self.networks.keep(grown)
-            self._sync()
+            self._bridge(grown)
             if where is not None:
                 networks = self.networks.networks.values()
                 self._kernel("plug", lambda: self._datapath.plug(where, grown, networks, [endpoint]))
                 grown = replace(grown, plugged=str(where))
                 self.networks.keep(grown)
-                self._sync()
+                self._rules()
         except BaseException:
             self.networks.disconnect(container_id, network.id)
             self.networks.keep(attachment)
@@ -229,7 +230,7 @@ class Plumbing:
         self.networks.keep(shrunk)
         if where is not None:
             self._kernel("reroute", lambda: plug.reroute(where, shrunk))
-        self._sync()
+        self._rules()
         return shrunk
 
     def serve(self, container_id: str, serving: bool) -> None:
@@ -237,7 +238,7 @@ class Plumbing:
         attachment = self._attachment(container_id)
         if attachment.serving != serving:
             self.networks.keep(replace(attachment, serving=serving))
-            self._sync()
+            self._rules()
 
     def detach(self, container_id: str) -> None:
         """Rules, ports and leases of a container, gone, its links retired; nothing when there are none."""
@@ -246,8 +247,8 @@ class Plumbing:
             return
         self._datapath.retire(attachment.endpoints)
         self.networks.forget(container_id)
+        self._rules()
         self.ledger.release(container_id)
-        self._sync()
 
     def sweep(self) -> None:
         """Removes what is left of the links of detached containers."""
@@ -292,16 +293,21 @@ class Plumbing:
 
     def _sync(self) -> list[str]:
         """Links, then rules; the missing host links."""
-        networks = list(self.networks.networks.values())
-        attachments = list(self.networks.attachments.values())
+        networks, attachments = self.networks.networks.values(), self.networks.attachments.values()
         missing: list[str] = []
-
-        def both() -> None:
-            missing.extend(self._datapath.links(networks, attachments))
-            self._datapath.rules(networks, attachments)
-
-        self._kernel("network", both)
+        self._kernel("network", lambda: missing.extend(self._datapath.links(networks, attachments)))
+        self._rules()
         return missing
+
+    def _rules(self) -> None:
+        networks, attachments = self.networks.networks.values(), self.networks.attachments.values()
+        self._kernel("network", lambda: self._datapath.rules(networks, attachments))
+
+    def _bridge(self, attachment: Attachment) -> None:
+        """All links are looked through only when a bridge that this container needs is not there."""
+        used = {endpoint.network_id for endpoint in attachment.endpoints}
+        if not self._datapath.bridged([self.networks.networks[network_id] for network_id in used]):
+            self._sync()
 
     def _kernel(self, what: str, function: Callable[[], None]) -> None:
         """Runs a kernel step; a failure is told with what the kernel lacks, if that is the cause."""

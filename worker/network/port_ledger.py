@@ -168,14 +168,12 @@ class PortLedger:
     def _clashes(self, key: Key) -> bool:
         """True if the wildcard of the family holds the port, or this is the wildcard and an address holds it."""
         protocol, ip, port = key
-        mine = ipaddress.ip_address(ip)
-        for other_protocol, other_ip, other_port in self._held:
-            other = ipaddress.ip_address(other_ip)
-            if (other_protocol, other_port, other.version) == (protocol, port, mine.version) and (
-                mine.is_unspecified or other.is_unspecified
-            ):
-                return True
-        return False
+        wildcard = "::" if ":" in ip else "0.0.0.0"
+        if ip != wildcard:
+            return (protocol, wildcard, port) in self._held
+        return any(
+            (held[0], held[2], ":" in held[1]) == (protocol, port, ":" in ip) for held in self._held if held[1] != wildcard
+        )
 
     def restore(self, owner: str, ports: Sequence[BoundPort]) -> list[str]:
         """Holds again what an earlier life of the daemon gave; returns what another process took meanwhile."""
