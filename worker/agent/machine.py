@@ -165,6 +165,8 @@ class AgentMachine:
             return
         if found.state == "created":
             if not is_terminal(held.state):
+                # Journaled as started, and then the agent died: what was never started may be started now.
+                held.record = msgspec.structs.replace(held.record, started=False)
                 self._note(held, container_id=found.container_id)
                 self._raise(held, S.READY, "prepared")
             return
@@ -293,7 +295,7 @@ class AgentMachine:
             self._wind_down(held)
         elif held.state < S.READY or not held.status.container_id:
             self._prepare(held)
-        elif held.state < S.STARTING and desired >= S.RUNNING:
+        elif not held.record.started and desired >= S.RUNNING:
             self._start(held)
 
     def _wind_down(self, held: _Held) -> None:
