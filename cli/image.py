@@ -1,0 +1,209 @@
+"""``cluster image``: this node's images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from cli.connection import client, filters
+from cli.flags import Filter, Format, NoTrunc, Quiet, References
+from cli.output import Listing, clean, labels_text, short_id, show_objects, since, size
+from covey.errors import CoveyError, Internal, InvalidArgument
+
+app = typer.Typer()
+
+LISTING = Listing({"REPOSITORY": "Repository", "TAG": "Tag", "IMAGE ID": "ID", "CREATED": "CreatedSince", "SIZE": "Size"})
+_PIECE = 256 * 1024
+
+
+@app.command("ls")
+def list_images(
+    repository: Annotated[str | None, typer.Argument(show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", "-a")] = False,
+    given: Filter = None,
+    quiet: Quiet = False,
+    no_trunc: NoTrunc = False,
+    form: Format = None,
+) -> None:
+    """List the images."""
+    query = filters([*(given or ()), *([f"reference={repository}"] if repository else [])])
+    with client() as api:
+        found = api.get("/images/json", {"all": everything or None, "filters": query})
+    rows = [row for one in sorted(found, key=lambda one: -int(one.get("Created") or 0)) for row in _rows(one, no_trunc)]
+    if quiet:
+        rows = list({row["ID"]: row for row in rows}.values())
+    LISTING.show(rows, quiet=quiet, form=form)
+
+
+def _rows(one: dict[str, Any], whole: bool) -> Iterator[dict[str, Any]]:
+    for name in one.get("RepoTags") or ["<none>:<none>"]:
+        repository, _, tag = name.rpartition(":")
+        yield {
+            "ID": short_id(one["Id"], whole),
+            "Repository": repository,
+            "Tag": tag,
+            "CreatedSince": since(one.get("Created")),
+            "CreatedAt": one.get("Created"),
+            "Size": size(one.get("Size") or 0),
+            "Labels": labels_text(one.get("Labels")),
+        }
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece
+
+
+def _open(path: str) -> BinaryIO:
+    if path == "-":
+        if sys.stdin.isatty():
+            raise InvalidArgument("no archive on stdin: name a file, or redirect one")
+        return sys.stdin.buffer
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path}: {error.strerror}") from None
+
+
+def _progress(lines: Iterator[Any], quiet: bool = False) -> str:
+    """Print a progress stream, one line a message; its last message. An error in it is raised."""
+    last = ""
+    for line in lines:
+        if line.get("error"):
+            raise Internal(str((line.get("errorDetail") or {}).get("message") or line["error"]))
+        text = str(line.get("stream") or line.get("status") or "").strip()
+        if text:
+            last = text
+            if not quiet:
+                print(clean(f"{line['id']}: {text}" if line.get("id") else text), flush=True)
+    return last
+
+
+@app.command("import")
+def import_image(
+    source: Annotated[str, typer.Argument(metavar="FILE|-", show_default=False)],
+    reference: Annotated[str, typer.Argument(metavar="[NAME[:TAG]]", show_default=False)] = "",
+    change: Annotated[list[str] | None, typer.Option("--change", "-c", help="A Dockerfile instruction", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", show_default=False)] = None,
+    platform: Annotated[str | None, typer.Option(show_default=False)] = None,
+) -> None:
+    """Make an image of a root file system's tar archive."""
+    repository, tag = _split(reference)
+    query = {
+        "fromSrc": "-",
+        "repo": repository or None,
+        "tag": tag or None,
+        "changes": change or None,
+        "message": message,
+        "platform": platform,
+    }
+    with _open(source) as file, client() as api:
+        _progress(api.lines("POST", "/images/create", query, body=_pieces(file)))
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """(name, tag) of a reference; a colon before a slash belongs to a registry's port."""
+    name, colon, tag = reference.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (reference, "")
+
+
+@app.command("load")
+def load(
+    source: Annotated[str, typer.Option("--input", "-i", help="A docker-archive; - is stdin")] = "-",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+) -> None:
+    """Load images of an archive as `docker save` writes it."""
+    with _open(source) as file, client() as api:
+        _progress(api.lines("POST", "/images/load", {"quiet": True}, body=_pieces(file)), quiet)
+
+
+@app.command("save")
+def save(
+    images: References,
+    output: Annotated[str, typer.Option("--output", "-o", help="A file; - is stdout")] = "-",
+) -> None:
+    """Write images as an archive that `load` reads."""
+    from cli.streams import write
+
+    if output == "-" and sys.stdout.isatty():
+        raise InvalidArgument("an archive is nothing for a terminal: use --output FILE, or redirect")
+    with client() as api, api.stream("GET", "/images/get", {"names": images}) as response:
+        if output == "-":
+            for piece in response:
+                write(1, piece)
+            return
+        with open(output, "wb") as file:
+            for piece in response:
+                file.write(piece)
+
+
+@app.command("inspect")
+def inspect(images: References, form: Format = None) -> None:
+    """Show all about images."""
+    with client() as api:
+        show_objects([api.get(f"/images/{name}/json") for name in images], form)
+
+
+@app.command("history")
+def history(image: str, no_trunc: NoTrunc = False, form: Format = None) -> None:
+    """Show how an image came about."""
+    with client() as api:
+        found = api.get(f"/images/{image}/history")
+    listing = Listing({"IMAGE": "ID", "CREATED": "CreatedSince", "CREATED BY": "CreatedBy", "SIZE": "Size", "COMMENT": "Comment"})
+    from cli.output import clipped
+
+    rows = [
+        {
+            "ID": short_id(one["Id"], no_trunc),
+            "CreatedSince": since(one.get("Created")),
+            "CreatedBy": one.get("CreatedBy", "") if no_trunc else clipped(one.get("CreatedBy", ""), 45),
+            "Size": size(one.get("Size") or 0),
+            "Comment": one.get("Comment", ""),
+        }
+        for one in found
+    ]
+    listing.show(rows, form=form)
+
+
+@app.command("tag")
+def tag(source: str, target: str) -> None:
+    """Give an image a further name."""
+    name, word = _split(target)
+    with client() as api:
+        api.post(f"/images/{source}/tag", {"repo": name, "tag": word or "latest"})
+
+
+@app.command("rm")
+def remove(images: References, force: Annotated[bool, typer.Option("--force", "-f")] = False) -> None:
+    """Remove images, or names of theirs."""
+    status = 0
+    with client() as api:
+        for name in images:
+            try:
+                for line in api.delete(f"/images/{name}", {"force": force or None}) or ():
+                    for verb, what in line.items():
+                        print(f"{verb}: {what}")
+            except CoveyError as error:
+                print(f"cluster: {error.message}", file=sys.stderr)
+                status = 1
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command("prune")
+def prune(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Named ones that no container uses too")] = False,
+    given: Filter = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Accepted")] = False,
+) -> None:
+    """Remove images that have no name, or that no container uses."""
+    asked = [*(given or ()), *(["dangling=false"] if everything else [])]
+    with client() as api:
+        done = api.post("/images/prune", {"filters": filters(asked)})
+    for line in done.get("ImagesDeleted") or ():
+        for verb, what in line.items():
+            print(f"{verb}: {what}")
+    print(f"Total reclaimed space: {size(done.get('SpaceReclaimed') or 0)}")
