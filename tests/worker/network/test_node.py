@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import struct
 from collections import Counter
@@ -13,7 +14,8 @@ import pytest
 from covey.errors import Conflict, CoveyError, Internal
 from tests.worker.network.conftest import DATAGRAM, NEIGHBOUR, NEIGHBOUR6, NODE, NODE6, STREAM, Wire, container_id
 from tests.worker.network.namespaces import Namespace, closing, route, wait_until
-from worker.kernel.netlink_codec import create_bridge
+from worker.kernel.netlink import Netlink, in_namespace
+from worker.kernel.netlink_codec import Link, create_bridge
 from worker.kernel.nft import Nft
 from worker.network.bridge import sysctl
 from worker.network.endpoint import EndpointRequest, PortBinding, Subnet
@@ -166,7 +168,9 @@ async def test_replicas_share_a_port_and_a_dead_one_leaves_at_once(wire: Wire, n
         return Counter([(await wire.ask("neighbour", address, 8080, kind))[0] for _ in range(9)])
 
     for kind, address in ((STREAM, NODE), (DATAGRAM, NODE), (STREAM, NODE6)):
-        assert await tally(kind, address) == dict.fromkeys(names, 3)
+        counted = await tally(kind, address)
+        assert set(counted) == set(names), (kind, address)
+        assert max(counted.values()) <= 5, f"{counted}: in turn it is 3 each, but a UDP client's port may come again"
     with wire.neighbour.socket() as kept, wire.neighbour.socket(kind=DATAGRAM) as flow:
         kept.connect((NODE, 8080))
         flow.connect((NODE, 8080))
@@ -305,6 +309,28 @@ async def test_statistics_are_the_containers_view(wire: Wire, net: NodeNetwork):
     assert set(after) == {f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")}
     assert after["rx_bytes"] - before["rx_bytes"] >= 1000
     assert after["rx_packets"] > before["rx_packets"]
+
+
+async def test_a_process_is_plugged_by_its_pid(wire: Wire, net: NodeNetwork):
+    own = os.readlink("/proc/self/ns/net")
+    process = await asyncio.create_subprocess_exec("unshare", "--net", "sleep", "60")
+    try:
+        await asyncio.to_thread(
+            wait_until, lambda: os.readlink(f"/proc/{process.pid}/ns/net") != own, lambda: "unshare made no namespace"
+        )
+        made = await net.attach(container_id("web"), "web", process.pid, [EndpointRequest("bridge")])
+        links = in_namespace(f"/proc/{process.pid}/ns/net", _links)
+        assert [(one.name, one.up, one.mac) for one in links if one.kind] == [("eth0", True, made.endpoints[0].mac)]
+    finally:
+        process.kill()
+        await process.wait()
+    await asyncio.to_thread(wait_until, lambda: wire.links() == {"wan0", "covey0"}, wire.links)
+    await net.detach(container_id("web"))
+
+
+def _links() -> list[Link]:
+    with Netlink() as netlink:
+        return netlink.links()
 
 
 async def test_a_failed_plug_says_why_and_leaves_nothing(wire: Wire, net: NodeNetwork):
