@@ -101,6 +101,7 @@ class Index:
         self._holds: dict[str, _Hold] = {}
         self._free_rows: list[int] = list(range(_FIRST_ROWS))[::-1]
         self._columns = _columns(_FIRST_ROWS)
+        self._lent: Snapshot | None = None
 
     def objects(self, kind: str) -> Mapping[str, Stored]:
         """Every object of ``kind`` by id; a kind of which there is one has the kind as id. KeyError: no such kind."""
@@ -111,6 +112,7 @@ class Index:
         for kind, key, value in changes:
             self._apply(kind, key, value)
         self.revision = revision
+        self._lent = None
 
     def _apply(self, kind: str, key: str, value: Stored | None) -> None:
         held = self._objects[kind]
@@ -262,6 +264,11 @@ class Index:
 
     def snapshot(self) -> Snapshot:
         """The world as it is now, lent until the next ``apply``."""
+        if self._lent is None:
+            self._lent = self._lend()
+        return self._lent
+
+    def _lend(self) -> Snapshot:
         held = self._objects
         return Snapshot(
             revision=self.revision,

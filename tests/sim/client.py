@@ -1,0 +1,174 @@
+"""The user in the simulation: creates, changes and removes services, drains nodes, and remembers what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from covey.model.objects import Cluster, Network, Node, Service, Stored
+from covey.model.resources import NANO
+from manager.store.codec import decode, encode
+from manager.store.interface import Delete, Operation, OutcomeUnknown, Put, StoreUnavailable, absent, mod_is
+from manager.store.keys import Writer
+from manager.store.memory import MemoryStore, Verdict
+from manager.store.writer import WriterStore
+from tests.sim.clock import SimClock
+from tests.sim.loop import Process
+
+if TYPE_CHECKING:
+    from tests.sim.simulation import Simulation
+
+#: CPUs that services may ask for in all, of those the nodes have: what is asked for must be possible in the end.
+SHARE = 0.4
+
+
+class Client:
+    """Acts through the door's writes, one at a time."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.process = Process("client")
+        self.clock = SimClock(sim.loop)
+        self.store = WriterStore(MemoryStore(sim.database, self.clock, self._faults), Writer.API, sim.keys)
+        self.acknowledged: dict[tuple[str, str], list[Stored | None]] = {}
+        self.services: dict[str, Service] = {}
+        self.made = 0
+
+    def _faults(self, call: str, keys: tuple[str, ...]) -> Verdict:
+        from manager.store.memory import Fail
+
+        rng = self.sim.rng
+        if call == "txn" and rng.random() < self.sim.trouble.store_fails:
+            return Verdict(fail=rng.choice((Fail.BEFORE, Fail.AFTER)))
+        return Verdict()
+
+    async def prepare(self) -> None:
+        """The cluster as it is when the history begins."""
+        await self._write("cluster", "cluster", None, Cluster(id="cluster"), single=True)
+        for name in self.sim.manager_names:
+            await self._write("node", name, None, Node(id=name, name=name, role="manager", availability="drain"))
+        for name in self.sim.machines:
+            await self._write("node", name, None, Node(id=name, name=name))
+        await self._write("network", "net", None, Network(id="net", spec={"Name": "net", "Driver": "bridge"}))
+
+    def act(self) -> None:
+        """Do one thing that a user would do."""
+        rng = self.sim.rng
+        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove] + [self.availability]
+        self.sim.loop.start(self.process, rng.choice(actions)(), "client")
+
+    async def create(self) -> None:
+        if len(self.services) >= 4:
+            return await self.scale()
+        self.made += 1
+        rng, name = self.sim.rng, f"service{self.made}"
+        mode: dict[str, Any] = {"Global": {}} if rng.random() < 0.25 else {"Replicated": {"Replicas": rng.randint(1, 5)}}
+        spec = {
+            "Name": name,
+            "Mode": mode,
+            "TaskTemplate": self._template(),
+            "UpdateConfig": {"Parallelism": rng.randint(0, 2), "Order": rng.choice(("stop-first", "start-first"))},
+        }
+        if rng.random() < 0.3:
+            spec["EndpointSpec"] = {"Ports": [{"TargetPort": 80}]}
+        service = Service(id=name, spec=spec, created_at=self.clock.now(), updated_at=self.clock.now())
+        await self._write("service", name, None, service)
+
+    def _template(self) -> dict[str, Any]:
+        rng = self.sim.rng
+        template: dict[str, Any] = {
+            "ContainerSpec": {"Image": f"image{rng.randint(1, 9)}", "StopGracePeriod": NANO},
+            "Resources": {"Reservations": {"NanoCPUs": rng.choice((0, NANO // 2))}},
+            "RestartPolicy": {"Delay": rng.choice((0, 1, 5)) * NANO},
+            "Placement": {"Strategy": rng.choice(("", "spread", "pack"))},
+        }
+        if rng.random() < 0.5:
+            template["Networks"] = [{"Target": "net"}]
+        return template
+
+    async def scale(self) -> None:
+        if (service := self._pick()) is None:
+            return
+        spec = service.spec
+        if "Replicated" in spec["Mode"]:
+            spec = {**spec, "Mode": {"Replicated": {"Replicas": self.sim.rng.randint(0, 6)}}}
+            await self._change(service, spec)
+
+    async def update(self) -> None:
+        if (service := self._pick()) is not None:
+            await self._change(service, {**service.spec, "TaskTemplate": self._template()})
+
+    async def remove(self) -> None:
+        if (service := self._pick()) is not None and len(self.services) > 1:
+            await self._write("service", service.id, service, None)
+
+    async def availability(self) -> None:
+        rng = self.sim.rng
+        name = rng.choice(list(self.sim.machines))
+        held = await self._read("node", name)
+        if isinstance(held, Node):
+            drained = sum(1 for n in self.sim.truth("node").values() if cast("Node", n).availability != "active")
+            wanted = "active" if drained > len(self.sim.manager_names) else rng.choice(("drain", "pause", "active"))
+            await self._write("node", name, held, msgspec.structs.replace(held, availability=wanted))
+
+    async def make_good(self) -> None:
+        """The end of the story: every node may be used again."""
+        for name in self.sim.machines:
+            for _ in range(50):
+                held = await self._read("node", name)
+                if isinstance(held, Node) and held.availability != "active":
+                    await self._write("node", name, held, msgspec.structs.replace(held, availability="active"))
+                else:
+                    break
+
+    def _pick(self) -> Service | None:
+        services = list(self.services.values())
+        return self.sim.rng.choice(services) if services else None
+
+    async def _change(self, service: Service, spec: dict[str, Any]) -> None:
+        held = await self._read("service", service.id)
+        if isinstance(held, Service):
+            new = msgspec.structs.replace(
+                held,
+                spec=spec,
+                previous_spec=held.spec,
+                spec_version=held.spec_version + 1,
+                updated_at=self.clock.now(),
+            )
+            await self._write("service", service.id, held, new)
+
+    async def _read(self, kind: str, key: str) -> Stored | None:
+        item = await self.store.get(self.sim.keys.key(kind, key))
+        return decode(item.value, item.mod_revision) if item is not None else None
+
+    async def _write(self, kind: str, key: str, old: Stored | None, new: Stored | None, single: bool = False) -> None:
+        """One compare and put or delete, until it is known what became of it or not any more worth it."""
+        place = self.sim.keys.key(kind) if single else self.sim.keys.key(kind, key)
+        compare = mod_is(place, old.version) if old is not None else absent(place)
+        operation: Operation = Put(place, encode(new)) if new is not None else Delete(place)
+        name = (kind, key)
+        before = self.acknowledged.get(name, [None])
+        self.acknowledged[name] = [*before, new]
+        self.sim.happened(f"client {kind} {key}", f"client: {kind} " + ("removed" if new is None else "written"))
+        for _ in range(20):
+            try:
+                result = await self.store.txn([compare], [operation])
+            except OutcomeUnknown:
+                return self._settle(name)
+            except StoreUnavailable:
+                await asyncio.sleep(0.1)
+                continue
+            self.acknowledged[name] = [new] if result.ok else before
+            return self._settle(name)
+        self.acknowledged[name] = before
+        return None
+
+    def _settle(self, name: tuple[str, str]) -> None:
+        if name[0] == "service":
+            held = cast("Service | None", self.sim.truth("service").get(name[1]))
+            if held is None:
+                self.services.pop(name[1], None)
+            else:
+                self.services[name[1]] = held

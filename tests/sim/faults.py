@@ -1,0 +1,153 @@
+"""What goes wrong in a history: a table of faults, each with its end, and a schedule drawn from the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from covey.model.objects import Leader
+from tests.sim.net import Weather
+
+if TYPE_CHECKING:
+    from tests.sim.simulation import Simulation
+
+
+class Trouble(NamedTuple):
+    """The everyday kind: shares of calls and containers that go wrong."""
+
+    store_fails: float = 0.01
+    prepare_fails: float = 0.03
+    exits: float = 0.3
+
+
+PEACE = Trouble(0.0, 0.0, 0.0)
+
+
+def kill_manager(sim: Simulation) -> None:
+    name = sim.rng.choice(sim.manager_names)
+    sim.controllers[name].kill()
+    sim.later(sim.rng.uniform(0.5, 20), sim.controllers[name].boot)
+
+
+def kill_leader(sim: Simulation) -> None:
+    if (name := leader(sim)) is not None:
+        sim.controllers[name].kill()
+        sim.later(sim.rng.uniform(0.5, 20), sim.controllers[name].boot)
+
+
+def stall_leader(sim: Simulation) -> None:
+    """SIGSTOP for longer than the lease, or shorter."""
+    if (name := leader(sim)) is not None:
+        _stall(sim, name, sim.rng.uniform(1, 14))
+
+
+def stall_manager(sim: Simulation) -> None:
+    _stall(sim, sim.rng.choice(sim.manager_names), sim.rng.uniform(1, 14))
+
+
+def _stall(sim: Simulation, name: str, seconds: float) -> None:
+    process = sim.controllers[name].process
+    if process.alive and not process.stopped:
+        sim.loop.stop(process)
+        sim.later(seconds, sim.loop.go_on, process)
+
+
+def kill_daemon(sim: Simulation) -> None:
+    machine = sim.machines[sim.rng.choice(list(sim.machines))]
+    if machine.alive:
+        machine.kill_daemon()
+        sim.later(sim.rng.uniform(0.2, 25), machine.boot)
+
+
+def kill_machine(sim: Simulation) -> None:
+    machine = sim.machines[sim.rng.choice(list(sim.machines))]
+    machine.kill_machine()
+    sim.later(sim.rng.uniform(2, 45), machine.boot)
+
+
+def partition_worker(sim: Simulation) -> None:
+    """A worker is cut off from every manager, or from one."""
+    worker = sim.rng.choice(list(sim.machines))
+    managers = sim.manager_names if sim.rng.random() < 0.7 else [sim.rng.choice(sim.manager_names)]
+    _partition(sim, [(worker, manager) for manager in managers])
+
+
+def partition_manager(sim: Simulation) -> None:
+    """A manager is cut off from every worker, though not from the store."""
+    manager = sim.rng.choice(sim.manager_names)
+    _partition(sim, [(worker, manager) for worker in sim.machines])
+
+
+def _partition(sim: Simulation, pairs: list[tuple[str, str]]) -> None:
+    sim.net.partition(pairs)
+    sim.later(sim.rng.uniform(1, 40), sim.net.heal, pairs)
+
+
+def break_links(sim: Simulation) -> None:
+    """Connections break; what was under way is lost."""
+    for link in list(sim.net.links):
+        if sim.rng.random() < 0.5:
+            link.sever(notice=True)
+
+
+def lose_store(sim: Simulation) -> None:
+    """A manager is cut off from the store."""
+    controller = sim.controllers[sim.rng.choice(sim.manager_names)]
+    controller.cut_off = True
+    sim.later(sim.rng.uniform(0.5, 12), setattr, controller, "cut_off", False)
+
+
+def delay_view(sim: Simulation) -> None:
+    """A manager's mirror falls behind."""
+    controller = sim.controllers[leader(sim) or sim.rng.choice(sim.manager_names)]
+    controller.view_lag = sim.rng.uniform(0.2, 3.0)
+    sim.later(sim.rng.uniform(5, 25), setattr, controller, "view_lag", 0.0)
+
+
+def crash_manager_at_write(sim: Simulation) -> None:
+    """The leader dies before or after one of its next writes."""
+    name = leader(sim) or sim.rng.choice(sim.manager_names)
+    sim.crash_at[name, sim.rng.choice(("store, before", "store, after"))] = sim.rng.randint(1, 6)
+
+
+def crash_worker_at_write(sim: Simulation) -> None:
+    """A daemon dies before or after one of its next journal writes."""
+    name = sim.rng.choice(list(sim.machines))
+    sim.crash_at[name, sim.rng.choice(("journal, before", "journal, after"))] = sim.rng.randint(1, 4)
+
+
+def bad_store(sim: Simulation) -> None:
+    """Many answers of the store are lost."""
+    sim.trouble = sim.trouble._replace(store_fails=0.3)
+    sim.later(sim.rng.uniform(2, 10), sim.restore_trouble)
+
+
+def bad_weather(sim: Simulation) -> None:
+    """Slow links that repeat what they carry."""
+    sim.net.weather = Weather(slow=1.5, repeat=0.3)
+    sim.later(sim.rng.uniform(2, 15), setattr, sim.net, "weather", Weather())
+
+
+def leader(sim: Simulation) -> str | None:
+    held = sim.truth("leader").get("leader")
+    return held.node_id if isinstance(held, Leader) else None
+
+
+#: Fault → how often it is drawn.
+FAULTS: dict[Callable[[Simulation], None], int] = {
+    kill_manager: 2,
+    kill_leader: 3,
+    stall_leader: 3,
+    stall_manager: 2,
+    kill_daemon: 3,
+    kill_machine: 3,
+    partition_worker: 3,
+    partition_manager: 2,
+    break_links: 2,
+    lose_store: 2,
+    delay_view: 3,
+    crash_manager_at_write: 4,
+    crash_worker_at_write: 4,
+    bad_store: 2,
+    bad_weather: 2,
+}
