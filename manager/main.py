@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 5.0
+PROBE_SECONDS = 2.0
 BOOTSTRAP_SECONDS = 30.0
 
 
@@ -137,18 +138,27 @@ class Process:
         """Return once the store answers; say once, and again when the reason changes, that it does not."""
         pause, said = FIRST_PAUSE, ""
         while True:
-            try:
-                await self._store.revision()
-                if said:
-                    log.info("the store answers")
+            trouble = await self._store_trouble()
+            if not trouble:
+                log.log(logging.INFO if said else logging.DEBUG, "the store answers")
                 return
-            except CoveyError as error:
-                if error.message != said:
-                    log.error("the store does not answer: %s; trying on", error.message)
-                    self._gate.shut(f"the store of this manager does not answer: {error.message}")
-                said = error.message
+            if trouble != said:
+                log.error("the store does not answer: %s; trying on", trouble)
+                self._gate.shut(f"the store of this manager does not answer: {trouble}")
+            said = trouble
             await self._clock.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
+
+    async def _store_trouble(self) -> str:
+        """Why the store cannot be used, "" when it can."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._store.revision()
+        except TimeoutError:
+            return f"nobody answers at {', '.join(self._options.store)}: is etcd running?"
+        except CoveyError as error:
+            return error.message
+        return ""
 
     async def _wait_cluster(self) -> Cluster:
         with self._mirror.changes(["cluster"]) as changed:

@@ -23,7 +23,9 @@ def world(tasks: list[Task], statuses: dict[str, TaskState], names: dict[str, st
     changes: list[Any] = [("node", node, Node(id=node)) for node in NODES]
     for number in range(3):
         label = names.get(str(number), "")
-        changes.append(("network", f"net{number}", Network(id=f"net{number}", spec={"Name": f"net{number}", "Labels": {"l": label}})))
+        changes.append(
+            ("network", f"net{number}", Network(id=f"net{number}", spec={"Name": f"net{number}", "Labels": {"l": label}}))
+        )
         changes.append(("secret", f"sec{number}", Secret(id=f"sec{number}", spec={"Name": label}, data=label.encode())))
         changes.append(("config", f"con{number}", Config(id=f"con{number}", spec={"Name": f"con{number}"})))
     changes += [("task", task.id, task) for task in tasks]

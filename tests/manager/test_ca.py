@@ -57,7 +57,9 @@ def test_the_right_secret_with_another_clusters_digest_is_refused() -> None:
         tokens.admitted_role(held, str(tls.Token(tls.ca_digest(OTHER_ROOT), secret)))
 
 
-@pytest.mark.parametrize("text", ["", "SWMTKN-1-a-b", "SWMTKN-2-" + "0" * 50 + "-" + "0" * 25, "x" * 80, "SWMTKN-1-" + "0" * 76])
+@pytest.mark.parametrize(
+    "text", ["", "SWMTKN-1-a-b", "SWMTKN-2-" + "0" * 50 + "-" + "0" * 25, "x" * 80, "SWMTKN-1-" + "0" * 76]
+)
 def test_what_is_no_token_is_refused_by_its_shape(text: str) -> None:
     with pytest.raises(InvalidArgument, match="join token"):
         tls.parse_token(text)

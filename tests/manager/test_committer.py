@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,8 +56,10 @@ def test_transactions_fit_the_store_and_never_split_a_group(sizes: list[tuple[in
     assert sum(txn.groups for txn in txns) == len(groups)
     for one in groups:
         assert len({where[KEYS.key(write.kind, write.id)] for write in one.writes}) == 1
-    for txn, following in zip(txns, txns[1:]):
-        first = following.operations[: len(groups[sum(t.groups for t in txns[: txns.index(following)])].writes)]
+    passed = 0
+    for txn, following in itertools.pairwise(txns):
+        passed += txn.groups
+        first = following.operations[: len(groups[passed].writes)]
         count = len(txn.operations) + len(first)
         size = request_bytes(txn.compares, txn.operations) + request_bytes((), first)
         assert count + 1 > MAX_OPERATIONS or size > MAX_REQUEST_BYTES - 200 * len(first), "it would have fitted before"

@@ -76,9 +76,7 @@ async def test_an_ingress_port_is_given_once_and_free_again_after_update_and_rem
         return service_spec(name, EndpointSpec={"Ports": [{"TargetPort": 80, "PublishedPort": port}]})
 
     both = (published("a", 8080), published("b", 8080))
-    results = await asyncio.gather(
-        *(cluster.client.call("service_create", json=spec) for spec in both), return_exceptions=True
-    )
+    results = await asyncio.gather(*(cluster.client.call("service_create", json=spec) for spec in both), return_exceptions=True)
     assert sum(isinstance(result, InvalidArgument) for result in results) == 1, results
     winner = next(result["ID"] for result in results if isinstance(result, dict))
     held = await cluster.client.call("service_inspect", {"id": winner})
@@ -100,7 +98,10 @@ async def test_an_ingress_port_is_given_once_and_free_again_after_update_and_rem
         ({"Name": "no good"}, "Name"),
         ({"Mode": {"Replicated": {"Replicas": -1}}}, "Replicas"),
         ({"TaskTemplate": {"ContainerSpec": {"Image": "Bad//Image::x"}}}, "Image"),
-        ({"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Placement": {"Constraints": ["node.colour==red"]}}}, "node.colour"),
+        (
+            {"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Placement": {"Constraints": ["node.colour==red"]}}},
+            "node.colour",
+        ),
         ({"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Resources": {"Limits": {"MemoryBytes": -5}}}}, "MemoryBytes"),
         ({"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Networks": [{"Target": "nosuch"}]}}, "nosuch"),
         (
@@ -140,7 +141,9 @@ async def test_an_update_needs_the_version_that_was_read(cluster: Cluster) -> No
 async def test_services_are_listed_by_filter_with_their_status(cluster: Cluster) -> None:
     await cluster.create("web", 2, Labels={"tier": "front"})
     await cluster.create("worker", 0)
-    names = [service["Spec"]["Name"] for service in await cluster.client.call("service_list", query=filters(label=["tier=front"]))]
+    names = [
+        service["Spec"]["Name"] for service in await cluster.client.call("service_list", query=filters(label=["tier=front"]))
+    ]
     assert names == ["web"]
     listed = await cluster.client.call("service_list", query={**filters(name=["wo"]), "status": "true"})
     assert [service["ServiceStatus"] for service in listed] == [{"RunningTasks": 0, "DesiredTasks": 0, "CompletedTasks": 0}]
@@ -184,8 +187,8 @@ async def test_networks_of_the_cluster(cluster: Cluster) -> None:
 
     shown = await wait_until("a subnet", allocated)
     assert (shown["Id"], shown["Scope"], shown["Driver"]) == (made["Id"], "swarm", "overlay")
+    pool = {"Config": [{"Subnet": shown["IPAM"]["Config"][0]["Subnet"]}]}
     with pytest.raises(Forbidden, match="overlaps"):
-        pool = {"Config": [{"Subnet": shown["IPAM"]["Config"][0]["Subnet"]}]}
         await cluster.client.call("network_create", json={"Name": "twin", "Driver": "overlay", "IPAM": pool})
     await cluster.create("web", template={"Networks": [{"Target": "front"}]})
     with pytest.raises(Forbidden, match="in use by service web"):
@@ -214,9 +217,9 @@ async def test_secrets_and_configs(cluster: Cluster, kind: str) -> None:
     assert shown["Spec"].get("Data") == (None if kind == "secret" else data)
     version = {"version": str(shown["Version"]["Index"])}
     await cluster.client.call(f"{kind}_update", {"id": "key"}, version, json={"Name": "key", "Labels": {"a": "b"}})
+    version = {"version": str((await cluster.client.call(f"{kind}_inspect", {"id": "key"}))["Version"]["Index"])}
+    other = base64.b64encode(b"loud").decode()
     with pytest.raises(InvalidArgument, match="only updates to Labels"):
-        version = {"version": str((await cluster.client.call(f"{kind}_inspect", {"id": "key"}))["Version"]["Index"])}
-        other = base64.b64encode(b"loud").decode()
         await cluster.client.call(f"{kind}_update", {"id": "key"}, version, json={"Name": "key", "Data": other})
     field, word = f"{kind.capitalize()}s", kind.capitalize()
     reference = {f"{word}ID": made["ID"], f"{word}Name": "key", "File": {"Name": "key"}}
@@ -260,8 +263,8 @@ async def test_nodes_are_updated_and_removed_by_the_rules(cluster: Cluster) -> N
     assert [entry["Spec"]["Availability"] for entry in found] == ["drain"]
     manager = await cluster.client.call("node_inspect", {"id": "self"})
     assert manager["ManagerStatus"]["Leader"] is True
+    version = {"version": str(manager["Version"]["Index"])}
     with pytest.raises(InvalidArgument, match="last manager"):
-        version = {"version": str(manager["Version"]["Index"])}
         await cluster.client.call("node_update", {"id": "self"}, version, json={**manager["Spec"], "Role": "worker"})
     with pytest.raises(InvalidArgument, match="must be demoted"):
         await cluster.client.call("node_delete", {"id": "self"}, {"force": "1"})

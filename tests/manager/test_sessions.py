@@ -128,7 +128,9 @@ async def test_a_failed_task_is_replaced_and_its_exit_code_kept(cluster: Cluster
         await cluster.create("web", 1)
         first = (await cluster.wait_running("web", 1))[0]
         held = worker.statuses[first["ID"]]
-        ended = TaskStatus(id=held.id, node_id=held.node_id, state=TaskState.FAILED, exit_code=137, container_id="c", error="killed")
+        ended = TaskStatus(
+            id=held.id, node_id=held.node_id, state=TaskState.FAILED, exit_code=137, container_id="c", error="killed"
+        )
         worker.statuses[first["ID"]] = ended
         await worker.say([ended])
 

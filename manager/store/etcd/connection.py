@@ -39,7 +39,7 @@ class Timing:
     """Seconds: to connect to one endpoint, for one attempt, for a call with all its attempts, of a watch's silence."""
 
     connect: float = 2.0
-    attempt: float = 5.0
+    attempt: float = 3.0
     total: float = 10.0
     stall: float = 6.0
 
