@@ -34,11 +34,12 @@ RETRY_SECONDS = 0.2
 
 
 class Outcome(NamedTuple):
-    """What became of a plan: transactions applied and lost; ``again``: decide once more, something is left to do."""
+    """What became of a plan: transactions applied and lost, rows refused; ``more``: it was longer than one pass writes."""
 
     applied: int
     lost: int
-    again: bool
+    refused: int
+    more: bool
 
 
 class Committer:
@@ -78,7 +79,7 @@ class Committer:
             await self._wait_seen(reached)
         if lost:
             self._check_fence()
-        return Outcome(applied, lost, more or lost > 0 or len(refusals) > 0)
+        return Outcome(applied, lost, len(refusals), more)
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the term began."""

@@ -17,6 +17,7 @@ from covey.clock import Clock
 from covey.errors import CoveyError
 from manager.committer import Committer
 from manager.lateness import Lateness
+from manager.leader import Deposed
 from manager.store.mirror import Mirror
 from scheduler import allocate, liveness, reap
 from scheduler.placement import place
@@ -32,7 +33,8 @@ Decide = Callable[[Snapshot, float, Settings], Plan]
 #: A pass this long is logged: the event loop served nobody meanwhile (rule 15).
 LONG_PASS = 0.05
 
-RETRY_SECONDS = 0.5
+FIRST_RETRY = 0.005
+LAST_RETRY = 1.0
 
 #: A loop that always finds more to write still lets the others have their turn.
 BREATH = 0.001
@@ -77,15 +79,16 @@ class Runner:
         self._committer = committer
         self._clock = clock
         self._settings = settings
-        self._counts = dict.fromkeys(("passes", "plans", "lost", "long"), 0)
+        self._counts = dict.fromkeys(("passes", "plans", "lost", "long", "faults"), 0)
         self._longest = 0.0
+        self._vain = 0
 
     async def run(self) -> None:
         """Decide now, then whenever there is reason to, until cancelled or deposed."""
         with self._mirror.changes(self._loop.kinds) as changed:
             while True:
                 changed.take()
-                wake_at = await self._pass()
+                wake_at = await self._guarded_pass()
                 if wake_at is None:
                     await changed.wait()
                 elif (left := wake_at - self._clock.now()) > 0:
@@ -97,6 +100,19 @@ class Runner:
         """Counters, and the longest time a pass held the event loop, in seconds."""
         return {**self._counts, "longest_pass": round(self._longest, 4)}
 
+    async def _guarded_pass(self) -> float | None:
+        """As ``_pass``; a fault of this decision is told and does not end the others'."""
+        try:
+            return await self._pass()
+        except Deposed:
+            raise
+        except CoveyError as error:
+            log.error("%s could not be committed: %s", self._loop.name, error.message)
+        except Exception:
+            self._counts["faults"] += 1
+            log.exception("%s failed: deciding again in %.0f s", self._loop.name, LAST_RETRY)
+        return self._clock.now() + LAST_RETRY
+
     async def _pass(self) -> float | None:
         """Decide and commit once; when to decide again without any change."""
         started = time.perf_counter()
@@ -106,13 +122,14 @@ class Runner:
         if not plan:
             return plan.wake_at
         self._counts["plans"] += 1
-        try:
-            outcome = await self._committer.commit(plan)
-        except CoveyError as error:
-            log.error("%s could not be committed: %s", self._loop.name, error.message)
-            return now + RETRY_SECONDS
+        outcome = await self._committer.commit(plan)
         self._counts["lost"] += outcome.lost
-        return now if outcome.again else plan.wake_at
+        if outcome.lost or outcome.refused:
+            # Decided on what was no longer so: again, from what is, but never in a hurry that starves the others.
+            self._vain += not outcome.applied
+            return now + min(FIRST_RETRY * float(1 << min(self._vain, 10)), LAST_RETRY)
+        self._vain = 0
+        return now if outcome.more else plan.wake_at
 
     def _measure(self, seconds: float) -> None:
         self._counts["passes"] += 1
@@ -140,7 +157,7 @@ class Office:
         self._runners = {loop.name: Runner(loop, mirror, committer, clock, settings) for loop in table(lateness.recent)}
 
     async def lead(self) -> None:
-        """Run every loop until cancelled. Raises an ExceptionGroup of Deposed, or of a fault in a decision."""
+        """Run every loop until cancelled. Raises an ExceptionGroup of Deposed."""
         async with asyncio.TaskGroup() as group:
             for name, runner in self._runners.items():
                 group.create_task(runner.run(), name=f"leader: {name}")
