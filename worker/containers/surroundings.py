@@ -24,15 +24,12 @@ _FILE_LIMIT = 4 * 1024 * 1024
 _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", "console"})
 
 
-def read_inside(root: Path, path: str) -> str:
+def read_inside(root_fd: int, path: str) -> str:
     """A regular file of the container's tree, "" when there is none; at most 4 MiB."""
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd = safe_paths.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return ""
-    finally:
-        os.close(root_fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return ""
@@ -44,7 +41,16 @@ def read_inside(root: Path, path: str) -> str:
 
 def user(root: Path, wanted: str, group_add: Iterable[str] = ()) -> users.User:
     """Who ``wanted`` is by the tree's own passwd and group. Raises InvalidArgument."""
-    return users.resolve(wanted, read_inside(root, "etc/passwd"), read_inside(root, "etc/group"), group_add)
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return user_in(root_fd, wanted, group_add)
+    finally:
+        os.close(root_fd)
+
+
+def user_in(root_fd: int, wanted: str, group_add: Iterable[str] = ()) -> users.User:
+    """The same for a tree that is open."""
+    return users.resolve(wanted, read_inside(root_fd, "etc/passwd"), read_inside(root_fd, "etc/group"), group_add)
 
 
 def hard_limits() -> dict[str, int]:

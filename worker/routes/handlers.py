@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from covey.engine_api.server import Handler
 from worker.containers.engine import Engine
+from worker.routes.archives import Archives
 from worker.routes.containers import Containers
 from worker.routes.execs import Execs
 from worker.routes.images import Images
@@ -18,6 +19,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     """Handlers by route name; the front door adds the cluster's. The engine must be entered."""
     found: dict[str, Handler] = {}
     for noun in (
+        Archives(engine),
         Containers(engine),
         Execs(engine),
         Images(engine),

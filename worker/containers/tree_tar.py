@@ -1,0 +1,136 @@
+"""Writes a subtree of an untrusted root as a tar stream, in pieces.
+
+Walked by descriptors; no link is followed below where it begins, hard links are kept. Format: POSIX.1-2017 pax (the
+headers are tarfile's). It knows no containers.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+
+from worker.kernel import safe_paths
+
+CHUNK = 256 * 1024
+BLOCK = 512
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_KEPT_XATTRS = ("security.capability", "user.")
+
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+
+
+def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False) -> Iterator[bytes]:
+    """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown``.
+
+    ``one_device``: mount points are shown empty (export). Sockets are left out. OSError when something cannot be read.
+    """
+    links: dict[tuple[int, int], str] = {}
+    device = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_dev if one_device else None
+    yield from _node(parent_fd, name, shown, links, device)
+    yield b"\0" * (2 * BLOCK)
+
+
+def _header(name: str, status: os.stat_result) -> tarfile.TarInfo | None:
+    kind = _TYPES.get(stat.S_IFMT(status.st_mode))
+    if kind is None:
+        return None
+    info = tarfile.TarInfo(name)
+    info.type, info.mode = kind, stat.S_IMODE(status.st_mode)
+    info.uid, info.gid, info.mtime = status.st_uid, status.st_gid, int(status.st_mtime)
+    if kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+        info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    return info
+
+
+def _bytes(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _node(parent_fd: int, name: str, shown: str, links: dict[tuple[int, int], str], device: int | None) -> Iterator[bytes]:
+    try:
+        status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    info = _header(shown, status)
+    if info is None:
+        return
+    if info.isdir():
+        yield from _directory(parent_fd, name, info, links, None if device is None else device, status)
+    elif info.isreg():
+        yield from _regular(parent_fd, name, info, links, status)
+    else:
+        if info.issym():
+            info.linkname = os.readlink(name, dir_fd=parent_fd)
+        yield _bytes(info)
+
+
+def _directory(
+    parent_fd: int,
+    name: str,
+    info: tarfile.TarInfo,
+    links: dict[tuple[int, int], str],
+    device: int | None,
+    status: os.stat_result,
+) -> Iterator[bytes]:
+    if not info.name.endswith("/"):
+        info.name += "/"
+    yield _bytes(info)
+    if device is not None and status.st_dev != device:
+        return
+    fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+    try:
+        for child in sorted(os.listdir(fd)):
+            yield from _node(fd, child, info.name + child, links, device)
+    finally:
+        os.close(fd)
+
+
+def _regular(
+    parent_fd: int, name: str, info: tarfile.TarInfo, links: dict[tuple[int, int], str], status: os.stat_result
+) -> Iterator[bytes]:
+    key = (status.st_dev, status.st_ino)
+    if status.st_nlink > 1 and key in links:
+        info.type, info.linkname = tarfile.LNKTYPE, links[key]
+        yield _bytes(info)
+        return
+    links[key] = info.name
+    fd = os.open(name, _FILE, dir_fd=parent_fd)
+    try:
+        info.size = os.fstat(fd).st_size
+        for attribute in os.listxattr(fd):
+            if attribute.startswith(_KEPT_XATTRS):
+                value = os.getxattr(fd, attribute)
+                info.pax_headers = {**info.pax_headers, f"SCHILY.xattr.{attribute}": value.decode("utf-8", "surrogateescape")}
+        yield _bytes(info)
+        left = info.size
+        while left:
+            data = os.read(fd, min(left, CHUNK))
+            if not data:
+                # It shrank meanwhile; the header has promised its size.
+                data = b"\0" * min(left, CHUNK)
+            left -= len(data)
+            yield data
+        yield b"\0" * (-info.size % BLOCK)
+    finally:
+        os.close(fd)
+
+
+def open_parent(root_fd: int, path: str) -> tuple[int, str]:
+    """(descriptor of the directory that holds ``path``, its last component; ``.`` for the root itself)."""
+    bare = path.rstrip("/")
+    if not bare or bare.endswith("/.") or bare == ".":
+        return safe_paths.open_in_root(root_fd, bare or "/", _DIRECTORY & ~os.O_NOFOLLOW), "."
+    parent, name = safe_paths.split(bare)
+    if path.endswith("/"):
+        return safe_paths.open_in_root(root_fd, bare, _DIRECTORY & ~os.O_NOFOLLOW), "."
+    return safe_paths.open_in_root(root_fd, parent or "/", _DIRECTORY & ~os.O_NOFOLLOW), name
