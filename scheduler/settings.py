@@ -21,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: float = 5.0
     heartbeat_jitter: float = 0.5
     missed_heartbeats: int = 3
-    session_silence: float = 6.0
+    session_silence: float = 7.5
     #: How long after an election the grace is doubled: workers are still finding their managers.
     new_leader: float = 30.0
     #: This many nodes and this share of those ready, gone at once, look like our own trouble: the grace is doubled.

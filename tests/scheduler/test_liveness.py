@@ -114,11 +114,11 @@ def test_its_own_lateness_is_no_node_s_fault() -> None:
     world = cluster()
     world.drop("session", "n1")
     world.settle()
-    world.now += 30
-    plan = world.decide("liveness", late=25.0)
+    world.now += 20
+    plan = world.decide("liveness", late=15.0)
     world.commit(plan)
     assert state(world, "n1") == "unknown"
-    assert not world.decide("liveness", late=25.0)
+    assert not world.decide("liveness", late=15.0)
     world.session("n1")
     world.settle()
     assert state(world, "n1") == "ready"
