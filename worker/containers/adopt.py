@@ -42,8 +42,10 @@ async def adopt(host: Host) -> None:
             supervise.begin(host, live)
         elif live not in interrupted:
             await host.run(_clear, host, live)
-    for live in interrupted:
-        host.auto_remove(live)
+    for live in list(host.lives.values()):
+        over = live.container.state.status == record.EXITED and live.container.host_config.get("AutoRemove")
+        if live in interrupted or over:
+            host.auto_remove(live)
     _start_by_policy(host)
 
 

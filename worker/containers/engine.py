@@ -298,7 +298,8 @@ class Engine:
             live.pending.append(waiting)
             attachment = await self._until_started(live, waiting, client)
         if attachment is not None:
-            await streams.couple(client, attachment, tty=tty, stdin=stdin, detach_keys=detach_keys)
+            once = bool(live.container.config.get("StdinOnce"))
+            await streams.couple(client, attachment, tty=tty, stdin=stdin, detach_keys=detach_keys, once=once)
 
     async def _until_started(self, live: Live, waiting: PendingAttach, client: streams.Duplex) -> Any:
         """The stream, or None when the client went away first."""

@@ -63,7 +63,6 @@ class Mount(msgspec.Struct, kw_only=True):
     propagation: str = ""
     options: list[str] = msgspec.field(default_factory=list)
     copy: bool = False
-    subpath: str = ""
     must_exist: bool = False
     anonymous: bool = False
 

@@ -23,17 +23,20 @@ async def remove(host: Host, live: Live, *, force: bool = False, volumes: bool =
     container = live.container
     if live.removing:
         raise Conflict(f"removal of container {container.id} is already in progress")
-    refusal = REFUSALS.get(container.state.status)
-    if refusal and not force:
-        raise Conflict(f'cannot remove container "{container.name}": {refusal}')
+    _check_state(live, force)
     live.removing = True
     try:
         start.cancel_restart(live)
-        if container.state.running:
-            container.manually_stopped = True
-            await stop.end(host, live, signal.SIGKILL, stop.KILL_PATIENCE)
-        async with live.lock:
-            await _delete(host, live)
+        while True:
+            if container.state.running:
+                container.manually_stopped = True
+                await stop.end(host, live, signal.SIGKILL, stop.KILL_PATIENCE)
+            async with live.lock:
+                # A start that was under way may have made it run meanwhile.
+                _check_state(live, force)
+                if not container.state.running:
+                    await _delete(host, live)
+                    break
     except BaseException:
         live.removing = False
         if container.state.status == record.REMOVING:
@@ -47,6 +50,12 @@ async def remove(host: Host, live: Live, *, force: bool = False, volumes: bool =
     live.wake_exit_waiters(container.state.exit_code)
     live.wake_removal_waiters(container.state.exit_code)
     await _collect_image(host, container.image_id)
+
+
+def _check_state(live: Live, force: bool) -> None:
+    refusal = REFUSALS.get(live.container.state.status)
+    if refusal and not force:
+        raise Conflict(f'cannot remove container "{live.container.name}": {refusal}')
 
 
 async def _delete(host: Host, live: Live) -> None:

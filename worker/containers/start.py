@@ -261,7 +261,7 @@ def _bundle(
             rootfs=str(directory / "rootfs"),
             cgroup=f"/{parent.strip('/')}/{container.id}",
             user=surroundings.user(directory / "rootfs", container.config.get("User") or "", settings.get("GroupAdd") or ()),
-            hostname=container.config.get("Hostname") or "",
+            hostname=_hostname(host, container),
             mounts=container.mounts,
             files=_network_files(host, container, attachment),
             joins=joins,
@@ -274,6 +274,13 @@ def _bundle(
             shm=_shared_memory(host, container, directory),
         )
     )
+
+
+def _hostname(host: Host, container: Container) -> str:
+    """Its own, or that of the container whose network it shares."""
+    if network_requests.joined(container.network_mode):
+        return str(joined(host, container, container.network_mode).config.get("Hostname") or "")
+    return str(container.config.get("Hostname") or "")
 
 
 def _shared_memory(host: Host, container: Container, directory: Path) -> str:

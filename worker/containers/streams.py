@@ -52,10 +52,15 @@ class Detacher:
         return data, False
 
 
-async def couple(client: Duplex, attachment: Attachment, *, tty: bool, stdin: bool, detach_keys: str = "") -> bool:
-    """Until the process's output has ended and is delivered, the client is gone, or it detached (then True)."""
+async def couple(
+    client: Duplex, attachment: Attachment, *, tty: bool, stdin: bool, detach_keys: str = "", once: bool = True
+) -> bool:
+    """Until the process's output has ended and is delivered, the client is gone, or it detached (then True).
+
+    ``once``: the client's half-close is the end of the process's input, else others may still type.
+    """
     reader, writer = client
-    inward = asyncio.create_task(_inward(reader, attachment, tty, detach_keys)) if stdin else None
+    inward = asyncio.create_task(_inward(reader, attachment, tty, detach_keys, once)) if stdin else None
     outward = asyncio.create_task(_outward(writer, attachment, tty))
     try:
         waiting: set[asyncio.Task[bool] | asyncio.Task[None]] = {outward}
@@ -76,7 +81,7 @@ async def couple(client: Duplex, attachment: Attachment, *, tty: bool, stdin: bo
         attachment.close()
 
 
-async def _inward(reader: asyncio.StreamReader, attachment: Attachment, tty: bool, detach_keys: str) -> bool:
+async def _inward(reader: asyncio.StreamReader, attachment: Attachment, tty: bool, detach_keys: str, once: bool) -> bool:
     """Client to process; True when the client wants no more of it (detached)."""
     detacher = Detacher(detach_sequence(detach_keys)) if tty else None
     try:
@@ -88,7 +93,8 @@ async def _inward(reader: asyncio.StreamReader, attachment: Attachment, tty: boo
                     return True
             else:
                 await attachment.send(data)
-        await attachment.half_close()
+        if once:
+            await attachment.half_close()
     except (ConnectionError, OSError):
         return False
     return False

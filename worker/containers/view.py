@@ -113,6 +113,12 @@ def mount_object(mount: Mount) -> dict[str, Any]:
     return out
 
 
+def shown_mounts(container: Container) -> list[Mount]:
+    """All but what ``--tmpfs`` asked for, which Docker shows in HostConfig only."""
+    plain = container.host_config.get("Tmpfs") or {}
+    return [mount for mount in container.mounts if mount.type != "tmpfs" or mount.destination not in plain]
+
+
 def _endpoints(container: Container, live: Live) -> dict[str, Any]:
     """The networks as attached, or as asked for while nothing runs."""
     if live.networks:
@@ -199,7 +205,7 @@ def inspect(container: Container, live: Live) -> dict[str, Any]:
         "ExecIDs": list(live.exec_ids) or None,
         "HostConfig": container.host_config,
         "GraphDriver": {"Name": "overlay2", "Data": dict(live.upper) or None},
-        "Mounts": [mount_object(mount) for mount in container.mounts if mount.type != "tmpfs"],
+        "Mounts": [mount_object(mount) for mount in shown_mounts(container)],
         "Config": container.config,
         "NetworkSettings": network_settings(container, live),
     }
@@ -248,7 +254,7 @@ def summary(container: Container, live: Live, now: float) -> dict[str, Any]:
         "Status": status_text(container, now),
         "HostConfig": {"NetworkMode": container.network_mode},
         "NetworkSettings": {"Networks": _endpoints(container, live)},
-        "Mounts": [mount_object(mount) for mount in container.mounts if mount.type != "tmpfs"],
+        "Mounts": [mount_object(mount) for mount in shown_mounts(container)],
         "Health": {
             "Status": health.status if health else "none",
             "FailingStreak": health.failing_streak if health else 0,

@@ -62,6 +62,8 @@ class ZygoteLink:
 
     def _drop(self, zygote: Zygote) -> None:
         zygote.close()
+        # Reaps it when it was our child.
+        zygote.alive()
         if self._zygote is zygote:
             self._zygote = None
 
