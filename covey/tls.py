@@ -159,7 +159,7 @@ def client_context(identity: Identity) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=identity.ca_pem)
-    _load_chain(context, identity)
+    load_chain(context, identity)
     return context
 
 
@@ -169,7 +169,7 @@ def server_context(identity: Identity) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=identity.ca_pem)
-    _load_chain(context, identity)
+    load_chain(context, identity)
     return context
 
 
@@ -196,7 +196,8 @@ def require_manager(certificate: Mapping[str, Any] | None) -> Peer:
     return peer
 
 
-def _load_chain(context: ssl.SSLContext, identity: Identity) -> None:
+def load_chain(context: ssl.SSLContext, identity: Identity) -> None:
+    """Give ``context`` the identity's key and certificate; handshakes from now on use them."""
     # OpenSSL's binding loads keys from files only; the file is private and gone before this returns.
     handle, path = tempfile.mkstemp(prefix="covey-identity-")
     try:

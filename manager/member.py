@@ -7,14 +7,16 @@ office is resigned; the lease goes last, because the others' keys hang on it.
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from covey.clock import Clock
 from covey.model.objects import Cluster, Node, NodeInfo
-from covey.tls import server_context
+from covey.tls import Identity, load_chain, renew_at, server_context
 from manager.ca.authority import make_identity
 from manager.ca.join import Joining
 from manager.committer import Committer
@@ -37,6 +39,7 @@ from manager.store.writer import WriterStore
 from scheduler.settings import Settings
 
 LATENESS_PERIOD = 0.1
+RENEWAL_PAUSE = 3600.0
 
 
 class Member:
@@ -89,6 +92,7 @@ class Member:
             "dialback": Purpose(dials.serve),
         }
         identity = make_identity(cluster.ca_key, cluster.ca_certificate, node_id, "manager", cluster.id, self._clock.now())
+        context = server_context(identity)
         listener = ClusterPort(purposes, cluster.id, node_id, cluster.ca_certificate)
         door = Door(
             store=self._as(Writer.API),
@@ -101,10 +105,15 @@ class Member:
             dials=dials,
             statistics=self._statistics.collect,
         )
-        work = (("lease", claim.hold()), ("lateness", lateness.watch()), ("dispatcher", dispatcher.run()))
+        work = (
+            ("lease", claim.hold()),
+            ("lateness", lateness.watch()),
+            ("certificate", self._keep_certified(context, identity, cluster, node_id)),
+            ("dispatcher", dispatcher.run()),
+        )
         self._tasks = [asyncio.create_task(one, name=name) for name, one in (*work, ("election", candidate.campaign()))]
         try:
-            async with listener.listen(port, server_context(identity)), rooms(door) as handlers:
+            async with listener.listen(port, context), rooms(door) as handlers:
                 yield handlers
         finally:
             await self._stop()
@@ -122,6 +131,15 @@ class Member:
             await self._office.lead()
         finally:
             self._office = None
+
+    async def _keep_certified(self, context: ssl.SSLContext, identity: Identity, cluster: Cluster, node_id: str) -> None:
+        """Give the cluster port a fresh certificate at a random 50 to 80 % of the life of each."""
+        while True:
+            due = renew_at(identity.certificate_pem, random.uniform(0.5, 0.8))
+            await self._clock.sleep(max(due - self._clock.now(), RENEWAL_PAUSE))
+            now = self._clock.now()
+            identity = make_identity(cluster.ca_key, cluster.ca_certificate, node_id, "manager", cluster.id, now)
+            load_chain(context, identity)
 
     async def _stop(self) -> None:
         """End what runs, the last started first; a fault shows in ``wait_ended``, not here."""

@@ -171,7 +171,11 @@ class Services:
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 
-        return validate_service_spec(raw, parse_constraint).stored()
+        spec = validate_service_spec(raw, parse_constraint).stored()
+        mode = read_service_spec(spec).mode
+        if mode.endswith("job"):
+            raise NotImplementedYet(f"Mode: {mode} services come with a later release: use Replicated or Global")
+        return spec
 
     def _reserve(self, owner: str, name: str, new: Iterable[str], old: Iterable[str]) -> tuple[list[Compare], list[Operation]]:
         """Reserve ``name`` (unless "") and the ports in ``new`` but not in ``old``; free those in ``old`` only."""

@@ -63,10 +63,10 @@ class Swarm:
         return {"UnlockKey": ""}
 
     async def info(self, call: Call) -> Answer:
-        """The SwarmInfo alone: the front door merges it into the node's /info."""
+        """The Swarm part alone: the front door merges it into the node's /info."""
         snapshot = await self._door.view()
         shown = show_cluster(self._door.cluster(), self._door.trust())
-        return show_swarm_info(snapshot, self._door.node_id, self._door.address, shown)
+        return {"Swarm": show_swarm_info(snapshot, self._door.node_id, self._door.address, shown)}
 
     async def statistics(self, call: Call) -> Answer:
         return dict(self._door.statistics())

@@ -11,11 +11,11 @@ from fake_worker import FakeWorker, dial, join, with_state
 from harness import Cluster, wait_until
 
 from covey.engine_api.framing import STDERR, Decoder, encode
-from covey.errors import CoveyError, InvalidArgument, NotFound, NotImplementedYet, Unauthorized, Unavailable
+from covey.errors import CoveyError, Forbidden, InvalidArgument, NotFound, NotImplementedYet, Unauthorized, Unavailable
 from covey.model.objects import TaskStatus
 from covey.model.task_states import TaskState
-from covey.tls import Identity, client_context, parse_token, pinning_context
-from covey.wire.messages import Assignments, OpenSession, SessionOpened
+from covey.tls import Identity, client_context, make_key_and_request, parse_token, pinning_context
+from covey.wire.messages import Assignments, JoinReply, JoinRequest, OpenSession, SessionOpened
 from manager.ca.authority import make_identity, make_root
 
 pytestmark = pytest.mark.asyncio
@@ -52,6 +52,29 @@ async def test_a_join_needs_a_token_that_admits_now(cluster: Cluster) -> None:
     _, reply = await join(cluster.address, await cluster.token())
     assert reply.role == "worker"
     assert reply.managers == (cluster.address,)
+
+
+async def test_a_node_renews_its_own_certificate_and_no_other(cluster: Cluster) -> None:
+    worker, other = await cluster.join("w0"), await cluster.join("w1")
+    key, request = make_key_and_request()
+
+    async def renew(context: Any, node_id: str) -> JoinReply:
+        wire, _ = await dial(cluster.address, context, "join")
+        try:
+            await wire.send(JoinRequest(token="", request_pem=request, node_id=node_id))
+            return await wire.expect(JoinReply)
+        finally:
+            wire.writer.close()
+
+    reply = await renew(client_context(worker.identity), worker.node_id)
+    assert (reply.node_id, reply.role) == (worker.node_id, "worker")
+    worker.identity = Identity(key, reply.certificate_pem, reply.ca_pem)
+    async with worker:
+        await wait_until("ready with the new certificate", lambda: cluster.are_ready([worker]))
+    with pytest.raises(Forbidden, match="only node"):
+        await renew(client_context(other.identity), worker.node_id)
+    with pytest.raises(Forbidden, match="only node"):
+        await renew(pinning_context(), worker.node_id)
 
 
 async def test_a_session_needs_a_certificate_of_this_cluster(cluster: Cluster) -> None:
