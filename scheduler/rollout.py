@@ -46,8 +46,11 @@ def _replace(work: Work, slot: Slot) -> bool:
     cause = f"service {work.service.id} was updated to version {work.service.spec_version}"
     if work.spec.update.order == "start-first":
         return _start_first(work, slot, cause)
+    if len(slot.active) > 1:
+        # One at a time: the surplus and the successor are not written together.
+        work.shut_down((a.task for a in slot.active[:-1]), cause)
+        return True
     newest = slot.active[-1].task
-    work.shut_down((a.task for a in slot.active[:-1]), cause)
     desired = TaskState.RUNNING if work.gone(newest.id) else TaskState.READY
     work.create(slot.key, replaces=newest.id, cause=cause, desired=desired)
     return True
@@ -55,10 +58,14 @@ def _replace(work: Work, slot: Slot) -> bool:
 
 def _start_first(work: Work, slot: Slot, cause: str) -> bool:
     """The old task goes on until the new one runs; new ones that end by themselves are retried by the restart policy."""
+    kept = max(slot.active, key=lambda a: (a.state >= TaskState.RUNNING, a.task.attempt))
+    surplus = [a.task for a in slot.active if a is not kept]
+    if len(surplus) > 1:
+        work.shut_down(surplus, cause)
+        return True
     history = [a for a in slot.history if not work.outdated(a.task)]
-    if not history:
-        work.shut_down((a.task for a in slot.active[:-1]), cause)
-        work.create(slot.key, replaces="", cause=cause)
+    if surplus or not history:
+        work.create(slot.key, replaces=surplus[0].id if surplus else "", cause=cause)
         return True
     verdict = restart.decide(history, work.spec.task.restart, work.now, work.restart_delay())
     last: Task = history[-1].task

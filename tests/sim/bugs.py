@@ -161,7 +161,7 @@ def stalled_manager() -> Iterator[None]:
     with (
         mock.patch.object(dispatcher.Dispatcher, "_watch_silence", watch),
         replace(loops, "table", blind),
-        mock.patch.object(Settings, "grace", lambda self, share: 0.5),
+        mock.patch.object(Settings, "grace", return_value=0.5),
     ):
         yield
 
@@ -314,7 +314,7 @@ def deposed_leader_goes_on() -> AbstractContextManager[Any]:
 
 def orphans_at_once() -> AbstractContextManager[Any]:
     """A node is down as soon as its session record is gone."""
-    return mock.patch.object(Settings, "grace", lambda self, share: 0.0)
+    return mock.patch.object(Settings, "grace", return_value=0.0)
 
 
 def stuck_after_crash() -> AbstractContextManager[Any]:
@@ -357,4 +357,3 @@ BUGS: dict[Plant, int] = dict.fromkeys(
     ),
     1,
 )
-

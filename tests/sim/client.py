@@ -20,9 +20,6 @@ from tests.sim.loop import Process
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
-#: CPUs that services may ask for in all, of those the nodes have: what is asked for must be possible in the end.
-SHARE = 0.4
-
 
 class Client:
     """Acts through the door's writes, one at a time."""
@@ -56,7 +53,7 @@ class Client:
     def act(self) -> None:
         """Do one thing that a user would do."""
         rng = self.sim.rng
-        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove] + [self.availability]
+        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove, self.availability, self.exchange]
         self.sim.loop.start(self.process, rng.choice(actions)(), "client")
 
     async def create(self) -> None:
@@ -68,7 +65,7 @@ class Client:
         spec = {
             "Name": name,
             "Mode": mode,
-            "TaskTemplate": self._template(),
+            "TaskTemplate": self._template("Global" in mode),
             "UpdateConfig": {"Parallelism": rng.randint(0, 2), "Order": rng.choice(("stop-first", "start-first"))},
         }
         if rng.random() < 0.3:
@@ -76,11 +73,12 @@ class Client:
         service = Service(id=name, spec=spec, created_at=self.clock.now(), updated_at=self.clock.now())
         await self._write("service", name, None, service)
 
-    def _template(self) -> dict[str, Any]:
+    def _template(self, everywhere: bool) -> dict[str, Any]:
+        """Global services reserve nothing: they must fit on a node that others have filled."""
         rng = self.sim.rng
         template: dict[str, Any] = {
             "ContainerSpec": {"Image": f"image{rng.randint(1, 9)}", "StopGracePeriod": NANO},
-            "Resources": {"Reservations": {"NanoCPUs": rng.choice((0, NANO // 2))}},
+            "Resources": {"Reservations": {"NanoCPUs": 0 if everywhere else rng.choice((0, NANO // 2))}},
             "RestartPolicy": {"Delay": rng.choice((0, 1, 5)) * NANO},
             "Placement": {"Strategy": rng.choice(("", "spread", "pack"))},
         }
@@ -98,7 +96,7 @@ class Client:
 
     async def update(self) -> None:
         if (service := self._pick()) is not None:
-            await self._change(service, {**service.spec, "TaskTemplate": self._template()})
+            await self._change(service, {**service.spec, "TaskTemplate": self._template("Global" in service.spec["Mode"])})
 
     async def remove(self) -> None:
         if (service := self._pick()) is not None and len(self.services) > 1:
@@ -113,9 +111,21 @@ class Client:
             wanted = "active" if drained > len(self.sim.manager_names) else rng.choice(("drain", "pause", "active"))
             await self._write("node", name, held, msgspec.structs.replace(held, availability=wanted))
 
+    async def exchange(self) -> None:
+        """A machine is taken out of the cluster for good, and a new one joins."""
+        name = self.sim.rng.choice(list(self.sim.machines))
+        held = await self._read("node", name)
+        if not isinstance(held, Node) or name not in self.sim.machines:
+            return
+        self.sim.retire(name)
+        await self._write("node", name, held, None)
+        fresh = self.sim.new_machine()
+        await self._write("node", fresh.name, None, Node(id=fresh.name, name=fresh.name))
+        fresh.boot()
+
     async def make_good(self) -> None:
         """The end of the story: every node may be used again."""
-        for name in self.sim.machines:
+        for name in list(self.sim.machines):
             for _ in range(50):
                 held = await self._read("node", name)
                 if isinstance(held, Node) and held.availability != "active":

@@ -23,109 +23,127 @@ class Trouble(NamedTuple):
 PEACE = Trouble(0.0, 0.0, 0.0)
 
 
-def kill_manager(sim: Simulation) -> None:
-    name = sim.rng.choice(sim.manager_names)
+def kill_manager(sim: Simulation) -> bool:
+    return _kill(sim, sim.rng.choice(sim.manager_names))
+
+
+def kill_leader(sim: Simulation) -> bool:
+    name = leader(sim)
+    return name is not None and _kill(sim, name)
+
+
+def _kill(sim: Simulation, name: str) -> bool:
+    struck = sim.controllers[name].process.alive
     sim.controllers[name].kill()
     sim.later(sim.rng.uniform(0.5, 20), sim.controllers[name].boot)
+    return struck
 
 
-def kill_leader(sim: Simulation) -> None:
-    if (name := leader(sim)) is not None:
-        sim.controllers[name].kill()
-        sim.later(sim.rng.uniform(0.5, 20), sim.controllers[name].boot)
-
-
-def stall_leader(sim: Simulation) -> None:
+def stall_leader(sim: Simulation) -> bool:
     """SIGSTOP for longer than the lease, or shorter."""
-    if (name := leader(sim)) is not None:
-        _stall(sim, name, sim.rng.uniform(1, 14))
+    name = leader(sim)
+    return name is not None and _stall(sim, name, sim.rng.uniform(1, 14))
 
 
-def stall_manager(sim: Simulation) -> None:
-    _stall(sim, sim.rng.choice(sim.manager_names), sim.rng.uniform(1, 14))
+def stall_manager(sim: Simulation) -> bool:
+    return _stall(sim, sim.rng.choice(sim.manager_names), sim.rng.uniform(1, 14))
 
 
-def _stall(sim: Simulation, name: str, seconds: float) -> None:
+def _stall(sim: Simulation, name: str, seconds: float) -> bool:
     process = sim.controllers[name].process
-    if process.alive and not process.stopped:
-        sim.loop.stop(process)
-        sim.later(seconds, sim.loop.go_on, process)
+    if not process.alive or process.stopped:
+        return False
+    sim.loop.stop(process)
+    sim.later(seconds, sim.loop.go_on, process)
+    return True
 
 
-def kill_daemon(sim: Simulation) -> None:
+def kill_daemon(sim: Simulation) -> bool:
     machine = sim.machines[sim.rng.choice(list(sim.machines))]
-    if machine.alive:
-        machine.kill_daemon()
-        sim.later(sim.rng.uniform(0.2, 25), machine.boot)
+    if not machine.alive:
+        return False
+    machine.kill_daemon()
+    sim.later(sim.rng.uniform(0.2, 25), machine.boot)
+    return True
 
 
-def kill_machine(sim: Simulation) -> None:
+def kill_machine(sim: Simulation) -> bool:
     machine = sim.machines[sim.rng.choice(list(sim.machines))]
+    struck = machine.alive
     machine.kill_machine()
     sim.later(sim.rng.uniform(2, 45), machine.boot)
+    return struck
 
 
-def partition_worker(sim: Simulation) -> None:
+def partition_worker(sim: Simulation) -> bool:
     """A worker is cut off from every manager, or from one."""
     worker = sim.rng.choice(list(sim.machines))
     managers = sim.manager_names if sim.rng.random() < 0.7 else [sim.rng.choice(sim.manager_names)]
-    _partition(sim, [(worker, manager) for manager in managers])
+    return _partition(sim, [(worker, manager) for manager in managers])
 
 
-def partition_manager(sim: Simulation) -> None:
+def partition_manager(sim: Simulation) -> bool:
     """A manager is cut off from every worker, though not from the store."""
     manager = sim.rng.choice(sim.manager_names)
-    _partition(sim, [(worker, manager) for worker in sim.machines])
+    return _partition(sim, [(worker, manager) for worker in sim.machines])
 
 
-def _partition(sim: Simulation, pairs: list[tuple[str, str]]) -> None:
+def _partition(sim: Simulation, pairs: list[tuple[str, str]]) -> bool:
     sim.net.partition(pairs)
     sim.later(sim.rng.uniform(1, 40), sim.net.heal, pairs)
+    return True
 
 
-def break_links(sim: Simulation) -> None:
+def break_links(sim: Simulation) -> bool:
     """Connections break; what was under way is lost."""
-    for link in list(sim.net.links):
-        if sim.rng.random() < 0.5:
-            link.sever(notice=True)
+    broken = [link for link in sim.net.links if sim.rng.random() < 0.5]
+    for link in broken:
+        link.sever(notice=True)
+    return bool(broken)
 
 
-def lose_store(sim: Simulation) -> None:
+def lose_store(sim: Simulation) -> bool:
     """A manager is cut off from the store."""
     controller = sim.controllers[sim.rng.choice(sim.manager_names)]
     controller.cut_off = True
     sim.later(sim.rng.uniform(0.5, 12), setattr, controller, "cut_off", False)
+    return True
 
 
-def delay_view(sim: Simulation) -> None:
+def delay_view(sim: Simulation) -> bool:
     """A manager's mirror falls behind."""
     controller = sim.controllers[leader(sim) or sim.rng.choice(sim.manager_names)]
     controller.view_lag = sim.rng.uniform(0.2, 3.0)
     sim.later(sim.rng.uniform(5, 25), setattr, controller, "view_lag", 0.0)
+    return True
 
 
-def crash_manager_at_write(sim: Simulation) -> None:
+def crash_manager_at_write(sim: Simulation) -> bool:
     """The leader dies before or after one of its next writes."""
     name = leader(sim) or sim.rng.choice(sim.manager_names)
     sim.crash_at[name, sim.rng.choice(("store, before", "store, after"))] = sim.rng.randint(1, 6)
+    return True
 
 
-def crash_worker_at_write(sim: Simulation) -> None:
+def crash_worker_at_write(sim: Simulation) -> bool:
     """A daemon dies before or after one of its next journal writes."""
     name = sim.rng.choice(list(sim.machines))
     sim.crash_at[name, sim.rng.choice(("journal, before", "journal, after"))] = sim.rng.randint(1, 4)
+    return True
 
 
-def bad_store(sim: Simulation) -> None:
+def bad_store(sim: Simulation) -> bool:
     """Many answers of the store are lost."""
     sim.trouble = sim.trouble._replace(store_fails=0.3)
     sim.later(sim.rng.uniform(2, 10), sim.restore_trouble)
+    return True
 
 
-def bad_weather(sim: Simulation) -> None:
+def bad_weather(sim: Simulation) -> bool:
     """Slow links that repeat what they carry."""
     sim.net.weather = Weather(slow=1.5, repeat=0.3)
     sim.later(sim.rng.uniform(2, 15), setattr, sim.net, "weather", Weather())
+    return True
 
 
 def leader(sim: Simulation) -> str | None:
@@ -133,8 +151,8 @@ def leader(sim: Simulation) -> str | None:
     return held.node_id if isinstance(held, Leader) else None
 
 
-#: Fault → how often it is drawn.
-FAULTS: dict[Callable[[Simulation], None], int] = {
+#: Fault → how often it is drawn. Each says whether it struck: there may have been nobody to strike.
+FAULTS: dict[Callable[[Simulation], bool], int] = {
     kill_manager: 2,
     kill_leader: 3,
     stall_leader: 3,

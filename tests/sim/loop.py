@@ -77,9 +77,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> Any:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
         handle = _Handle(callback, args, context or contextvars.copy_context(), self._now)
         self._ready.append(handle)
         return handle
@@ -89,9 +87,7 @@ class SimLoop(asyncio.AbstractEventLoop):
     ) -> Any:
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
-    ) -> Any:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
         handle = _Handle(callback, args, context or contextvars.copy_context(), when)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))

@@ -86,15 +86,15 @@ class Machine:
         self.process: Process | None = None
         self.exits: asyncio.Queue[Exited] | None = None
         self.alive = True
+        self.scrapped = False
         self.session = ""
-        self.heard_at = -1e9
         self.daemons = 0
 
     def boot(self) -> None:
-        """Start the daemon."""
-        self.alive = True
-        if self.process is not None and self.process.alive:
+        """Start the daemon, unless it runs."""
+        if self.scrapped or (self.process is not None and self.process.alive):
             return
+        self.alive = True
         self.daemons += 1
         process = self.process = Process(f"{self.name}.{self.daemons}")
         self.exits = asyncio.Queue()

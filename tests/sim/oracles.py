@@ -248,7 +248,8 @@ class Oracles:
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
         if spec.mode == "global":
-            wanted = {(0, n.id) for n in snapshot.nodes.values() if n.node.availability == "active" and n.id in self.sim.machines}
+            active = [view.id for view in snapshot.nodes.values() if view.node.availability == "active"]
+            wanted = {(0, node_id) for node_id in active if node_id in self.sim.machines}
         else:
             wanted = {(slot, "") for slot in range(1, spec.replicas + 1)}
         tasks = [t for t in snapshot.tasks_of(service_id) if t.desired == S.RUNNING and snapshot.state(t) == S.RUNNING]

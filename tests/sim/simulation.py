@@ -33,6 +33,9 @@ from tests.sim.oracles import Broken, Oracles
 
 MANAGERS = 3
 WORKERS = 5
+EVENTS = 300
+FAULTS = 3
+"""What a history has at least; one that is too quiet goes on."""
 STORY = (50.0, 80.0)
 """Seconds of history in which things go wrong."""
 PATIENCE = 240.0
@@ -84,11 +87,13 @@ class Simulation:
         self.oracles = Oracles(self)
         self.database = ObservedDatabase(self)
         self.manager_names = [f"m{number}" for number in range(1, MANAGERS + 1)]
-        names = [f"w{number}" for number in range(1, WORKERS + 1)]
-        self.skew = {name: self.rng.uniform(-2, 2) for name in (*self.manager_names, *names)}
+        self.skew = {name: self.rng.uniform(-2, 2) for name in self.manager_names}
         self.net = Net(self.loop, self.rng, self._delivered)
         self.controllers = {name: Controller(self, name) for name in self.manager_names}
-        self.machines = {name: Machine(self, name, cpus=3) for name in names}
+        self.machines: dict[str, Machine] = {}
+        self.joined = 0
+        for _ in range(WORKERS):
+            self.new_machine()
         self.client = Client(self)
 
     # -- what the parts ask of the world -----------------------------------------------------------------------------
@@ -136,6 +141,21 @@ class Simulation:
     def restore_trouble(self) -> None:
         self.trouble = self.usual
 
+    def new_machine(self) -> Machine:
+        """A machine that has not been here before."""
+        self.joined += 1
+        name = f"w{self.joined}"
+        self.skew[name] = self.rng.uniform(-2, 2)
+        machine = self.machines[name] = Machine(self, name, cpus=3)
+        return machine
+
+    def retire(self, name: str) -> None:
+        """A machine is scrapped."""
+        machine = self.machines.pop(name)
+        machine.kill_machine()
+        machine.scrapped = True
+        self.happened(f"{name} scrapped", "machines exchanged")
+
     def dial(self, worker: str, process: Process, manager: str) -> Any:
         """A worker connects to a manager; its end of the link. Raises ConnectionError."""
         controller = self.controllers[manager]
@@ -157,7 +177,7 @@ class Simulation:
             session = self.truth("session").get(link.worker)
             if session is not None and session.manager_id == link.manager:
                 self._heard[link.worker] = self.loop.time()
-        if isinstance(message, StatusStored) and receiver is link.down:
+        if isinstance(message, StatusStored) and receiver is link.down and link.worker in self.machines:
             machine = self.machines[link.worker]
             self.oracles.acknowledged(link.worker, machine.session, message)
 
@@ -187,10 +207,17 @@ class Simulation:
             self._advance(at)
             action()
         self._advance(planned[-1][0] + 1)
+        while self.events < EVENTS or self.struck < FAULTS:
+            self._fault(self.rng.choice(list(faults.FAULTS)))()
+            self._advance(self.loop.time() + 5)
         healed_after = self._heal()
         self.oracles.check_end()
-        injected = sum(count for name, count in self.coverage.items() if name.startswith("fault: "))
-        return Report(self.seed, self._hash.hexdigest(), self.events, injected, healed_after, self.coverage)
+        return Report(self.seed, self._hash.hexdigest(), self.events, self.struck, healed_after, self.coverage)
+
+    @property
+    def struck(self) -> int:
+        """How many faults have struck so far."""
+        return sum(count for name, count in self.coverage.items() if name.startswith("fault: "))
 
     def _advance(self, when: float) -> None:
         """To ``when``, second by second, so that a breach is seen soon."""
@@ -210,10 +237,10 @@ class Simulation:
         planned += [(rng.uniform(8, length), self._fault(kind)) for kind in kinds]
         return sorted(planned, key=lambda entry: entry[0])
 
-    def _fault(self, kind: Callable[[Simulation], None]) -> Callable[[], None]:
+    def _fault(self, kind: Callable[[Simulation], bool]) -> Callable[[], None]:
         def strike() -> None:
-            self.happened(f"fault {kind.__name__}", f"fault: {kind.__name__}")
-            kind(self)
+            struck = kind(self)
+            self.happened(f"fault {kind.__name__}", f"fault: {kind.__name__}" if struck else "fault that met nobody")
 
         return strike
 
