@@ -32,7 +32,8 @@ STEADY = 10.0
 class ChildSpec:
     """What to start: ``argv`` with ``environment`` added to ours, in ``directory``, its output appended to ``log_path``.
 
-    ``ready`` returns when the child serves; it is cancelled after ``patience`` seconds.
+    ``prepare`` is called before every start; ``ready`` returns when the child serves, which ``wait_ready`` waits for by
+    ``patience`` seconds.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ChildSpec:
     log_path: Path
     directory: Path = Path("/")
     environment: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[], None] = lambda: None
     ready: Callable[[], Awaitable[None]] | None = None
     patience: float = 30.0
 
@@ -132,6 +134,7 @@ class Child:
         return True
 
     async def _start(self) -> None:
+        self.spec.prepare()
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.spec.state_path.parent.mkdir(parents=True, exist_ok=True)
         output = os.open(self.spec.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)

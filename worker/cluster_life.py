@@ -226,7 +226,6 @@ class ClusterLife:
     def _start_manager(self, listen: str, advertise: str) -> None:
         options = self._options
         etcd = EtcdChild(directory=str(options.data_root / "etcd"), binary=options.etcd_binary)
-        etcd.prepare()
         argv = [
             *options.manager_argv,
             f"--data-root={options.data_root}",
@@ -246,6 +245,7 @@ class ClusterLife:
                     log_path=options.data_root / "logs" / "etcd.log",
                     directory=Path(etcd.directory),
                     environment=etcd.environment(),
+                    prepare=etcd.prepare,
                     ready=lambda: self._etcd_answers(etcd),
                 ),
                 self._clock,
