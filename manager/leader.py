@@ -15,8 +15,8 @@ from covey.clock import Clock
 from covey.errors import CoveyError
 from covey.model.objects import Leader
 from manager.lease import Claim
-from manager.store.codec import encode
-from manager.store.interface import Delete, Lease, LeaseLost, OutcomeUnknown, Put, Store, absent, created_at
+from manager.store.codec import decode, encode
+from manager.store.interface import Delete, Lease, LeaseLost, OutcomeUnknown, Put, Store, absent, created_at, mod_is
 from manager.store.keys import Keys
 from manager.store.mirror import Mirror
 
@@ -93,6 +93,10 @@ class Candidate:
         if held is not None and held.lease == lease.id:
             # The answer of an earlier attempt was lost: it had won.
             return Term(fence=held.create_revision, since=now)
+        if held is not None and getattr(decode(held.value, held.mod_revision), "node_id", "") == self._node_id:
+            # Left by this manager's former process, or on its former lease. Whoever still believes in it is fenced off.
+            await self._store.txn([mod_is(self._key, held.mod_revision)], [Delete(self._key)])
+            return await self._run_for_office(lease)
         return None
 
     async def _wait_vacancy(self, lease: Lease) -> None:

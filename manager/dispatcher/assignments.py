@@ -40,7 +40,7 @@ def holding(snapshot: Snapshot, secrets: Mapping[str, Secret], configs: Mapping[
     for task in snapshot.tasks_on(node_id):
         if task.state < TaskState.ASSIGNED:
             continue
-        ports = chosen_ports(task, snapshot.service_allocations.get(task.service_id))
+        ports = chosen_ports(task.ports, snapshot.service_allocations.get(task.service_id))
         tasks[task.id] = AssignedTask(task=task, ports=ports, hostname=hostname)
         for attachment in task.networks:
             if attachment.network_id not in networks and (network := _network(snapshot, attachment.network_id)):
@@ -51,14 +51,14 @@ def holding(snapshot: Snapshot, secrets: Mapping[str, Secret], configs: Mapping[
     return Holding(snapshot.revision, tasks, networks, used_secrets, used_configs)
 
 
-def chosen_ports(task: Task, allocation: ServiceAllocation | None) -> tuple[PortConfig, ...]:
-    """The task's published ports with those filled in that the leader chose for its service."""
+def chosen_ports(ports: Iterable[PortConfig], allocation: ServiceAllocation | None) -> tuple[PortConfig, ...]:
+    """Published ports of a task or a spec, with those filled in that the leader chose for the service."""
     chosen = {_port_name(port): port.published for port in (allocation.ports if allocation else ())}
     return tuple(
         msgspec.structs.replace(port, published=chosen[_port_name(port)])
         if port.mode == "ingress" and not port.published and _port_name(port) in chosen
         else port
-        for port in task.ports
+        for port in ports
     )
 
 

@@ -260,12 +260,16 @@ class Dispatcher:
             case "session":
                 self._note_session(changed)
             case "node":
-                session = self._sessions.get(changed.id)
-                if changed.after is None and session is not None:
-                    session.end("removed", f"node {changed.id} was removed from the cluster")
+                if changed.after is None:
+                    self._forget(changed.id)
             case _:
                 for session in self._sessions.values():
                     session.touch(f"{changed.kind} {changed.id} changed")
+
+    def _forget(self, node_id: str) -> None:
+        self._registrations.pop(node_id, None)
+        if (session := self._sessions.get(node_id)) is not None:
+            session.end("removed", f"node {node_id} was removed from the cluster")
 
     def _note_status(self, before: TaskStatus | None, after: TaskStatus | None) -> None:
         """A task that is over no longer holds its secrets on the node."""

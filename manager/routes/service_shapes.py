@@ -14,6 +14,7 @@ from covey.model.objects import PortConfig, Service, Task, TaskStatus, UpdateSta
 from covey.model.resources import NANO
 from covey.model.spec import read_ports
 from covey.model.task_states import TaskState
+from manager.dispatcher.assignments import chosen_ports
 from manager.routes.shapes import show_network, stamps
 from scheduler.snapshot import Snapshot
 
@@ -96,7 +97,7 @@ def show_service(
     account = snapshot.service_statuses.get(service.id)
     endpoint_spec = service.spec.get("EndpointSpec") or {}
     endpoint: dict[str, Any] = {"Spec": dict(endpoint_spec)}
-    if ports := (allocation.ports if allocation else read_ports(endpoint_spec)):
+    if ports := (chosen_ports(read_ports(endpoint_spec), allocation)):
         endpoint["Ports"] = [show_port(port) for port in ports]
     if allocation and allocation.addresses:
         endpoint["VirtualIPs"] = [{"NetworkID": key, "Addr": addr} for key, addr in sorted(allocation.addresses.items())]

@@ -18,6 +18,7 @@ from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailab
 from covey.model.filters import parse_constraint
 from covey.model.objects import PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
+from manager.dispatcher.assignments import chosen_ports
 from manager.routes.door import (
     Door,
     find_service,
@@ -53,8 +54,7 @@ def check_ports(snapshot: Snapshot, spec: Mapping[str, Any], service_id: str) ->
     for other in snapshot.services.values():
         if other.id == service_id:
             continue
-        allocation = snapshot.service_allocations.get(other.id)
-        held = {*snapshot.service_specs[other.id].ports, *(allocation.ports if allocation else ())}
+        held = chosen_ports(snapshot.service_specs[other.id].ports, snapshot.service_allocations.get(other.id))
         for port in wanted:
             clash = next((have for have in held if _clash(port, have)), None)
             if clash is not None:

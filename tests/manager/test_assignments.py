@@ -138,5 +138,5 @@ def test_ports_that_the_leader_chose_are_filled_in() -> None:
     asked = (PortConfig(target=80), PortConfig(target=81, mode="host"), PortConfig(target=82, published=9000))
     task = Task(id="t", service_id="s", ports=asked)
     given_ = ServiceAllocation(id="s", ports=(PortConfig(target=80, published=30000), PortConfig(target=81, published=30001)))
-    assert [port.published for port in chosen_ports(task, given_)] == [30000, 0, 9000]
-    assert chosen_ports(task, None) == asked
+    assert [port.published for port in chosen_ports(task.ports, given_)] == [30000, 0, 9000]
+    assert chosen_ports(task.ports, None) == asked

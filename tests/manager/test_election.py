@@ -23,8 +23,9 @@ KEYS = Keys()
 class Contender:
     """One manager's lease and candidacy; ``cut`` loses every call of its to the store."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database, name: str, ttl: float = 0.4) -> None:
         self.name = name
+        self.ttl = ttl
         self.cut = False
         self.store = MemoryStore(database, faults=self._faults)
         self.terms: list[Term] = []
@@ -40,7 +41,7 @@ class Contender:
         self.mirror = Mirror(self.store, KEYS)
         await self.mirror.__aenter__()
         await self.mirror.wait_listed()
-        self.claim = Claim(self.store, 0.4, SystemClock())
+        self.claim = Claim(self.store, self.ttl, SystemClock())
         self.candidate = Candidate(self.store, self.mirror, self.claim, KEYS, SystemClock(), self.name, "", self._lead)
         self.tasks = [asyncio.create_task(self.claim.hold()), asyncio.create_task(self.candidate.campaign())]
         return self
@@ -133,6 +134,23 @@ async def test_a_deposed_transaction_ends_the_term_and_a_fault_ends_the_campaign
         async with asyncio.timeout(4):
             await asyncio.wait([only.tasks[1]])
         assert isinstance(only.tasks[1].exception(), ZeroDivisionError)
+
+
+@pytest.mark.asyncio
+async def test_a_successor_of_the_same_node_does_not_wait_for_the_lease_of_the_dead() -> None:
+    database = Database()
+    async with Contender(database, "m1", ttl=60.0) as former:
+        await leads(former)
+        former.cut = True  # as after SIGKILL: nothing is resigned, nothing revoked
+        for task in reversed(former.tasks):
+            task.cancel()
+            await asyncio.wait([task])
+        held = database.get("/covey/leader")
+        assert held is not None
+        async with Contender(database, "m2") as stranger, Contender(database, "m1") as successor:
+            await leads(successor, 2.0)
+            assert successor.terms[0].fence > former.terms[0].fence
+            assert not stranger.terms
 
 
 class StalledClock:
