@@ -27,4 +27,4 @@ def filters(given: Iterable[str] | None, **more: str) -> str | None:
         found.setdefault(key.strip().lower(), []).append(value.strip())
     for key, value in more.items():
         found.setdefault(key, []).append(value)
-    return json.dumps({key: {value: True for value in values} for key, values in found.items()}) if found else None
+    return json.dumps({key: dict.fromkeys(values, True) for key, values in found.items()}) if found else None

@@ -56,8 +56,6 @@ Format = Annotated[
     str | None, typer.Option("--format", help="json, or a template such as '{{.ID}} {{.Name}}'", show_default=False)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")]
-Filter = Annotated[
-    list[str] | None, typer.Option("--filter", "-f", help="Only what fits, as key=value", show_default=False)
-]
+Filter = Annotated[list[str] | None, typer.Option("--filter", "-f", help="Only what fits, as key=value", show_default=False)]
 NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Whole ids and texts")]
 References = Annotated[list[str], typer.Argument(show_default=False)]

@@ -86,7 +86,9 @@ def _progress(lines: Iterator[Any], quiet: bool = False) -> str:
 def import_image(
     source: Annotated[str, typer.Argument(metavar="FILE|-", show_default=False)],
     reference: Annotated[str, typer.Argument(metavar="[NAME[:TAG]]", show_default=False)] = "",
-    change: Annotated[list[str] | None, typer.Option("--change", "-c", help="A Dockerfile instruction", show_default=False)] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--change", "-c", help="A Dockerfile instruction", show_default=False)
+    ] = None,
     message: Annotated[str | None, typer.Option("--message", "-m", show_default=False)] = None,
     platform: Annotated[str | None, typer.Option(show_default=False)] = None,
 ) -> None:
@@ -152,7 +154,9 @@ def history(image: str, no_trunc: NoTrunc = False, form: Format = None) -> None:
     """Show how an image came about."""
     with client() as api:
         found = api.get(f"/images/{image}/history")
-    listing = Listing({"IMAGE": "ID", "CREATED": "CreatedSince", "CREATED BY": "CreatedBy", "SIZE": "Size", "COMMENT": "Comment"})
+    listing = Listing(
+        {"IMAGE": "ID", "CREATED": "CreatedSince", "CREATED BY": "CreatedBy", "SIZE": "Size", "COMMENT": "Comment"}
+    )
     from cli.output import clipped
 
     rows = [

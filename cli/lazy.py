@@ -135,9 +135,7 @@ class Root(TyperGroup):
             return Noun(cmd_name, app, entry.help)
         return command_of(app, entry.verb)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self.table and not args[0].startswith("-"):
             import difflib
 

@@ -61,9 +61,7 @@ def _bindings(text: str) -> list[tuple[str, dict[str, str]]]:
         return [(f"{first}/{protocol}", {"HostIp": address, "HostPort": f"{low}-{high}" if high > low else str(low)})]
     if high - low != last - first:
         raise InvalidArgument(f"--publish {text!r}: the ranges of published and target ports differ in length")
-    return [
-        (f"{port}/{protocol}", {"HostIp": address, "HostPort": str(low + port - first)}) for port in range(first, last + 1)
-    ]
+    return [(f"{port}/{protocol}", {"HostIp": address, "HostPort": str(low + port - first)}) for port in range(first, last + 1)]
 
 
 _KEYS = ("target", "published", "protocol", "mode")

@@ -193,9 +193,7 @@ def _run_exec(api: Client, reference: str, *, stdin: bool, tty: bool, detach: bo
     except CoveyError as error:
         code = start_code(error.message)
         return _fail(error.message, 1 if code == REFUSED else code)
-    session = Session(
-        stream, tty=tty, stdin=stdin, on_resize=lambda rows, columns: _resize(api, path, rows, columns)
-    )
+    session = Session(stream, tty=tty, stdin=stdin, on_resize=lambda rows, columns: _resize(api, path, rows, columns))
     session.resize()
     try:
         session.run()

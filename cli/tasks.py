@@ -58,7 +58,12 @@ def error_text(task: Mapping[str, Any]) -> str:
 
 
 def rows(
-    tasks: Sequence[Mapping[str, Any]], services: Mapping[str, str], nodes: Mapping[str, str], *, whole: bool, resolve: bool = True
+    tasks: Sequence[Mapping[str, Any]],
+    services: Mapping[str, str],
+    nodes: Mapping[str, str],
+    *,
+    whole: bool,
+    resolve: bool = True,
 ) -> list[dict[str, str]]:
     """Rows by name, the newest of a slot first and its history under it."""
     newest_first = sorted(tasks, key=lambda task: str(task.get("CreatedAt") or ""), reverse=True)

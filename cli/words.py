@@ -37,7 +37,9 @@ def fields(text: str, option: str) -> list[tuple[str, str | None]]:
     return out
 
 
-def environment(given: Iterable[str] | None, files: Iterable[str] | None, variables: Mapping[str, str] | None = None) -> list[str]:
+def environment(
+    given: Iterable[str] | None, files: Iterable[str] | None, variables: Mapping[str, str] | None = None
+) -> list[str]:
     """``--env-file`` lines, then ``--env`` over them, as KEY=value; a KEY alone takes the caller's value or is left out."""
     variables = os.environ if variables is None else variables
     found: dict[str, str] = {}

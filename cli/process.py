@@ -1,0 +1,104 @@
+"""``cluster daemon``, ``manager``, ``worker``: the processes of a node, each imported only when it is the one to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.flags import Flag, with_flags
+from covey.errors import InvalidArgument
+
+app = typer.Typer()
+
+_LEVELS = ("debug", "info", "warning", "error")
+_PROFILES = ("default", "test")
+
+_SHARED = (
+    Flag("--data-root", str, "Where everything is kept (/var/lib/covey)"),
+    Flag("--exec-root", str, "Where sockets and running state are (/run/covey)"),
+    Flag("--profile", str, "Timers: default, or test"),
+    Flag("--log-level", str, ", ".join(_LEVELS)),
+)
+_NODE = (
+    *_SHARED,
+    Flag("--cgroup-parent", str, "The cgroup all containers are under (/covey)"),
+    Flag("--name", str, "The node's name, its host name unless given"),
+    Flag("--label", list, "An engine label, key=value, for constraints"),
+    Flag("--etcd", str, "The etcd binary (etcd)"),
+)
+_LISTENERS = (
+    Flag("--host -H", list, "unix:///path or tcp://host:port; may be given several times"),
+    Flag("--insecure", bool, "Allow plain TCP, on loopback only"),
+    Flag("--tls-ca --tlscacert", str, "Certificates of the CA that clients' are signed with"),
+    Flag("--tls-cert --tlscert", str, "The daemon's certificate"),
+    Flag("--tls-key --tlskey", str, "Its key"),
+)
+_PATHS = {"data_root", "exec_root", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
+_NAMES = {"host": "hosts", "label": "labels", "etcd": "etcd_binary"}
+#: Options whose value is one of a few.
+_CHOICES = {"profile": _PROFILES, "log_level": _LEVELS}
+
+
+def chosen(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, by the names of the processes' option classes."""
+    for name, allowed in _CHOICES.items():
+        if flags.get(name) not in (None, *allowed):
+            raise InvalidArgument(f"--{name.replace('_', '-')} {flags[name]!r} is none of {', '.join(allowed)}")
+    given = {name: value for name, value in flags.items() if value not in (None, False, [])}
+    return {
+        _NAMES.get(name, name): Path(value).absolute() if name in _PATHS else tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+    }
+
+
+def _run_node(options: dict[str, Any]) -> int:
+    from worker.daemon import DaemonOptions, run
+
+    return run(DaemonOptions(**options))
+
+
+@app.command("daemon")
+@with_flags(_NODE, _LISTENERS)
+def daemon(**flags: Any) -> None:
+    """Run the node daemon: containers of this node, and its part in a cluster."""
+    raise typer.Exit(_run_node(chosen(flags)))
+
+
+@app.command("worker")
+@with_flags(_NODE)
+def worker(**flags: Any) -> None:
+    """Run a worker alone: a node daemon that only <exec-root>/daemon.sock reaches, to join with."""
+    options = chosen(flags)
+    private = options.get("exec_root", Path("/run/covey")) / "daemon.sock"
+    raise typer.Exit(_run_node({**options, "hosts": (f"unix://{private}",)}))
+
+
+@app.command("manager")
+@with_flags(_SHARED)
+def manager(
+    listen: Annotated[str | None, typer.Option(help="The cluster port's host:port", show_default=False)] = None,
+    advertise: Annotated[str | None, typer.Option(help="Under which others reach it", show_default=False)] = None,
+    store: Annotated[str | None, typer.Option(help="etcd's endpoints, http://host:port[,…]", show_default=False)] = None,
+    store_ca: Annotated[str | None, typer.Option(show_default=False)] = None,
+    store_cert: Annotated[str | None, typer.Option(show_default=False)] = None,
+    store_key: Annotated[str | None, typer.Option(show_default=False)] = None,
+    store_root: Annotated[str | None, typer.Option(help="The prefix of all keys", show_default=False)] = None,
+    **flags: Any,
+) -> None:
+    """Run a manager process alone; the node daemon starts its own."""
+    given = {
+        **flags,
+        "listen": listen,
+        "advertise": advertise,
+        "store": store.split(",") if store else None,
+        "store_ca": store_ca,
+        "store_cert": store_cert,
+        "store_key": store_key,
+        "store_root": store_root,
+    }
+    from manager.main import run
+    from manager.options import ManagerOptions
+
+    raise typer.Exit(run(ManagerOptions(**chosen(given))))
