@@ -114,7 +114,7 @@ class Listing:
         elif not form or form == "table":
             lines = table(list(self._columns), [[row.get(name, "") for name in self._columns.values()] for row in rows])
         elif form == "json" or form.replace(" ", "") == "{{json.}}":
-            lines = "\n".join(json.dumps({key: value for key, value in row.items()}, ensure_ascii=False) for row in rows)
+            lines = "\n".join(json.dumps(dict(row), ensure_ascii=False) for row in rows)
         else:
             lines = self._template(form, rows)
         if lines:

@@ -116,7 +116,7 @@ TRUTHS: tuple[tuple[Flag, Path], ...] = (
 
 
 class Collection(NamedTuple):
-    """Values of which there may be many. ``read``: texts → entries (a list, or a mapping); ``key``: entry → what --…-rm names."""
+    """Values of which there may be many. ``read``: texts → entries, list or mapping; ``key``: entry → what --…-rm names."""
 
     name: str
     path: Path

@@ -111,10 +111,10 @@ class Session:
         decoder = Decoder()
         while not self._detached:
             if not self._stream.pending():
-                ready, _, _ = select.select([self._stream, self._woken], [], [])
-                if self._woken in ready:
+                ready, _, _ = select.select([self._stream.fileno(), self._woken.fileno()], [], [])
+                if self._woken.fileno() in ready:
                     self._heard(self._woken.recv(64))
-                if self._stream not in ready:
+                if self._stream.fileno() not in ready:
                     continue
             try:
                 data = self._stream.receive()

@@ -105,7 +105,8 @@ class Template:
             return self._index([*rest], item)
         if head not in _FUNCTIONS:
             raise InvalidArgument(
-                f"--format: {{{{{stage}}}}} is not supported: use fields such as {{{{.Name}}}}, with {', '.join(_FUNCTIONS)} or index"
+                f"--format: {{{{{stage}}}}} is not supported: "
+                f"use fields such as {{{{.Name}}}}, with {', '.join(_FUNCTIONS)} or index"
             )
         values = [*(self._argument(word, item) for word in rest), *piped]
         try:

@@ -18,6 +18,8 @@ from covey.errors import InvalidArgument
 
 NAMESPACE = "com.docker.stack.namespace"
 IMAGE = "com.docker.stack.image"
+STRATEGY_LABEL = "covey.placement.strategy"
+STRATEGIES = ("binpack", "spread", "pack")
 
 Ids = Mapping[tuple[str, str], tuple[str, str]]
 
@@ -283,9 +285,17 @@ def _placement(deploy: Mapping[str, Any], path: str) -> dict[str, Any]:
         ]
     if given.get("max_replicas_per_node") is not None:
         out["MaxReplicas"] = integer(given["max_replicas_per_node"], f"{path}.max_replicas_per_node")
-    if given.get("strategy") is not None:
-        out["Strategy"] = str(given["strategy"])
     return out
+
+
+def _strategy(deploy: Mapping[str, Any], path: str) -> dict[str, str]:
+    """Ours, as a label: Docker's API has no field for it."""
+    strategy = mapping(deploy.get("placement"), path).get("strategy")
+    if strategy is None:
+        return {}
+    if strategy not in STRATEGIES:
+        raise InvalidArgument(f"{path}.strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
+    return {STRATEGY_LABEL: strategy}
 
 
 def _mode_of(deploy: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -352,6 +362,7 @@ def service_spec(
         "Name": scoped(stack, name),
         "Labels": {
             **labels(deploy.get("labels"), f"{path}.deploy.labels"),
+            **_strategy(deploy, f"{path}.deploy.placement"),
             NAMESPACE: stack,
             IMAGE: str(service.get("image")),
         },

@@ -29,6 +29,15 @@ def interpolate(value: Any, variables: Mapping[str, str], warn: Warn, path: str 
     return value
 
 
+def escape(value: Any) -> Any:
+    """``value`` with dollar signs doubled, so that filling it in gives it back."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    return [escape(item) for item in value] if isinstance(value, list) else value
+
+
 def fill(text: str, variables: Mapping[str, str], warn: Warn, path: str, depth: int = 0) -> str:
     """One text filled in."""
     if depth > _DEEPEST:
