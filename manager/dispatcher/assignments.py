@@ -29,8 +29,13 @@ class Holding:
     configs: Mapping[str, AssignedSecret] = field(default_factory=dict)
 
 
-def holding(snapshot: Snapshot, secrets: Mapping[str, Secret], configs: Mapping[str, Config], node_id: str) -> Holding:
-    """The Holding of ``node_id``. References to what does not exist are left out: the worker says what it misses."""
+def holding(
+    snapshot: Snapshot, secrets: Mapping[str, Secret], configs: Mapping[str, Config], node_id: str, former: Holding
+) -> Holding:
+    """The Holding of ``node_id``. References to what does not exist are left out: the worker says what it misses.
+
+    A network that was removed stays as it was in ``former`` until the node's last task in it is gone.
+    """
     tasks: dict[str, AssignedTask] = {}
     networks: dict[str, AssignedNetwork] = {}
     used_secrets: dict[str, AssignedSecret] = {}
@@ -43,7 +48,8 @@ def holding(snapshot: Snapshot, secrets: Mapping[str, Secret], configs: Mapping[
         ports = chosen_ports(task.ports, snapshot.service_allocations.get(task.service_id))
         tasks[task.id] = AssignedTask(task=task, ports=ports, hostname=hostname)
         for attachment in task.networks:
-            if attachment.network_id not in networks and (network := _network(snapshot, attachment.network_id)):
+            network = _network(snapshot, attachment.network_id) or former.networks.get(attachment.network_id)
+            if network is not None:
                 networks[network.id] = network
         if not is_terminal(snapshot.state(task)):
             _collect(task, "Secrets", "SecretID", secrets, used_secrets)
@@ -95,6 +101,8 @@ def _collect(
         if item is not None and object_id not in used:
             used[object_id] = AssignedSecret(id=item.id, name=str(item.spec.get("Name", "")), data=item.data)
 
+
+NOTHING = Holding()
 
 _PARTS: tuple[tuple[str, Callable[[Holding], Mapping[str, Any]]], ...] = (
     ("task", lambda held: held.tasks),

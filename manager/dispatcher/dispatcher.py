@@ -126,11 +126,11 @@ class Dispatcher:
             raise Unavailable(f"node {node_id} is not connected: start its daemon, see `node ls`")
         await session.send(message)
 
-    async def held_by(self, node_id: str) -> Holding:
-        """What the node should hold now."""
+    async def held_by(self, node_id: str, former: Holding) -> Holding:
+        """What the node should hold now; ``former`` is what it was told to."""
         secrets = cast("dict[str, Secret]", self._mirror.objects("secret"))
         configs = cast("dict[str, Config]", self._mirror.objects("config"))
-        return holding(self._mirror.snapshot(), secrets, configs, node_id)
+        return holding(self._mirror.snapshot(), secrets, configs, node_id, former)
 
     async def describe(self, session: Session, description: NodeDescription) -> None:
         """Store a changed description; a session that is gone meanwhile says it again when it comes back."""

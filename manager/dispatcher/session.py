@@ -21,7 +21,7 @@ from covey.wire.messages import (
     StatusBatch,
     StatusStored,
 )
-from manager.dispatcher.assignments import Holding, complete, diff
+from manager.dispatcher.assignments import NOTHING, Holding, complete, diff
 from manager.dispatcher.link import Closed, Link
 from manager.dispatcher.status import SessionGone, StatusWriter, fold
 
@@ -35,7 +35,7 @@ GOODBYE_SECONDS = 1.0
 class Desk(Protocol):
     """What a session asks of the dispatcher."""
 
-    async def held_by(self, node_id: str) -> Holding: ...
+    async def held_by(self, node_id: str, former: Holding) -> Holding: ...
 
     async def describe(self, session: Session, description: NodeDescription) -> None: ...
 
@@ -129,13 +129,13 @@ class Session:
                     raise InvalidArgument(f"a worker may not send {type(message).__name__} within a session")
 
     async def _assign(self, desk: Desk) -> None:
-        held, sequence, number = await desk.held_by(self.node_id), f"{self.id}.0", 0
+        held, sequence, number = await desk.held_by(self.node_id, NOTHING), f"{self.id}.0", 0
         await self.send(complete(held, sequence, self._cause))
         while True:
             await self._dirty.wait()
             await asyncio.sleep(GATHER_SECONDS)
             self._dirty.clear()
-            new = await desk.held_by(self.node_id)
+            new = await desk.held_by(self.node_id, held)
             message = diff(held, new, sequence, f"{self.id}.{number + 1}", self._cause)
             if message is not None:
                 await self.send(message)

@@ -12,7 +12,7 @@ from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, Forbidden, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model.objects import Network
-from covey.model.task_states import is_terminal
+from covey.model.task_states import TaskState
 from manager.routes.door import Door, find, matches_id, matches_labels
 from manager.routes.services import OVERLAY_WARNING
 from manager.routes.shapes import show_network
@@ -147,7 +147,9 @@ def _user(snapshot: Snapshot, network: Network) -> str:
         if targets & {network.id, network.name}:
             return f"service {service.name}"
     for task in snapshot.tasks.values():
-        if any(given.network_id == network.id for given in task.networks) and not is_terminal(snapshot.state(task)):
+        # Those of a removed service are on their way out: nodes keep the network until the last of them is gone.
+        wanted = task.service_id in snapshot.services and task.desired <= TaskState.RUNNING
+        if wanted and any(given.network_id == network.id for given in task.networks):
             return f"task {task.id}"
     return ""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from covey.model.objects import Config, Network, Node, PortConfig, Secret, ServiceAllocation, Task, TaskNetwork, TaskStatus
 from covey.model.task_states import TaskState
 from covey.wire.messages import Assignments
-from manager.dispatcher.assignments import Holding, chosen_ports, complete, diff, holding
+from manager.dispatcher.assignments import NOTHING, Holding, chosen_ports, complete, diff, holding
 from scheduler.index import Index
 
 NODES = ("n1", "n2")
@@ -70,8 +70,10 @@ worlds = st.builds(
 )
 
 
-def held_by(index: Index, node: str = "n1") -> Holding:
-    return holding(index.snapshot(), index.objects("secret"), index.objects("config"), node)  # type: ignore[arg-type]
+def held_by(index: Index, former: Holding = NOTHING) -> Holding:
+    secrets: Any = index.objects("secret")
+    configs: Any = index.objects("config")
+    return holding(index.snapshot(), secrets, configs, "n1", former)
 
 
 def applied(held: dict[str, dict[str, Any]], message: Assignments) -> dict[str, dict[str, Any]]:
@@ -107,7 +109,7 @@ def test_a_complete_message_and_its_increments_add_up_to_what_the_node_should_ho
     assert state == as_parts(first)
     old, sequence = first, "s.0"
     for number, view in enumerate(views[1:], 1):
-        new = held_by(view)
+        new = held_by(view, old)
         message = diff(old, new, sequence, f"s.{number}", "c")
         if message is None:
             assert as_parts(old) == as_parts(new)
@@ -132,6 +134,21 @@ def test_a_node_holds_its_own_assigned_tasks_and_only_what_they_use(index: Index
     configs = {entry["ConfigID"] for task in live for entry in task.spec["ContainerSpec"]["Configs"]}
     assert set(held.configs) == configs - {"con3"}
     assert diff(held, held_by(index), "a", "b", "c") is None
+
+
+def test_a_removed_network_stays_until_its_last_task_is_gone() -> None:
+    networks = (TaskNetwork(network_id="net0"),)
+    task = Task(id="t", service_id="s", node_id="n1", state=TaskState.ASSIGNED, desired=TaskState.REMOVE, networks=networks)
+    index = world([task], {}, {})
+    before = held_by(index)
+    index.apply([("network", "net0", None)], 100)
+    during = held_by(index, before)
+    assert during.networks == before.networks
+    assert held_by(index).networks == {}
+    index.apply([("task", "t", None)], 101)
+    message = diff(during, held_by(index, during), "a", "b", "c")
+    assert message is not None
+    assert set(message.removed) == {("task", "t"), ("network", "net0")}
 
 
 def test_ports_that_the_leader_chose_are_filled_in() -> None:
