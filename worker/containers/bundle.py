@@ -185,13 +185,11 @@ def _mounts(inputs: Inputs, privileged: bool) -> list[dict[str, Any]]:
     taken = {mount.destination for mount in inputs.mounts}
     out: list[dict[str, Any]] = []
     for destination, kind, source, options in defaults.MOUNTS:
-        if destination in taken or (destination == "/dev/mqueue" and inputs.joins.get("ipc") is not None):
+        if destination in taken:
             continue
         words = [word for word in options if not (privileged and word == "ro")]
         out.append({"destination": destination, "type": kind, "source": source, "options": words})
-    if inputs.joins.get("ipc") is not None and "/dev/mqueue" not in taken:
-        out.append(_bind("/dev/mqueue", "/dev/mqueue", ["rbind", "nosuid", "noexec", "nodev"]))
-    if "/dev/shm" not in taken:
+    if "/dev/shm" not in taken and inputs.host_config.get("IpcMode") != "none":
         out.append(_shm(inputs))
     for destination, source in inputs.files.items():
         if destination not in taken:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.entropy import container_id as fresh_id
-from covey.errors import InvalidArgument
+from covey.errors import InvalidArgument, NotFound
 from worker.containers import host_config, limits, merge, mount_specs, names, network_requests, seccomp, signals
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
@@ -31,6 +31,7 @@ async def create(
     owner: str = "",
     networks: Mapping[str, Mapping[str, Any]] | None = None,
     port_group: str = "",
+    platform: str = "",
 ) -> tuple[Container, list[str]]:
     """The container and Docker's warnings. Raises InvalidArgument, NotFound (image, network), Conflict (name).
 
@@ -43,6 +44,7 @@ async def create(
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")
     image = await host.run(host.images.resolve, reference)
+    _check_platform(reference, image, platform)
     config = merge.config(given, image.config)
     container = _container(config, settings, image, body, networks)
     container.owner, container.port_group = owner, port_group
@@ -99,6 +101,15 @@ def _container(
         path=argv[0],
         args=argv[1:],
     )
+
+
+def _check_platform(reference: str, image: Image, wanted: str) -> None:
+    """``wanted`` as ``os[/arch[/variant]]``. Raises NotFound in Docker's words."""
+    if wanted and not image.platform.startswith(wanted.lower()):
+        raise NotFound(
+            f"image with reference {reference} was found but does not provide the specified platform ({wanted}): "
+            f"it is for {image.platform}"
+        )
 
 
 async def _name_networks(host: Host, container: Container) -> None:

@@ -194,9 +194,10 @@ class Engine:
         owner: str = "",
         networks: Mapping[str, Mapping[str, Any]] | None = None,
         port_group: str = "",
+        platform: str = "",
     ) -> tuple[str, Warnings]:
         """(id, warnings). ``body`` is ContainerCreate; see ``create.create``."""
-        work = create.create(self._host, name, body, owner=owner, networks=networks, port_group=port_group)
+        work = create.create(self._host, name, body, owner=owner, networks=networks, port_group=port_group, platform=platform)
         container, warnings = await self._host.carry(work, "create")
         return container.id, warnings
 

@@ -38,8 +38,38 @@ TEMPLATE: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+_DEVICE_LIMITS = "limits of single block devices are not supported by this release: leave it out"
+
+#: Fields this release cannot honour: refused by name, never dropped in silence.
+UNSUPPORTED: Mapping[str, str] = {
+    "Links": "links between containers are not supported: put both on a network of their own (docker network create)",
+    "StorageOpt": "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
+    "DeviceRequests": "could not select device driver: device requests (--gpus) are not supported by this release",
+    "BlkioWeightDevice": _DEVICE_LIMITS,
+    "BlkioDeviceReadBps": _DEVICE_LIMITS,
+    "BlkioDeviceWriteBps": _DEVICE_LIMITS,
+    "BlkioDeviceReadIOps": _DEVICE_LIMITS,
+    "BlkioDeviceWriteIOps": _DEVICE_LIMITS,
+    "CpuCount": "it is for Windows containers",
+    "CpuPercent": "it is for Windows containers",
+    "IOMaximumIOps": "it is for Windows containers",
+    "IOMaximumBandwidth": "it is for Windows containers",
+}
+
+
+def _refuse_unsupported(given: Mapping[str, Any]) -> None:
+    for field, words in UNSUPPORTED.items():
+        if given.get(field):
+            raise InvalidArgument(f"HostConfig.{field}: {words}")
+    if given.get("VolumeDriver") not in (None, "", "local"):
+        raise InvalidArgument(f"HostConfig.VolumeDriver: {given['VolumeDriver']!r} is not there: this node has only local")
+    if given.get("Isolation") not in (None, "", "default"):
+        raise InvalidArgument(f"HostConfig.Isolation: {given['Isolation']!r} is not supported on linux")
+
+
 def completed(given: Mapping[str, Any], cpus: int) -> dict[str, Any]:
     """``given`` with Docker's defaults. Raises InvalidArgument for what can never be."""
+    _refuse_unsupported(given)
     host = {**TEMPLATE, **{key: value for key, value in given.items() if value is not None or key not in TEMPLATE}}
     for check in (_memory, _restart, _logging, _security, _namespaces, _ulimits):
         check(host)

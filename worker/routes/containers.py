@@ -56,7 +56,7 @@ class Containers:
     async def create(self, call: Call) -> Answer:
         body = await call.json()
         validate_container_create(body)
-        container_id, warnings = await self._engine.create(call.text("name") or None, body)
+        container_id, warnings = await self._engine.create(call.text("name") or None, body, platform=call.text("platform"))
         return created({"Id": container_id, "Warnings": warnings})
 
     async def prune(self, call: Call) -> Answer:
