@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,50 @@ def architecture() -> str:
     return host_architecture()
 
 
+#: What a node of ours has, whatever the machine.
+FIXED: Mapping[str, Any] = {
+    "Driver": "overlay2",
+    "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"], ["Native Overlay Diff", "true"]],
+    "Plugins": {
+        "Volume": ["local"],
+        "Network": ["bridge", "host", "null"],
+        "Authorization": None,
+        "Log": ["json-file", "local", "none"],
+    },
+    "MemoryLimit": True,
+    "SwapLimit": True,
+    "CpuCfsPeriod": True,
+    "CpuCfsQuota": True,
+    "CPUShares": True,
+    "CPUSet": True,
+    "PidsLimit": True,
+    "Debug": False,
+    "NGoroutines": 0,
+    "LoggingDriver": "json-file",
+    "CgroupDriver": "cgroupfs",
+    "OSVersion": "",
+    "OSType": "linux",
+    "IndexServerAddress": "https://index.docker.io/v1/",
+    "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None},
+    "GenericResources": None,
+    "HttpProxy": "",
+    "HttpsProxy": "",
+    "NoProxy": "",
+    "ExperimentalBuild": False,
+    "Runtimes": {RUNTIME: {"path": RUNTIME}},
+    "DefaultRuntime": RUNTIME,
+    "LiveRestoreEnabled": True,
+    "Isolation": "",
+    "InitBinary": "docker-init",
+    "ContainerdCommit": {"ID": ""},
+    "RuncCommit": {"ID": ""},
+    "InitCommit": {"ID": ""},
+    "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
+    "CDISpecDirs": [],
+    "Warnings": None,
+}
+
+
 def node_info(engine: Engine, release: str) -> dict[str, Any]:
     """SystemInfo of this node; ``Swarm`` says inactive."""
     uname = os.uname()
@@ -163,62 +207,24 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
     return {
         "ID": node_identity(options.data_root),
         **engine.counts(),
-        "Images": len(engine.images.list()),
-        "Driver": "overlay2",
-        "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"], ["Native Overlay Diff", "true"]],
-        "Plugins": {
-            "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
-            "Authorization": None,
-            "Log": ["json-file", "local", "none"],
-        },
-        "MemoryLimit": True,
-        "SwapLimit": True,
-        "CpuCfsPeriod": True,
-        "CpuCfsQuota": True,
-        "CPUShares": True,
-        "CPUSet": True,
-        "PidsLimit": True,
+        **FIXED,
+        "Images": engine.images.statistics()["images"],
         "OomKillDisable": cgroup_version() == "1",
         "IPv4Forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1",
-        "Debug": False,
         "NFd": len(os.listdir("/proc/self/fd")),
-        "NGoroutines": 0,
         "SystemTime": rfc3339(engine.clock.now()),
-        "LoggingDriver": "json-file",
-        "CgroupDriver": "cgroupfs",
         "CgroupVersion": cgroup_version(),
         "NEventsListener": engine.events.statistics()["listeners"],
         "KernelVersion": uname.release,
         "OperatingSystem": operating_system(),
-        "OSVersion": "",
-        "OSType": "linux",
         "Architecture": uname.machine,
-        "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None},
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "GenericResources": None,
         "DockerRootDir": str(options.data_root),
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
         "Name": options.name,
         "Labels": list(options.labels),
-        "ExperimentalBuild": False,
         "ServerVersion": release,
-        "Runtimes": {RUNTIME: {"path": RUNTIME}},
-        "DefaultRuntime": RUNTIME,
         "Swarm": dict(INACTIVE_SWARM),
-        "LiveRestoreEnabled": True,
-        "Isolation": "",
-        "InitBinary": "docker-init",
-        "ContainerdCommit": {"ID": ""},
-        "RuncCommit": {"ID": ""},
-        "InitCommit": {"ID": ""},
-        "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
-        "CDISpecDirs": [],
-        "Warnings": None,
     }
 
 
