@@ -142,7 +142,7 @@ class Candidate:
             async with asyncio.timeout(2.0):
                 await self._store.txn([created_at(self._key, term.fence)], [Delete(self._key)])
         except (CoveyError, TimeoutError) as error:
-            log.info("could not resign (%s): the office is free when the lease ends", error)
+            log.info("could not resign (%s): the office is free when the lease ends", str(error) or "no answer")
 
 
 def _is_deposed(fault: BaseException) -> bool:

@@ -34,12 +34,7 @@ class Claim:
         """Hold a lease until cancelled; then it is revoked and what hung on it is gone at once."""
         try:
             while True:
-                try:
-                    lease = await self._store.grant(self._ttl)
-                except CoveyError as error:
-                    log.warning("no lease from the store: %s; trying again", error.message)
-                    await self._clock.sleep(RETRY_SECONDS)
-                    continue
+                lease = await self._grant()
                 async with self._store.keep_alive(lease):
                     self._set(lease)
                     await lease.lost.wait()
@@ -64,6 +59,17 @@ class Claim:
         """How many leases there have been, and the one held."""
         return {"granted": self.granted, "lease": self.lease.id if self.lease else 0}
 
+    async def _grant(self) -> Lease:
+        said = False
+        while True:
+            try:
+                return await self._store.grant(self._ttl)
+            except CoveyError as error:
+                if not said:
+                    log.warning("no lease from the store: %s; trying until there is one", error.message)
+                said = True
+                await self._clock.sleep(RETRY_SECONDS)
+
     def _set(self, lease: Lease | None) -> None:
         self.lease = lease
         self.granted += lease is not None
@@ -75,4 +81,5 @@ class Claim:
             async with asyncio.timeout(2.0):
                 await self._store.revoke(lease)
         except (CoveyError, TimeoutError) as error:
-            log.info("the lease was not revoked (%s): it ends by itself in %.0f s", error, lease.ttl)
+            why = str(error) or "no answer"
+            log.info("the lease was not revoked (%s): it ends by itself within %.0f s", why, lease.ttl)

@@ -6,15 +6,13 @@ It decides which node a reference belongs to; what the node answers passes throu
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
-
-from multidict import CIMultiDict
 
 from covey.engine_api.aio import Client
 from covey.engine_api.answers import Answer, created
 from covey.engine_api.call import Call
+from covey.engine_api.http1 import Headers
 from covey.engine_api.proxy import Connect, forward, node_path
 from covey.engine_api.routes import ROUTES, path_of
 from covey.errors import InvalidArgument, NotFound
@@ -121,8 +119,7 @@ class Containers:
 
 
 def _marked(call: Call) -> Call:
-    headers: Mapping[str, str] = CIMultiDict([*call.headers.items(), (FORWARDED, "1")])
-    return replace(call, headers=headers)
+    return replace(call, headers=Headers([*call.headers.items(), (FORWARDED, "1")]))
 
 
 def _path(call: Call, object_id: str) -> str:
