@@ -47,6 +47,7 @@ class Controller:
         self.dispatcher: Dispatcher | None = None
         self.view_lag = 0.0
         self.cut_off = False
+        self.excused_until = 0.0
 
     @property
     def up(self) -> bool:
@@ -67,6 +68,17 @@ class Controller:
         if self.process.alive:
             self.sim.loop.kill(self.process)
             self.sim.net.process_died(self.name, notice=True)
+
+    def disturb(self, *, view_lag: float = 0.0, cut_off: bool = False, seconds: float) -> None:
+        """For ``seconds`` what it sees of the store is late, or it does not reach the store at all."""
+        sim = self.sim
+        self.view_lag, self.cut_off = max(view_lag, self.view_lag), cut_off or self.cut_off
+        self.excused_until = max(self.excused_until, sim.loop.time() + seconds + view_lag + 1)
+        sim.later(seconds, self.settle)
+
+    def settle(self) -> None:
+        """It sees the store as it should."""
+        self.view_lag, self.cut_off = 0.0, False
 
     def faults(self, call: str, keys: tuple[str, ...]) -> Verdict:
         """What becomes of one call to the store; made by the process itself."""

@@ -105,16 +105,16 @@ def break_links(sim: Simulation) -> bool:
 def lose_store(sim: Simulation) -> bool:
     """A manager is cut off from the store."""
     controller = sim.controllers[sim.rng.choice(sim.manager_names)]
-    controller.cut_off = True
-    sim.later(sim.rng.uniform(0.5, 12), setattr, controller, "cut_off", False)
+    controller.disturb(cut_off=True, seconds=sim.rng.uniform(0.5, 12))
     return True
 
 
 def delay_view(sim: Simulation) -> bool:
-    """A manager's mirror falls behind."""
-    controller = sim.controllers[leader(sim) or sim.rng.choice(sim.manager_names)]
-    controller.view_lag = sim.rng.uniform(0.2, 3.0)
-    sim.later(sim.rng.uniform(5, 25), setattr, controller, "view_lag", 0.0)
+    """Mirrors fall behind: the leader's, or those of the others, one of which may lead next."""
+    first = leader(sim)
+    behind = [name for name in sim.manager_names if (name == first) == (sim.rng.random() < 0.5)]
+    for controller in (sim.controllers[name] for name in behind):
+        controller.disturb(view_lag=sim.rng.choice((1.0, 3.0, 9.0)) * sim.rng.random(), seconds=sim.rng.uniform(5, 25))
     return True
 
 

@@ -34,6 +34,7 @@ class End:
         self.process = process
         self.peer = peer
         self.address = "192.0.2.9"
+        self.pipe: deque[Any] = deque()
         self.inbox: deque[Any] = deque()
         self.wake = asyncio.Event()
         self.other: End
@@ -71,7 +72,6 @@ class Link:
         self.manager = manager
         self.broken = False
         self.doomed = False
-        self.held: list[tuple[End, Any]] = []
         self.down = End(self, worker_process, None)
         self.up = End(self, manager_process, Peer(worker, "worker", "cluster"))
         self.down.other, self.up.other = self.up, self.down
@@ -79,22 +79,22 @@ class Link:
     def carry(self, sender: End, message: Any) -> None:
         if not sender.process.alive:
             return
-        if self.net.cut(self.worker, self.manager):
-            self.held.append((sender, message))
-            return
-        rng, loop = self.net.rng, self.net.loop
-        receiver = sender.other
+        rng, receiver = self.net.rng, sender.other
         copies = 2 if isinstance(message, REPEATABLE) and rng.random() < self.net.weather.repeat else 1
         for _ in range(copies):
-            receiver.arrives = max(receiver.arrives, loop.time() + rng.random() * self.net.weather.slow)
-            loop.call_at(receiver.arrives, self._deliver, receiver, message, context=self.net.context.copy())
+            receiver.pipe.append(message)
+            self._schedule(receiver)
 
-    def _deliver(self, receiver: End, message: Any) -> None:
-        if self.broken or not receiver.process.alive:
+    def _schedule(self, receiver: End) -> None:
+        rng, loop = self.net.rng, self.net.loop
+        receiver.arrives = max(receiver.arrives, loop.time() + rng.random() * self.net.weather.slow)
+        loop.call_at(receiver.arrives, self._deliver, receiver, context=self.net.context.copy())
+
+    def _deliver(self, receiver: End) -> None:
+        """The first message under way arrives; in a partition all of them wait."""
+        if self.broken or not receiver.process.alive or not receiver.pipe or self.net.cut(self.worker, self.manager):
             return
-        if self.net.cut(self.worker, self.manager):
-            self.held.append((receiver.other, message))
-            return
+        message = receiver.pipe.popleft()
         self.net.delivered(self, receiver, message)
         receiver.inbox.append(message)
         receiver.wake.set()
@@ -104,15 +104,14 @@ class Link:
         if self.doomed or self.net.rng.random() < 0.5:
             self.sever(notice=True)
             return
-        held, self.held = self.held, []
-        for sender, message in held:
-            self.carry(sender, message)
+        for end in (self.up, self.down):
+            for _ in end.pipe:
+                self._schedule(end)
 
     def sever(self, notice: bool) -> None:
         """Break it; what is under way is lost. Without ``notice`` the ends do not hear of it."""
         if self.broken:
             return
-        self.held.clear()
         if notice and self.net.cut(self.worker, self.manager):
             self.doomed = True
             return

@@ -24,8 +24,8 @@ S = TaskState
 
 LEADERS = frozenset(kind for kind, rule in TABLE.items() if rule.writer is Writer.LEADER)
 REAPED = frozenset(kind for kind, rule in TABLE.items() if rule.reaper is Writer.LEADER)
-#: Longer than any injected lag of a view: a session record this old must be known to whoever declares nodes down.
-KNOWN_SESSION = 6.0
+#: A session record this old must be known to whoever declares nodes down, unless its view is being delayed on purpose.
+KNOWN_SESSION = 0.5
 #: No node is down that was heard, in a session that was in the store, so many seconds ago (13.5 less a lost lease's 5).
 QUIET = 8.5
 
@@ -78,7 +78,7 @@ class Oracles:
         elif kind == "task_status" and new is not None:
             self._judge_status(cast("TaskStatus | None", old), cast("TaskStatus", new), writer)
         elif kind == "node_status" and new is not None:
-            self._judge_verdict(cast("NodeStatus", new))
+            self._judge_verdict(cast("NodeStatus", new), writer)
         elif kind == "session":
             if new is None:
                 self.session_since.pop(key, None)
@@ -125,13 +125,14 @@ class Oracles:
             name = writer.name if writer is not None else "nobody"
             self.broken("a status by a manager that does not hold the session", f"{new.id} by {name}: {session}")
 
-    def _judge_verdict(self, new: NodeStatus) -> None:
+    def _judge_verdict(self, new: NodeStatus, writer: Controller | None) -> None:
         self.sim.cover(f"node: {new.state}")
         if new.state != "down":
             return
         now, since = self.sim.loop.time(), self.session_since.get(new.id)
         if since is not None:
-            if now - since > KNOWN_SESSION:
+            excused = writer is not None and now < writer.excused_until
+            if now - since > KNOWN_SESSION and not excused:
                 self.broken("a live node was declared down", f"{new.id} has had a session record since {since:.3f} s")
             return
         quiet = now - self.sim.heard(new.id)

@@ -250,7 +250,7 @@ class Simulation:
         self.crash_at.clear()
         self.net.heal(list(self.net.cuts))
         for controller in self.controllers.values():
-            controller.cut_off, controller.view_lag = False, 0.0
+            controller.settle()
             if controller.process.stopped:
                 self.loop.go_on(controller.process)
             controller.boot()
@@ -274,6 +274,9 @@ class Simulation:
         gone = [service for service in snapshot.by_service if service not in snapshot.services]
         if gone:
             return f"tasks of removed services {gone}"
+        behind = [c.name for c in self.controllers.values() if c.mirror is None or c.mirror.revision < self.database.revision]
+        if behind:
+            return f"managers {behind} have not seen the whole store"
         surplus = self.oracles.surplus()
         return f"surplus containers {surplus}" if surplus else ""
 
