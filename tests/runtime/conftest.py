@@ -13,6 +13,7 @@ import copy
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -37,10 +38,10 @@ _APPLETS = (
 DOCKER_CAPABILITIES = [
     f"CAP_{name}"
     for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT "
-        "KILL AUDIT_WRITE"
-    ).split()
-]
+        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
+        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    )
+]  # fmt: skip
 
 
 def default_bundle(rootfs: Path, cgroup: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def default_bundle(rootfs: Path, cgroup: str) -> dict[str, Any]:
             "cwd": "/",
             "env": ["PATH=/bin:/sbin", "TERM=xterm"],
             "args": ["true"],
-            "capabilities": {name: DOCKER_CAPABILITIES for name in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), DOCKER_CAPABILITIES),
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -120,7 +121,7 @@ class Box:
             "cwd": "/",
             "env": ["PATH=/bin:/sbin"],
             "args": args,
-            "capabilities": {name: DOCKER_CAPABILITIES for name in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), DOCKER_CAPABILITIES),
             **process,
         }
         await self.shim.exec(ident, body)
@@ -236,25 +237,26 @@ class Boxes:
 
 
 @pytest.fixture(scope="session")
-def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system of the static busybox; tests of one session share it and write only to their own mounts."""
+def rootfs() -> Iterator[Path]:
+    """A root file system of the static busybox; tests of one session share it and write only to their own mounts.
+
+    Not below pytest's directories: those are closed to the mapped root of a user namespace.
+    """
     busybox = shutil.which("busybox")
     if busybox is None:
         pytest.skip("no busybox: apt-get install busybox-static")
-    root = tmp_path_factory.mktemp("rootfs")
-    for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "sbin"):
-        (root / name).mkdir()
-    shutil.copy(busybox, root / "bin/busybox")
-    for name in _APPLETS.split():
-        (root / "bin" / name).symlink_to("busybox")
-    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n")
-    (root / "etc/not-a-program").write_text("text\n")
-    os.chmod(root / "tmp", 0o1777)
-    for path in [root, *root.parents]:
-        # A mapped root of a user namespace must be able to walk here.
-        if path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o011:
-            path.chmod(path.stat().st_mode | 0o011)
-    return root
+    with tempfile.TemporaryDirectory(prefix="covey-test-rootfs-") as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "sbin"):
+            (root / name).mkdir()
+        shutil.copy(busybox, root / "bin/busybox")
+        for name in _APPLETS.split():
+            (root / "bin" / name).symlink_to("busybox")
+        (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n")
+        (root / "etc/not-a-program").write_text("text\n")
+        (root / "tmp").chmod(0o1777)
+        yield root
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,10 @@ async def test_root_is_the_bundles_and_nothing_else(boxes, rootfs):
 
 async def test_devices_and_links(boxes):
     extra = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 5, "gid": 6}
-    script = 'for d in null zero full random urandom tty fuse; do stat -c "%n %t:%T %a %u:%g" /dev/$d; done; readlink /dev/fd; readlink /dev/ptmx; readlink /dev/stdout'
+    script = (
+        'for d in null zero full random urandom tty fuse; do stat -c "%n %t:%T %a %u:%g" /dev/$d; done;'
+        "for l in fd ptmx stdout; do readlink /dev/$l; done"
+    )
     result = await boxes.sh(script, linux={"devices": [extra]})
     lines = result.out.splitlines()
     assert lines[0] == "/dev/null 1:3 666 0:0"
@@ -53,8 +56,7 @@ async def test_an_images_own_file_in_place_of_a_device_is_an_error(boxes, own_ro
 
 async def test_masked_and_readonly_paths(boxes):
     script = (
-        "wc -c </proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x;"
-        "echo x >/proc/sys/kernel/hostname; touch /sys/x"
+        "wc -c </proc/keys; ls /sys/firmware | wc -l; touch /sys/firmware/x;echo x >/proc/sys/kernel/hostname; touch /sys/x"
     )
     result = await boxes.sh(script)
     assert result.out.split() == ["0", "0"]

@@ -38,7 +38,10 @@ class Launch:
 
     def on_readable(self) -> bool:
         """Take one message; True when the phase has changed (or a fault ended the launch)."""
-        kind, fault, fd = self.channel.receive()
+        try:
+            kind, fault, fd = self.channel.receive()
+        except BlockingIOError:
+            return False
         if kind == sync.CREATED:
             self.phase, self.console = "created", fd
             return True
@@ -71,6 +74,7 @@ def launch(plan: LaunchPlan, group: Cgroup, stdio: Stdio, entered_pid: int | Non
         if fd is not None:
             os.fchown(fd, plan.stdio_owner, -1)
     parent, child = sync.pair()
+    parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
         pid = _fork(plan, child, stdio, entered)

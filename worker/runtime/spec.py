@@ -14,6 +14,21 @@ from typing import Any
 
 from worker.runtime.errors import SpecFault
 
+_NOT_MET = (
+    "hooks",
+    "process.apparmorProfile",
+    "process.selinuxLabel",
+    "process.scheduler",
+    "process.ioPriority",
+    "linux.intelRdt",
+    "linux.mountLabel",
+    "linux.personality",
+    "linux.timeOffsets",
+    "linux.resources.network",
+    "linux.resources.rdma",
+)
+"""Known fields that mean something and cannot be met yet: refused, never dropped in silence."""
+
 Config = dict[str, Any]
 
 NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup")
@@ -93,6 +108,9 @@ def check(config: object) -> None:
         value = lookup(config, path)
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise SpecFault(path, f"has the wrong type {type(value).__name__}")
+    for path in _NOT_MET:
+        if lookup(config, path):
+            raise SpecFault(path, "cannot be met by this runtime yet")
     if not lookup(config, "root.path"):
         raise SpecFault("root.path", "is required")
     if config.get("process") is None:

@@ -39,7 +39,8 @@ class Channel:
         try:
             data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
-            return "", None, None
+            # The other end closed with a message of ours unread; that is told first, its last words come after.
+            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return "", None, None
         body = json.loads(data)

@@ -16,6 +16,8 @@ from worker.shim import main as shim
 
 
 def main() -> None:
+    # What whoever started us forgot to close must not live on in every shim.
+    syscalls.close_range(3)
     init.prepare()
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
     Zygote(sys.argv[1], shim.main).serve()

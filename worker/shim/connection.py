@@ -87,8 +87,8 @@ class Connection:
 
     def push(self, stream: int, data: bytes) -> None:
         if stream in self._outputs:
-            self._was_full = self._was_full or len(self._outbox) + len(data) > _OUTPUT_HIGH
             self._send(_FRAME.pack(stream, len(data)) + data)
+            self._was_full = self._was_full or self.full
 
     def end(self) -> None:
         """The streams are over: close once all is delivered."""

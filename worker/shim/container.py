@@ -309,8 +309,8 @@ class Container:
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}: kill it first")
 
         def removed() -> None:
-            reply({})
             finished()
+            reply({})
 
         if self._group is None:
             removed()

@@ -147,7 +147,7 @@ class Shim:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._directory, name))
         self._deadline = time.monotonic() + _LINGER
-        self._end_when_delivered()
+        self._loop.call_later(0, self._end_when_delivered)
 
     def _end_when_delivered(self) -> None:
         assert self._deadline is not None

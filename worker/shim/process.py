@@ -21,6 +21,9 @@ from worker.shim.streams import Streams
 # What a shell, and Docker after it, answers for a program that could not be run.
 _LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
 
+# created, exec or error, end of file.
+_LAST_WORDS = 4
+
 Answer = Callable[["RuntimeFault | None"], None]
 
 
@@ -101,8 +104,9 @@ class Process:
         code = os.waitstatus_to_exitcode(status)
         channel = self._launch.channel
         if channel.fileno() >= 0:
-            while channel.fileno() >= 0 and self._launch.phase not in ("started", "failed"):
-                self._on_handshake()
+            for _ in range(_LAST_WORDS):
+                if channel.fileno() >= 0:
+                    self._on_handshake()
             self._loop.remove(channel.fileno())
             channel.close()
         self.exit_signal = -code if code < 0 else None

@@ -215,7 +215,7 @@ class Streams:
     def _on_stdin_room(self) -> None:
         self._flush_stdin()
         if len(self._stdin_queue) < _STDIN_HIGH // 2:
-            for attacher in self._attachers:
+            for attacher in list(self._attachers):
                 attacher.resume_reading()
 
     def _drop_stdin(self) -> None:
@@ -223,7 +223,7 @@ class Streams:
         os.close(self._stdin)
         self._stdin = -1
         self._stdin_queue.clear()
-        for attacher in self._attachers:
+        for attacher in list(self._attachers):
             attacher.resume_reading()
 
     def resize(self, height: int, width: int) -> bool:
