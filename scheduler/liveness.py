@@ -55,10 +55,8 @@ def _absent(snapshot: Snapshot, view: NodeView, now: float, settings: Settings, 
     held = view.status
     assert held is not None
     missing_since = held.missing_since or now
-    leader = snapshot.leader
-    new_leader = leader is not None and missing_since < leader.elected_at + settings.new_leader
     share = tie_break(view.id, held.session) / _HASHES
-    grace = settings.grace(share) * (2 if many or new_leader else 1)
+    grace = settings.grace(share) * (2 if many or _unmet(snapshot, held, missing_since, settings) else 1)
     down_at = max(held.down_at, missing_since + grace)
     if late > settings.heartbeat / 5:
         down_at = max(down_at, min(now + min(late, grace), missing_since + _MOST_GRACES * grace))
@@ -78,6 +76,14 @@ def _absent(snapshot: Snapshot, view: NodeView, now: float, settings: Settings, 
             down_at=down_at,
         )
         draft.add(PutNodeStatus(status, f"node {view.id}: session {held.session} ended"))
+
+
+def _unmet(snapshot: Snapshot, held: NodeStatus, missing_since: float, settings: Settings) -> bool:
+    """Whether the leader is new and the node has not been ready under it: it may still be looking for a manager."""
+    leader = snapshot.leader
+    if leader is None:
+        return False
+    return held.since <= leader.elected_at and missing_since < leader.elected_at + settings.new_leader
 
 
 def _orphan(snapshot: Snapshot, draft: Draft) -> None:

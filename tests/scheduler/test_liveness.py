@@ -83,13 +83,25 @@ def test_the_grace_is_doubled_when_the_trouble_may_be_ours(trouble: str) -> None
     world = cluster()
     usual = down_usually()
     if trouble == "new leader":
-        world.put(Leader(node_id="m2", elected_at=world.now - 1), key="leader")
+        world.now += 1
+        world.put(Leader(node_id="m2", elected_at=world.now), key="leader")
         world.drop("session", "n1")
     else:
         for node in ("n1", "n2", "n3"):
             world.drop("session", node)
     world.settle()
     assert 1.6 * usual <= down_after(world, "n1") <= 2.5 * usual
+
+
+def test_a_node_that_the_new_leader_has_met_gets_the_usual_grace() -> None:
+    world = World()
+    world.put(Leader(node_id="m1", elected_at=world.now - 1), key="leader")
+    for number in range(5):
+        world.node(f"n{number}")
+    world.settle()
+    world.drop("session", "n1")
+    world.settle()
+    assert down_after(world, "n1") <= 1.5 * down_usually()
 
 
 def test_the_grace_grows_when_the_others_follow() -> None:
