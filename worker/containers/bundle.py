@@ -117,10 +117,15 @@ def _process(inputs: Inputs) -> dict[str, Any]:
         "noNewPrivileges": no_new_privileges(host),
         "oomScoreAdj": int(host.get("OomScoreAdj") or 0),
     }
-    size = host.get("ConsoleSize") or [0, 0]
-    if config.get("Tty") and all(size):
-        process["consoleSize"] = {"height": size[0], "width": size[1]}
+    if config.get("Tty"):
+        process.update(_console(host))
     return process
+
+
+def _console(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """consoleSize from a ConsoleSize of [height, width]; nothing when it is unset."""
+    size = settings.get("ConsoleSize") or []
+    return {"consoleSize": {"height": size[0], "width": size[1]}} if len(size) == 2 and all(size) else {}
 
 
 def user_object(user: User) -> dict[str, Any]:
@@ -152,9 +157,8 @@ def exec_process(
         "noNewPrivileges": no_new_privileges(host),
         "oomScoreAdj": int(host.get("OomScoreAdj") or 0),
     }
-    size = request.get("ConsoleSize") or [0, 0]
-    if request.get("Tty") and all(size):
-        process["consoleSize"] = {"height": size[0], "width": size[1]}
+    if request.get("Tty"):
+        process.update(_console(request))
     return process
 
 

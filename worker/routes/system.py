@@ -14,11 +14,12 @@ from covey.engine_api import framing, versions
 from covey.engine_api.answers import Answer, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
-from covey.errors import NotFound, NotImplementedYet
+from covey.errors import InvalidArgument, NotFound, NotImplementedYet
 from worker.containers import events
 from worker.containers.engine import Engine
 from worker.images import views as image_views
 from worker.rootfs import views as volume_views
+from worker.routes import usage
 from worker.routes.times import seconds
 
 INACTIVE_SWARM = {
@@ -105,37 +106,38 @@ class System:
         return Stream(lines())
 
     async def usage(self, call: Call) -> Answer:
-        wanted = set(call.texts("type")) or {"container", "image", "volume", "build-cache"}
-        engine, host = self._engine, self._engine.host
-        out: dict[str, Any] = {}
-        users = host.users_of_images()
-        images = await host.run(engine.images.list)
-        out["LayersSize"] = await host.run(engine.images.layers_size)
-        out["Images"] = (
-            [
-                image_views.image_summary(
-                    one,
-                    containers=len(users.get(one.id, ())),
-                    shared_size=await host.run(engine.images.shared_size, one),
-                )
-                for one in images
-            ]
-            if "image" in wanted
-            else None
-        )
-        out["Containers"] = await engine.list(everything=True, size=True) if "container" in wanted else None
-        holders = host.users_of_volumes()
-        out["Volumes"] = None
+        wanted = set(call.texts("type")) or set(usage.TYPES)
+        for kind in wanted - set(usage.TYPES):
+            raise InvalidArgument(f"unknown object type: {kind}")
+        rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in wanted}
+        if "image" in wanted:
+            rows["image"] = await self._image_rows()
+        if "container" in wanted:
+            rows["container"] = await self._engine.list(everything=True, size=True)
         if "volume" in wanted:
-            out["Volumes"] = [
-                volume_views.volume(
-                    one, size=await host.run(engine.volumes.size, one.name), users=len(holders.get(one.name, ()))
-                )
-                for one in await host.run(engine.volumes.list)
-            ]
-        out["BuildCache"] = [] if "build-cache" in wanted else None
-        out["BuilderSize"] = 0
-        return out
+            rows["volume"] = await self._volume_rows()
+        layers = await self._engine.host.run(self._engine.images.layers_size)
+        if versions.at_least(call.version, "1.52"):
+            return usage.summed(rows, layers, call.boolean("verbose"))
+        return usage.legacy(rows, layers)
+
+    async def _image_rows(self) -> list[dict[str, Any]]:
+        host, images = self._engine.host, self._engine.images
+        users = host.users_of_images()
+        rows = []
+        for one in await host.run(images.list):
+            shared = await host.run(images.shared_size, one)
+            rows.append(image_views.image_summary(one, containers=len(users.get(one.id, ())), shared_size=shared))
+        return rows
+
+    async def _volume_rows(self) -> list[dict[str, Any]]:
+        host, volumes = self._engine.host, self._engine.volumes
+        holders = host.users_of_volumes()
+        rows = []
+        for one in await host.run(volumes.list):
+            size = await host.run(volumes.size, one.name)
+            rows.append(volume_views.volume(one, size=size, users=len(holders.get(one.name, ()))))
+        return rows
 
     async def auth(self, call: Call) -> Answer:
         raise NotImplementedYet(

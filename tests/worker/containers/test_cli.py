@@ -145,6 +145,33 @@ def test_a_terminal(node: Node) -> None:
     os.close(master)
 
 
+def test_input_stays_open_for_the_next_who_attaches(node: Node) -> None:
+    node.run("-i", "--name", "one", "busybox", "sh", "-c", "while read x; do echo got $x; done; echo over")
+    for word in ("first", "second"):
+        attach = ["docker", "-H", f"unix://{node.socket}", "attach", "--sig-proxy=false", "one"]
+        client = subprocess.Popen(attach, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(f"{word}\n")
+        client.stdin.close()
+        assert client.stdout.readline() == f"got {word}\n"
+        client.kill()
+        client.wait()
+        client.stdout.close()
+    assert node.state("one")["Running"] is True
+    assert node.out("logs", "one").split("\n") == ["got first", "got second"]
+
+
+def test_many_at_once(node: Node) -> None:
+    def start(number: int) -> subprocess.Popen[str]:
+        command = ["docker", "-H", f"unix://{node.socket}", "run", "--rm", "busybox", "echo", str(number)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    children = [start(number) for number in range(12)]
+    assert [child.communicate(timeout=30)[0] for child in children] == [f"{number}\n" for number in range(12)]
+    assert node.out("ps", "-aq") == ""
+
+
 def test_ports_are_reached_and_shown(node: Node) -> None:
     serve = "mkdir /w; echo hello > /w/index.html; exec httpd -f -p 80 -h /w"
     node.run("--name", "web", "-p", "8080:80", "-p", "127.0.0.1::81", "busybox", "sh", "-c", serve)

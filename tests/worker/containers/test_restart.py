@@ -31,14 +31,17 @@ def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
     node.docker("pause", "paused")
     node.run("--name", "ends", "busybox", "sh", "-c", "while ! test -f /go; do sleep 0.05; done; exit 5")
     node.run("--name", "dies", "busybox", "sleep", "100")
+    node.run("--name", "removed", "--rm", "busybox", "sh", "-c", "while ! test -f /go; do sleep 0.05; done")
     node.run("--name", "again", "--restart", "always", "busybox", "sleep", "100")
     before = node.state("stays")
-    ends, shims = node.state("ends")["Pid"], [shim_of(node, "dies"), shim_of(node, "again")]
+    ends, removed = node.state("ends")["Pid"], node.state("removed")["Pid"]
+    shims = [shim_of(node, "dies"), shim_of(node, "again")]
     node.kill(signal.SIGKILL)
-    Path(f"/proc/{ends}/root/go").touch()
+    for waiting in (ends, removed):
+        Path(f"/proc/{waiting}/root/go").touch()
     for shim in shims:
         os.kill(shim, signal.SIGKILL)
-    wait_until(lambda: gone(ends) and all(gone(shim) for shim in shims), "the three are gone")
+    wait_until(lambda: all(gone(pid) for pid in (ends, removed, *shims)), "the four are gone")
     node.start()
     after = node.state("stays")
     assert (after["Pid"], after["StartedAt"], after["Status"]) == (before["Pid"], before["StartedAt"], "running")
@@ -52,7 +55,8 @@ def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
     assert (died["Status"], died["ExitCode"], died["Error"]) == ("exited", 137, "shim died")
     wait_until(lambda: node.state("again")["Status"] == "running", "its policy starts it again")
     told = node.events("event=die", form="{{.Actor.Attributes.name}}")
-    assert sorted(told) == ["again", "dies", "ends"]
+    assert sorted(told) == ["again", "dies", "ends", "removed"]
+    wait_until(lambda: "removed" not in node.out("ps", "-a", "--format", "{{.Names}}").split(), "--rm holds over a restart")
     node.kill(signal.SIGTERM)
     node.start()
     assert node.state("stays")["Pid"] == before["Pid"]
