@@ -82,6 +82,7 @@ class AgentMachine:
         self._node_id = node_id
         self._held: dict[str, _Held] = {}
         self._networks: dict[str, AssignedNetwork] = {}
+        self._dismissed: set[str] = set()
         self._secrets: dict[str, AssignedSecret] = {}
         self._configs: dict[str, AssignedSecret] = {}
         self._session = ""
@@ -196,13 +197,14 @@ class AgentMachine:
         self._take_dependencies(message)
         for assigned in message.tasks:
             self._take_task(assigned)
-        for task_id in self._dismissed(message):
+        for task_id in self._dismissed_tasks(message):
             self._held[task_id].wanted = False
         self._applied, self._revision = message.results_in, message.revision
         self._holdings_changed = True
         for held in self._in_order():
             self._advance(held)
-        self._drop_networks(message)
+        self._dismiss_networks(message)
+        self._drop_networks()
 
     def _on_stored(self, event: Stored) -> None:
         refused = {task_id for task_id, _ in event.refused}
@@ -267,6 +269,7 @@ class AgentMachine:
         del self._held[event.task_id]
         self._unstored.discard(event.task_id)
         self._forgotten.append(event.task_id)
+        self._drop_networks()
 
     def _on_stop_failed(self, event: StopFailed) -> None:
         held = self._held.get(event.task_id)
@@ -374,17 +377,21 @@ class AgentMachine:
                     self._holdings_changed = True
                 held[item.id] = item
 
-    def _drop_networks(self, message: Assignments) -> None:
-        """Networks go last, when no task held uses them: a stopping container keeps its link until it is gone."""
+    def _dismiss_networks(self, message: Assignments) -> None:
         sent = {network.id for network in message.networks}
-        named = {object_id for kind, object_id in message.removed if kind == "network"}
+        if message.complete:
+            self._dismissed = set(self._networks) - sent
+        else:
+            named = {object_id for kind, object_id in message.removed if kind == "network"}
+            self._dismissed = (self._dismissed | named) - sent
+
+    def _drop_networks(self) -> None:
+        """Networks go last, when no task held uses them: a stopping container keeps its link until it is gone."""
         used = {network.network_id for held in self._held.values() for network in held.task.networks}
-        for network_id in sorted(self._networks):
-            dismissed = (network_id not in sent) if message.complete else (network_id in named)
-            if dismissed and network_id not in used:
-                del self._networks[network_id]
-                self._holdings_changed = True
-                self._do(DropNetwork(network_id=network_id, cause=self._cause))
+        for network_id in sorted(self._dismissed & set(self._networks) - used):
+            del self._networks[network_id]
+            self._holdings_changed = True
+            self._do(DropNetwork(network_id=network_id, cause=self._cause))
 
     def _take_task(self, assigned: AssignedTask) -> None:
         task = assigned.task
@@ -400,7 +407,7 @@ class AgentMachine:
             held.wanted = True
         self._dirty.add(task.id)
 
-    def _dismissed(self, message: Assignments) -> list[str]:
+    def _dismissed_tasks(self, message: Assignments) -> list[str]:
         if message.complete:
             sent = {assigned.task.id for assigned in message.tasks}
             return sorted(task_id for task_id in self._held if task_id not in sent)

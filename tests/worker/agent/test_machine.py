@@ -250,6 +250,8 @@ def test_networks_come_before_their_tasks_and_go_after_them() -> None:
     assert kinds.index(EnsureNetwork) < kinds.index(Prepare)
     agent.feed(Prepared(task_id="t1", container_id="c1"), increment("1", "2", removed=(("task", "t1"), ("network", "net"))))
     assert DropNetwork not in agent.kinds(), "a held task still uses it"
+    agent.feed(Removed(task_id="t1"))
+    assert DropNetwork in agent.kinds(), "nobody names it again"
 
 
 # -- death and return ----------------------------------------------------------------------------------------------
