@@ -104,7 +104,11 @@ def sweep() -> list[str]:
 def clear(name: str) -> None:
     """Nothing is left of the lab but what its processes, if any still end, hold. Raises LabError when they do not."""
     remove_cgroups(cgroup_of(name))
-    shutil.rmtree(directory_of(name), ignore_errors=True)
+    directory = directory_of(name)
+    end = time.monotonic() + _PATIENCE
+    while directory.exists():
+        # A process that is being killed may still write while we remove.
+        shutil.rmtree(directory, ignore_errors=time.monotonic() < end)
 
 
 def forget_base() -> None:
