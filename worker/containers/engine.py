@@ -14,13 +14,12 @@ from contextlib import AsyncExitStack
 from typing import Any, Self
 
 from covey.clock import Clock, SystemClock
-from covey.errors import Conflict, CoveyError, Internal
+from covey.errors import Conflict, Internal
 from worker.containers import (
     adopt,
     change,
     create,
     execs,
-    list_filters,
     record,
     remove,
     show,
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 
 # Engine has a method called list, so its annotations cannot say list[...].
 Summaries = list[dict[str, Any]]
-Ids = list[str]
 Sizes = list[int]
 Pruned = tuple[list[str], int]
 Warnings = list[str]
@@ -382,24 +380,7 @@ class Engine:
 
     async def prune(self, filters: Mapping[str, Sequence[str]]) -> Pruned:
         """Removes stopped containers; (ids, bytes freed). ``filters``: label, label!, until (seconds since the epoch)."""
-        gone: Ids = []
-        freed = 0
-        until = min((float(value) for value in filters.get("until", ())), default=float("inf"))
-        labels = {key: values for key, values in filters.items() if key in ("label", "label!")}
-        for container in self._host.registry:
-            live = self._host.live(container)
-            stopped = container.state.status in (record.CREATED, record.EXITED, record.DEAD)
-            if not stopped or container.created > until or not list_filters.fits(container, {}, labels, {}):
-                continue
-            try:
-                size = await self._host.run(self._host.overlay.size, container.id)
-                await remove.remove(self._host, live)
-            except CoveyError as error:
-                log.info("container %s stays: %s", container.short, error.message)
-                continue
-            gone.append(container.id)
-            freed += size
-        return gone, freed
+        return await self._host.carry(remove.prune(self._host, filters), "prune")
 
     def statistics(self) -> dict[str, Any]:
         return {

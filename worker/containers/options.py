@@ -13,8 +13,8 @@ from worker.network.networks import DEFAULT_BRIDGE
 class EngineOptions:
     """``zygote_socket``: a zygote that somebody else supervises; None, and the engine starts or adopts its own.
 
-    ``require_seccomp``: refuse to start a container whose filter cannot be compiled (no libseccomp) instead of starting
-    it without one. ``threads``: how many blocking calls may run at once.
+    ``require_seccomp``: refuse to start a container whose filter cannot be compiled (no libseccomp); False starts it
+    without one and says so in the log. ``threads``: how many blocking calls may run at once.
     """
 
     data_root: Path
@@ -22,7 +22,7 @@ class EngineOptions:
     cgroup_parent: str = "/covey"
     name: str = field(default_factory=socket.gethostname)
     zygote_socket: Path | None = None
-    require_seccomp: bool = False
+    require_seccomp: bool = True
     threads: int = 8
     nft_table: str = "covey"
     default_bridge: str = DEFAULT_BRIDGE

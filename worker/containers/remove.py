@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Mapping, Sequence
 
 from covey.errors import Conflict, CoveyError, NotFound
-from worker.containers import record, start, stop, teardown
+from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
 
 log = logging.getLogger(__name__)
@@ -82,3 +83,24 @@ async def _collect_image(host: Host, image_id: str) -> None:
         await host.run(host.images.resolve, image_id)
     except NotFound:
         await host.run(host.images.collect)
+
+
+async def prune(host: Host, filters: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:
+    """Removes every stopped container that fits; (ids, bytes freed). One that cannot be removed stays."""
+    gone: list[str] = []
+    freed = 0
+    until = min((float(value) for value in filters.get("until", ())), default=float("inf"))
+    labels = {key: values for key, values in filters.items() if key in ("label", "label!")}
+    for container in host.registry:
+        stopped = container.state.status in (record.CREATED, record.EXITED, record.DEAD)
+        if not stopped or container.created > until or not list_filters.fits(container, {}, labels, {}):
+            continue
+        try:
+            size = await host.run(host.overlay.size, container.id)
+            await remove(host, host.live(container))
+        except CoveyError as error:
+            log.info("container %s stays: %s", container.short, error.message)
+            continue
+        gone.append(container.id)
+        freed += size
+    return gone, freed

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from covey.errors import Internal
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
@@ -97,7 +98,11 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.status, state.exit_code, state.finished_at = record.EXITED, ended.code, ended.at or host.clock.now()
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
-    host.save(container, sync=True)
+    try:
+        host.save(container, sync=True)
+    except Internal as error:
+        # A full disk must not keep a dead container's addresses and mounts; the shim's exit record is gone then, too.
+        log.error("%s", error.message)
     deleted = shim is not None and await _delete_shim(container, shim, ended)
     live.shim, live.attachment = None, None
     await teardown.release(host, container, deleted=deleted)

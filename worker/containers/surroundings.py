@@ -127,10 +127,10 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path,
 
     try:
         return str(seccomp_compile.compiled_file(cache, json.loads(text), capabilities, os.uname().machine))
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         words = f"seccomp filters cannot be compiled ({error}): install libseccomp2 and pyseccomp"
         if required:
-            raise Internal(f"{words}, or start without --require-seccomp") from None
+            raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)
         return ""
 

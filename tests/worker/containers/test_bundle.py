@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from covey.errors import InvalidArgument
-from worker.containers import bundle, host_config, limits, merge, mount_specs, network_requests, users
+from covey.errors import Internal, InvalidArgument
+from worker.containers import bundle, host_config, limits, merge, mount_specs, network_requests, seccomp, surroundings, users
 from worker.containers.record import Mount
 from worker.runtime import spec
 
@@ -216,3 +218,18 @@ def test_ports_and_networks() -> None:
     assert network_requests.endpoints({"NetworkMode": "container:x"}, {"n": {}}) == {}
     with pytest.raises(InvalidArgument, match="port publishing and the container type network mode"):
         network_requests.check({}, {"NetworkMode": "container:x", "PortBindings": {"80/tcp": []}})
+
+
+def test_without_libseccomp_a_container_is_refused_unless_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = seccomp.chosen([], False)
+    assert text == seccomp.default_text()
+    monkeypatch.setitem(sys.modules, "pyseccomp", None)
+    with pytest.raises(Internal, match="install libseccomp2"):
+        surroundings.compiled_seccomp(text, [], tmp_path, True)
+    assert surroundings.compiled_seccomp(text, [], tmp_path, False) == ""
+    assert "WITHOUT a filter" in caplog.text
+    assert surroundings.compiled_seccomp(seccomp.chosen(["seccomp=unconfined"], False), [], tmp_path, True) == ""
+    with pytest.raises(InvalidArgument, match="Decoding seccomp profile failed"):
+        seccomp.chosen(["seccomp=/not/json"], False)
