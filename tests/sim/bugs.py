@@ -13,7 +13,7 @@ from unittest import mock
 import msgspec
 
 from covey.model.task_states import TaskState
-from manager import committer, leader, loops
+from manager import committer, leader, loops, transactions
 from manager.dispatcher import dispatcher, status
 from manager.dispatcher.session import Session
 from manager.store.interface import exists
@@ -219,13 +219,17 @@ def capacity_is_not_spent() -> AbstractContextManager[Any]:
     return replace(Capacity, "spend", lambda real: lambda self, row, spec, ports: None)
 
 
-def own_writes_unseen() -> AbstractContextManager[Any]:
-    """The committer does not wait until the mirror shows what it wrote."""
+def no_compare() -> AbstractContextManager[Any]:
+    """The leader writes over whatever stands in the store now."""
 
-    async def nothing(self: Any, revision: int) -> None:
-        await asyncio.sleep(0)
+    def wrap(real: Any) -> Any:
+        def conditions(write: Any, keys: Any) -> Any:
+            _, operation = real(write, keys)
+            return exists(keys.key("leader")), operation
 
-    return mock.patch.object(committer.Committer, "_wait_seen", nothing)
+        return conditions
+
+    return replace(transactions, "conditions", wrap)
 
 
 def acknowledged_too_soon() -> AbstractContextManager[Any]:
@@ -258,7 +262,7 @@ def status_without_session() -> AbstractContextManager[Any]:
 
 
 def older_assignment() -> AbstractContextManager[Any]:
-    """A worker takes an assignment that is older than what it has applied, and the manager does not mind either."""
+    """A worker does not say which revision it has applied, and takes what is older."""
 
     def wrap(real: Any) -> Any:
         def assigned(self: AgentMachine, event: Any) -> None:
@@ -267,19 +271,9 @@ def older_assignment() -> AbstractContextManager[Any]:
 
         return assigned
 
-    async def at_once(self: Any, revision: int, timeout: float = 0.0) -> None:
-        return
-
-    def serve(real: Any) -> Any:
-        async def hasty(self: Any, link: Any) -> None:
-            with mock.patch.object(self._mirror, "wait_revision", at_once.__get__(self._mirror)):
-                await real(self, link)
-
-        return hasty
-
     stack = ExitStack()
     stack.enter_context(replace(AgentMachine, "_on_assigned", wrap))
-    stack.enter_context(replace(dispatcher.Dispatcher, "serve", serve))
+    stack.enter_context(mock.patch.object(AgentMachine, "revision", 0))
     return stack
 
 
@@ -331,29 +325,26 @@ def stuck_after_crash() -> AbstractContextManager[Any]:
     return replace(AgentMachine, "_advance", wrap)
 
 
-#: Bug → the seed that found it first, tried first.
-BUGS: dict[Plant, int] = dict.fromkeys(
-    (
-        no_fence,
-        rank_falls,
-        double_start_after_crash,
-        stale_mirror,
-        lost_assignment,
-        split_transaction,
-        stalled_manager,
-        address_reuse,
-        wrong_count_on_restart,
-        orphan_not_healed,
-        id_comes_again,
-        capacity_is_not_spent,
-        own_writes_unseen,
-        acknowledged_too_soon,
-        status_without_session,
-        older_assignment,
-        drained_is_not_replaced,
-        deposed_leader_goes_on,
-        orphans_at_once,
-        stuck_after_crash,
-    ),
-    1,
-)
+#: Bug → the seed that found it last, tried first: a history changes with the code, and then another will do.
+BUGS: dict[Plant, int] = {
+    no_fence: 145,
+    rank_falls: 1,
+    double_start_after_crash: 29,
+    stale_mirror: 1,
+    lost_assignment: 11,
+    split_transaction: 1,
+    stalled_manager: 1,
+    address_reuse: 4,
+    wrong_count_on_restart: 11,
+    orphan_not_healed: 15,
+    id_comes_again: 9,
+    capacity_is_not_spent: 59,
+    no_compare: 3,
+    acknowledged_too_soon: 3,
+    status_without_session: 44,
+    older_assignment: 149,
+    drained_is_not_replaced: 7,
+    deposed_leader_goes_on: 5,
+    orphans_at_once: 1,
+    stuck_after_crash: 48,
+}

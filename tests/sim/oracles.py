@@ -130,9 +130,10 @@ class Oracles:
         if new.state != "down":
             return
         now, since = self.sim.loop.time(), self.session_since.get(new.id)
+        if writer is not None and now < writer.excused_until:
+            return
         if since is not None:
-            excused = writer is not None and now < writer.excused_until
-            if now - since > KNOWN_SESSION and not excused:
+            if now - since > KNOWN_SESSION:
                 self.broken("a live node was declared down", f"{new.id} has had a session record since {since:.3f} s")
             return
         quiet = now - self.sim.heard(new.id)
