@@ -198,7 +198,7 @@ def orphan_not_healed() -> AbstractContextManager[Any]:
     def wrap(real: Any) -> Any:
         return lambda self, message: [] if message.complete else real(self, message)
 
-    return replace(AgentMachine, "_dismissed", wrap)
+    return replace(AgentMachine, "_dismissed_tasks", wrap)
 
 
 def id_comes_again() -> AbstractContextManager[Any]:
