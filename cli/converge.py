@@ -58,23 +58,27 @@ class Watch:
     def __init__(self, name: str) -> None:
         self.name = name
         self.slots: dict[str, SlotView] = {}
-        self._before: set[str] | None = None
+        self._before: set[str] = set()
         self._counted: set[str] = set()
         self._all_since: float | None = None
         self._ran = False
-        self._update = ""
+        self._update = ("", "")
+
+    def prime(self, service: Mapping[str, Any], tasks: Sequence[Task], nodes: Mapping[str, str]) -> None:
+        """What is the case before a change: history, not news."""
+        self._before = {task["ID"] for task in tasks if _state(task) in _OVER}
+        self._counted |= self._before
+        self._slots(tasks, nodes, Verdict())
+        self._update = _update_of(service)
 
     def observe(self, service: Mapping[str, Any], tasks: Sequence[Task], nodes: Mapping[str, str], now: float) -> Verdict:
         """``tasks``: those of the service's present spec. ``nodes``: id → name of nodes that are not down."""
-        if self._before is None:
-            # What had ended before we looked is history, not news.
-            self._before = {task["ID"] for task in tasks if _state(task) in _OVER}
-            self._counted |= self._before
         verdict = Verdict()
         self._slots(tasks, nodes, verdict)
         live = [task for task in tasks if _wanted(task)]
         verdict.running = sum(_state(task) == "running" and task.get("NodeID", "") in nodes for task in live)
         verdict.wanted = self._count(service, live)
+        self._forget_surplus(live, verdict.wanted, verdict)
         self._ran = self._ran or verdict.running > 0
         self._update_status(service, verdict)
         whole = verdict.running >= verdict.wanted and len(live) <= verdict.wanted and not self._updating(service)
@@ -116,16 +120,13 @@ class Watch:
                 verdict.lines.append(f"{slot.name} {state}{_on(task, nodes)}: {_error(task) or state}")
             if _wanted(task):
                 self._newest(slot, task, state, nodes, verdict)
-        wanted = {task["ID"] for task in tasks if _wanted(task)}
-        for key in [key for key, slot in self.slots.items() if slot.task and slot.task not in wanted]:
-            slot = self.slots[key]
-            if slot.failures == 0 and self._before is not None and not self._in(tasks, slot.task, ("failed", "rejected")):
-                verdict.lines.append(f"{slot.name} removed")
-                del self.slots[key]
 
-    @staticmethod
-    def _in(tasks: Sequence[Task], task_id: str, states: Sequence[str]) -> bool:
-        return any(task["ID"] == task_id and _state(task) in states for task in tasks)
+    def _forget_surplus(self, live: Sequence[Task], wanted: int, verdict: Verdict) -> None:
+        """Slots beyond the number wanted are gone; one that only waits for its next task is not."""
+        alive = {task["ID"] for task in live}
+        idle = [key for key, slot in self.slots.items() if slot.task not in alive and not slot.failures]
+        for key in idle[: max(0, len(self.slots) - wanted)]:
+            verdict.lines.append(f"{self.slots.pop(key).name} removed")
 
     @staticmethod
     def _newest(slot: SlotView, task: Task, state: str, nodes: Mapping[str, str], verdict: Verdict) -> None:
@@ -141,21 +142,17 @@ class Watch:
         slot.error = error
 
     def _update_status(self, service: Mapping[str, Any], verdict: Verdict) -> None:
-        update = service.get("UpdateStatus") or {}
-        state = str(update.get("State", ""))
-        if self._update == "" and state not in ("updating", "rollback_started"):
-            self._update = state or "none"
-            return
-        if state != self._update:
-            self._update = state
-            message = str(update.get("Message") or "")
+        known, self._update = self._update, _update_of(service)
+        state = self._update[0]
+        if state and self._update != known:
+            message = str((service["UpdateStatus"] or {}).get("Message") or "")
             verdict.lines.append(f"{self.name} {state.replace('_', ' ')}{': ' + message if message else ''}")
             if state in ("paused", "rollback_paused", "rollback_completed"):
                 verdict.failure = f"service {self.name}: {message or state.replace('_', ' ')}"
 
     def _give_up(self, service: Mapping[str, Any], tasks: Sequence[Task], verdict: Verdict) -> None:
         """A crash loop, tasks rejected, or a slot that will not be filled again."""
-        failed = [task for task in tasks if task["ID"] not in (self._before or ()) and _state(task) in ("failed", "rejected")]
+        failed = [task for task in tasks if task["ID"] not in self._before and _state(task) in ("failed", "rejected")]
         if not failed:
             return
         worst = max(self.slots.values(), key=lambda slot: (slot.failures, slot.rejections))
@@ -182,6 +179,12 @@ class Watch:
 
     def _key(self, task: Task) -> str:
         return f"{self.name}.{task.get('Slot') or task.get('NodeID') or task['ID']}"
+
+
+def _update_of(service: Mapping[str, Any]) -> tuple[str, str]:
+    """State and start of the update a service is in, or was in last."""
+    update = service.get("UpdateStatus") or {}
+    return str(update.get("State") or ""), str(update.get("StartedAt") or "")
 
 
 def _state(task: Task) -> str:

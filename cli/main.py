@@ -109,8 +109,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _failed(message: str) -> int:
+    for theirs, ours in _OUR_WORDS.items():
+        message = message.replace(theirs, ours)
     print(f"cluster: {message.strip()}", file=sys.stderr)
     return 1
+
+
+#: Daemons say what the docker command is told; here it has another name.
+_OUR_WORDS = {
+    "docker swarm init": "cluster init",
+    "docker swarm join": "cluster join",
+    "docker swarm leave": "cluster leave",
+    "docker swarm": "cluster",
+}
 
 
 def root() -> Any:

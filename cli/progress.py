@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from cli.connection import filters
@@ -70,12 +70,29 @@ def _bars(watch: Watch, verdict: Verdict) -> list[str]:
     return lines
 
 
+def watch_before(api: Client, services: Sequence[str]) -> dict[str, Watch]:
+    """Services (ids) as they are before a change, so that only what comes of it is news."""
+    nodes = alive_nodes(api)
+    watches: dict[str, Watch] = {}
+    for service_id in services:
+        service = api.get(f"/services/{service_id}")
+        watch = watches[service_id] = Watch(service["Spec"]["Name"])
+        watch.prime(service, api.get("/tasks", {"filters": filters([], service=service_id)}), nodes)
+    return watches
+
+
 def wait_converged(
-    api: Client, services: Sequence[str], *, quiet: bool = False, timeout: float | None = None, display: Display | None = None
+    api: Client,
+    services: Sequence[str],
+    before: Mapping[str, Watch] | None = None,
+    *,
+    quiet: bool = False,
+    timeout: float | None = None,
+    display: Display | None = None,
 ) -> int:
     """Until every service (ids) has converged; 0, or 1 when one is given up, the time is over, or the user interrupts."""
     display = display or Display(quiet)
-    watches: dict[str, Watch] = {}
+    watches = dict(before or {})
     open_services = list(services)
     deadline = None if timeout is None else time.monotonic() + timeout
     look = " ".join(f"`cluster service ps {name}`" for name in services[:1])

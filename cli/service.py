@@ -29,14 +29,29 @@ def seconds(text: str | None) -> float | None:
     return None if text is None else nanoseconds(text, "--timeout") / 1e9
 
 
-def _wait(api: Client, services: list[str], *, detach: bool, quiet: bool = False, timeout: str | None = None) -> None:
-    """Show the way to convergence unless ``detach``; the command's exit status is its outcome's."""
-    if detach:
-        return
-    from cli.progress import wait_converged
+class _Wait:
+    """Shows the way to convergence of a change unless ``detach``; the command's exit status is its outcome's."""
 
-    if status := wait_converged(api, services, quiet=quiet, timeout=seconds(timeout)):
-        raise typer.Exit(status)
+    def __init__(
+        self, api: Client, present: list[str], *, detach: bool, quiet: bool = False, timeout: str | None = None
+    ) -> None:
+        """``present``: ids of the services that the change will be made to."""
+        self._api = api
+        self._detach, self._quiet, self._timeout = detach, quiet, seconds(timeout)
+        self._before = {}
+        if present and not detach:
+            from cli.progress import watch_before
+
+            self._before = watch_before(api, present)
+
+    def end(self, services: list[str]) -> None:
+        """Wait for ``services`` (ids). Raises typer.Exit when they do not converge."""
+        if self._detach:
+            return
+        from cli.progress import wait_converged
+
+        if status := wait_converged(self._api, services, self._before, quiet=self._quiet, timeout=self._timeout):
+            raise typer.Exit(status)
 
 
 def _warn(answer: Mapping[str, Any] | None) -> None:
@@ -51,14 +66,18 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
     """Make a service: tasks of IMAGE that the cluster keeps running."""
     from cli.service_spec import created
 
-    seconds(flags["timeout"])
     spec = created(image, words or [], flags)
     with client() as api:
+        wait = _Wait(api, [], **_waiting(flags))
         _resolve(api, spec)
         answer = api.post("/services/create", json=spec)
         _warn(answer)
         print(answer["ID"], flush=True)
-        _wait(api, [answer["ID"]], detach=flags["detach"], quiet=flags["quiet"], timeout=flags["timeout"])
+        wait.end([answer["ID"]])
+
+
+def _waiting(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: flags[name] for name in ("detach", "quiet", "timeout")}
 
 
 def _resolve(api: Client, spec: Mapping[str, Any]) -> None:
@@ -176,19 +195,19 @@ def update(service: str, **flags: Any) -> None:
     """Change a service; its tasks are replaced as far as the change needs it."""
     from cli.service_spec import updated
 
-    seconds(flags["timeout"])
     if flags["rollback"]:
-        _rollback(service, flags["detach"], flags["quiet"], flags["timeout"])
+        _rollback(service, **_waiting(flags))
         return
     with client() as api:
         found = api.get(f"/services/{service}")
         if flags["network_rm"]:
             flags["network_rm"] = [*flags["network_rm"], *(_network_id(api, name) for name in flags["network_rm"])]
         spec = updated(found["Spec"], flags)
+        wait = _Wait(api, [found["ID"]], **_waiting(flags))
         _resolve(api, spec)
         _put(api, found, spec)
         print(service, flush=True)
-        _wait(api, [found["ID"]], detach=flags["detach"], quiet=flags["quiet"], timeout=flags["timeout"])
+        wait.end([found["ID"]])
 
 
 def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query: str) -> None:
@@ -201,15 +220,15 @@ def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None) -> N
         found = api.get(f"/services/{service}")
         if not found.get("PreviousSpec"):
             raise InvalidArgument(f"service {service} has no previous spec: there was no update to take back")
+        wait = _Wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout)
         _put(api, found, found["Spec"], rollback="previous")
         print(service, flush=True)
-        _wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout)
+        wait.end([found["ID"]])
 
 
 @app.command("rollback")
 def rollback(service: str, detach: Detach = False, quiet: Quiet = False, timeout: Timeout = None) -> None:
     """Take back a service's last update."""
-    seconds(timeout)
     _rollback(service, detach, quiet, timeout)
 
 
@@ -222,7 +241,6 @@ def scale(
     """Set how many tasks services have."""
     from cli.service_spec import replica_count, set_replicas
 
-    seconds(timeout)
     wanted: dict[str, int] = {}
     for text in sizes:
         name, equals, count = text.rpartition("=")
@@ -233,10 +251,12 @@ def scale(
         found = {name: api.get(f"/services/{name}") for name in wanted}
         for name, service in found.items():
             set_replicas(service["Spec"], wanted[name])
+        ids = [service["ID"] for service in found.values()]
+        wait = _Wait(api, ids, detach=detach, timeout=timeout)
         for name, service in found.items():
             _put(api, service, service["Spec"])
             print(f"{name} scaled to {wanted[name]}", flush=True)
-        _wait(api, [service["ID"] for service in found.values()], detach=detach, timeout=timeout)
+        wait.end(ids)
 
 
 @app.command("rm")

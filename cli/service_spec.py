@@ -32,7 +32,8 @@ def _at(spec: Spec, path: Sequence[str], default: Any) -> Any:
 
 
 def _put(spec: Spec, path: Sequence[str], value: Any) -> None:
-    _at(spec, path[:-1], {})[path[-1]] = value
+    inner = _at(spec, path[:-1], {}) if path[:-1] else spec
+    inner[path[-1]] = value
 
 
 def created(image: str, words: Sequence[str], flags: Flags) -> Spec:

@@ -40,6 +40,7 @@ def deploy(
     with_registry_auth: Annotated[bool, typer.Option("--with-registry-auth", help="Accepted")] = False,
 ) -> None:
     """Make a stack of compose files, or bring it up to date."""
+    from cli.progress import wait_converged, watch_before
     from cli.service import seconds
     from cli.stack import deploy as deployment
     from cli.stack.files import load
@@ -48,12 +49,10 @@ def deploy(
     limit = seconds(timeout)
     plan = make(stack, load(compose_file, os.environ, warn))
     with client() as api:
+        waits = wait or not detach
+        before = watch_before(api, deployment.present(api, stack)) if waits else {}
         services = deployment.deploy(api, plan, prune=prune, say=_say, warn=warn)
-        if detach and not wait:
-            return
-        from cli.progress import wait_converged
-
-        if status := wait_converged(api, services, quiet=quiet, timeout=limit):
+        if waits and (status := wait_converged(api, services, before, quiet=quiet, timeout=limit)):
             raise typer.Exit(status)
 
 

@@ -27,6 +27,12 @@ def of_stack(stack: str) -> str:
     return filters([], label=f"{NAMESPACE}={stack}") or ""
 
 
+def present(api: Client, stack: str) -> list[str]:
+    """Ids of the services a stack has. Raises Unavailable when this is no manager."""
+    _need_manager(api)
+    return [service["ID"] for service in api.get("/services", {"filters": of_stack(stack)})]
+
+
 def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say) -> list[str]:
     """Make the cluster hold what ``plan`` says; the ids of its services."""
     _need_manager(api)
