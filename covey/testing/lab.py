@@ -231,7 +231,7 @@ class Lab:
             self.switch.machine.in_network(*argv), capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def wait_until(self, predicate: Callable[[], T], deadline: float, what: str, poll: float = POLL) -> T:
+    def wait_until(self, predicate: Callable[[], T | None], deadline: float, what: str, poll: float = POLL) -> T:
         """The first true value of ``predicate``, asked again until ``deadline`` seconds have passed.
 
         Refusals count as false. Raises TimeoutError with what was wanted, what came last, and what the cluster knew.
