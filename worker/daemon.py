@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -68,6 +69,7 @@ def run(options: DaemonOptions) -> int:
     refusals: list[str] = []
     try:
         check_node()
+        _allow_files()
         with hold(options.data_root):
             asyncio.run(_daemon(options))
     except* CoveyError as group:
@@ -75,6 +77,12 @@ def run(options: DaemonOptions) -> int:
     for refusal in refusals:
         sys.stderr.write(f"cluster daemon: {refusal}\n")
     return 1 if refusals else 0
+
+
+def _allow_files() -> None:
+    """As many open files as the machine allows: a published port takes three, a shim one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _leaves(group: BaseExceptionGroup[CoveyError]) -> Iterator[CoveyError]:
