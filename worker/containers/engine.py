@@ -105,6 +105,8 @@ class Engine:
             self._host = host = await loop.run_in_executor(threads, rooms)
         except OSError as error:
             raise Internal(f"cannot use {options.data_root} and {options.exec_root}: {error}: run as root") from error
+        # Else the next boot has to unpack every image again.
+        stack.push_async_callback(loop.run_in_executor, threads, host.images.settle)
         await stack.enter_async_context(network)
         host.group = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(self._cancel_all)
