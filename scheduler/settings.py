@@ -41,6 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failure_limit: int = 5
     failure_window: float = 300.0
 
+    #: So many tasks are placed in one pass: a pass must not hold the event loop for long (rule 15 of the house).
+    pass_tasks: int = 400
+
     strategy: str = "binpack"
     nominal: Resources = NOMINAL
     first_port: int = 30000

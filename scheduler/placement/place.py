@@ -27,12 +27,21 @@ ASSIGNED_MESSAGE = "scheduler assigned task to node"
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
-    """Nodes for every pending task that has a suitable one."""
+    """Nodes for pending tasks that have a suitable one, at most ``settings.pass_tasks`` of them: the rest at once after."""
     draft = Draft()
     waiting = _waiting(snapshot)
     if waiting:
         capacity = Capacity(snapshot, settings)
-        left = [_place_alike(tasks, capacity, now, draft) for tasks in waiting]
+        room = settings.pass_tasks
+        left: list[tuple[list[Task], Request]] = []
+        for tasks in waiting:
+            if not room:
+                break
+            refused, request = _place_alike(tasks[:room], capacity, now, draft)
+            room -= min(len(tasks), room) - len(refused)
+            left.append((refused, request))
+        if not room:
+            draft.wake(now)
         for tasks, request in left:
             if tasks:
                 _, refusals = feasible(capacity, request, only=tasks[0].node_id)

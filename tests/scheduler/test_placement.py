@@ -105,6 +105,20 @@ def test_refusals_are_counted_by_the_first_filter_that_refuses() -> None:
     assert set(said) == {"n1", "n2", "n3", "n4"}
 
 
+def test_a_large_backlog_is_placed_in_several_passes() -> None:
+    world = cluster(3)
+    world.settings = type(world.settings)(pass_tasks=4)
+    world.service("web", replicas=10)
+    for name in ("liveness", "reconcile", "allocate"):
+        world.commit(world.decide(name))
+    placed = []
+    while (plan := world.decide("placement")).changes:
+        assert plan.wake_at in (None, world.now)
+        world.commit(plan)
+        placed.append(sum(1 for t in world.tasks("web") if t.state == S.ASSIGNED))
+    assert placed == [4, 8, 10]
+
+
 def test_an_empty_cluster_says_so() -> None:
     world = World()
     world.service("web")

@@ -289,6 +289,7 @@ def run(seed: int, change: Callable[[Simulation], None] | None = None) -> Report
     """
     collected, hook = gc.isenabled(), sys.unraisablehook
     gc.disable()
+    gc.freeze()
     sys.unraisablehook = lambda unraisable: None
     broken = ""
     try:
@@ -305,6 +306,7 @@ def run(seed: int, change: Callable[[Simulation], None] | None = None) -> Report
             gc.collect()
     finally:
         sys.unraisablehook = hook
+        gc.unfreeze()
         if collected:
             gc.enable()
     if broken:
