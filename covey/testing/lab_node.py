@@ -196,7 +196,8 @@ class LabNode:
                 found = self.machine.process(pid)
             except LabError:
                 return
-            if found["state"] in "ZX" or found["start_time"] != started:
+            dead = found["state"] in "ZX" or found["start_time"] != started
+            if dead and self.machine.running().get(process) != pid:  # the init has seen it too
                 return
             time.sleep(0.005)
         raise LabError(f"node {self.name}: {process}, pid {pid}, does not die of SIGKILL")
