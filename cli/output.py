@@ -73,7 +73,7 @@ def _scaled(count: float, base: int, units: Sequence[str], digits: int) -> str:
     while count >= base and place < len(units) - 1:
         count /= base
         place += 1
-    return f"{count:.{digits}g}{units[place]}" if count < 1000 else f"{count:.0f}{units[place]}"
+    return f"{count:.{digits}g}{units[place]}" if round(count) < 1000 else f"{count:.0f}{units[place]}"
 
 
 def clipped(text: str, width: int) -> str:

@@ -63,7 +63,8 @@ C = "TaskTemplate.ContainerSpec"
          {"NanoCPUs": 5 * 10**8, "MemoryBytes": 64 << 20, "Pids": 9}),
         (["--reserve-cpu", "1", "--reserve-memory", "1g", "i"], "TaskTemplate.Resources.Reservations",
          {"NanoCPUs": 10**9, "MemoryBytes": 1 << 30}),
-        (["--restart-condition", "on-failure", "--restart-delay", "1s", "--restart-max-attempts", "2", "--restart-window", "1m", "i"],
+        (["--restart-condition", "on-failure", "--restart-delay", "1s", "--restart-max-attempts", "2",
+          "--restart-window", "1m", "i"],
          "TaskTemplate.RestartPolicy", {"Condition": "on-failure", "Delay": 10**9, "MaxAttempts": 2, "Window": 60 * 10**9}),
         (["--health-cmd", "x", "--health-interval", "1s", "--health-retries", "2", "i"], f"{C}.Healthcheck",
          {"Interval": 10**9, "Retries": 2, "Test": ["CMD-SHELL", "x"]}),
@@ -72,8 +73,8 @@ C = "TaskTemplate.ContainerSpec"
          {"Parallelism": 2, "Delay": 10**9, "Order": "start-first"}),
         (["--stop-grace-period", "2s", "--stop-signal", "USR1", "-u", "1:2", "-w", "/x", "--hostname", "h", "-t", "--read-only",
           "--init", "i"], C,
-         {"Image": "i", "Hostname": "h", "User": "1:2", "Dir": "/x", "StopSignal": "USR1", "StopGracePeriod": 2 * 10**9, "TTY": True,
-          "ReadOnly": True, "Init": True}),
+         {"Image": "i", "Hostname": "h", "User": "1:2", "Dir": "/x", "StopSignal": "USR1", "StopGracePeriod": 2 * 10**9,
+          "TTY": True, "ReadOnly": True, "Init": True}),
         (["--entrypoint", "a 'b c'", "i"], f"{C}.Command", ["a", "b c"]),
         (["--cap-add", "A", "--cap-add", "A", "--cap-drop", "B", "i"], f"{C}.CapabilityAdd", ["A"]),
         (["--dns", "1.1.1.1", "i"], f"{C}.DNSConfig", {"Nameservers": ["1.1.1.1"]}),
@@ -149,6 +150,7 @@ def test_env_of_the_caller_is_passed_on(monkeypatch, tmp_path):
     ]
 
 
+DNS = [{"Protocol": "udp", "TargetPort": 53, "PublishMode": "ingress", "PublishedPort": 53}]
 OLD = make(
     "--name", "web", "--replicas", "2", "-e", "A=1", "-e", "B=2", "-l", "x=1", "-p", "8080:80", "-p", "53:53/udp",
     "--mount", "target=/a", "--mount", "target=/b", "--constraint", "node.role==worker", "--host", "h:1.2.3.4", "i", "arg",
@@ -167,10 +169,11 @@ OLD = make(
         (["--env-rm", "A"], f"{C}.Env", ["B=2"]),
         (["--label-add", "y=2", "--label-rm", "x"], "Labels", {"y": "2"}),
         (["--container-label-rm", "nope"], f"{C}.Image", "i"),
-        (["--publish-rm", "80"], "EndpointSpec.Ports", [{"Protocol": "udp", "TargetPort": 53, "PublishMode": "ingress", "PublishedPort": 53}]),
-        (["--publish-rm", "8080:80"], "EndpointSpec.Ports", [{"Protocol": "udp", "TargetPort": 53, "PublishMode": "ingress", "PublishedPort": 53}]),
+        (["--publish-rm", "80"], "EndpointSpec.Ports", DNS),
+        (["--publish-rm", "8080:80"], "EndpointSpec.Ports", DNS),
         (["--mount-rm", "/a"], f"{C}.Mounts", [{"Type": "volume", "Target": "/b"}]),
-        (["--constraint-rm", "node.role==worker", "--constraint-add", "node.id==1"], "TaskTemplate.Placement.Constraints", ["node.id==1"]),
+        (["--constraint-rm", "node.role==worker", "--constraint-add", "node.id==1"], "TaskTemplate.Placement.Constraints",
+         ["node.id==1"]),
         (["--host-rm", "h:1.2.3.4"], f"{C}.Hosts", []),
         (["--limit-memory", "1g"], "TaskTemplate.Resources.Limits", {"MemoryBytes": 1 << 30}),
         (["--health-cmd", "x"], f"{C}.Healthcheck", {"Test": ["CMD-SHELL", "x"]}),
