@@ -1,0 +1,30 @@
+"""`scripts/bench TABLE`: finds the table's module by name and runs it. It knows no measurement."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+#: Name of a table → the module beside this file whose ``run(rounds)`` measures it, prints it and returns an exit code.
+TABLES = {"cluster": "cluster"}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure Covey beside its peers, in one run.")
+    parser.add_argument("table", nargs="?", default="cluster", help=f"one of {', '.join(TABLES)}")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured; medians are printed (5)")
+    options = parser.parse_args(argv)
+    if options.table not in TABLES:
+        sys.stderr.write(f"bench: there is no table {options.table!r}; there are: {', '.join(TABLES)}\n")
+        return 2
+    if options.rounds < 1:
+        sys.stderr.write("bench: --rounds is a number from 1\n")
+        return 2
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    return int(importlib.import_module(TABLES[options.table]).run(options.rounds))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
