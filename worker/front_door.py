@@ -62,12 +62,12 @@ class FrontDoor:
             "network_prune": self._network_prune,
         }
         knows = {
-            "container": self._local.knows_container,
+            "containers": self._local.knows_container,
             "exec": self._local.knows_exec,
-            "network": self._local.knows_network,
+            "networks": self._local.knows_network,
         }
         merged = {
-            route.name: self._local_first(route.name, knows[route.name.partition("_")[0]])
+            route.name: self._local_first(route.name, knows[route.path.split("/")[1]])
             for route in ROUTES
             if route.place == MERGED and route.name not in own and "{id}" in route.path
         }
