@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from covey.errors import InvalidArgument
+from covey.errors import InvalidArgument, NotFound
 from covey.model.spec import read_service_spec
 from manager.dispatcher.assignments import references
 from manager.store.mirror import Mirror
@@ -16,7 +16,7 @@ _FILES = (("Secrets", "SecretID", "SecretName", "secret"), ("Configs", "ConfigID
 
 
 def check_references(snapshot: Snapshot, mirror: Mirror, spec: Mapping[str, Any]) -> list[str]:
-    """Names of the overlay networks ``spec`` joins. Raises InvalidArgument for what does not exist."""
+    """Names of the overlay networks ``spec`` joins. Raises NotFound (networks) or InvalidArgument for what does not exist."""
     template = spec.get("TaskTemplate") or {}
     for field, id_field, name_field, kind in _FILES:
         held = mirror.objects(kind)
@@ -32,5 +32,5 @@ def check_references(snapshot: Snapshot, mirror: Mirror, spec: Mapping[str, Any]
         if network is not None:
             overlays.append(network.name)
         elif attachment.target not in NODE_SCOPE:
-            raise InvalidArgument(f"network {attachment.target} not found (TaskTemplate.Networks): create it first")
+            raise NotFound(f"network {attachment.target} not found (TaskTemplate.Networks): create it first")
     return overlays

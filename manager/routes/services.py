@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from covey import names
 from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
 from covey.entropy import object_id
@@ -104,8 +105,12 @@ class Services:
         return show_service(snapshot, service, insert_defaults=call.boolean("insertDefaults"))
 
     async def create(self, call: Call) -> Answer:
-        spec = self._validated(await call.json())
+        raw = await call.json()
         door = self._door
+        if not raw.get("Name"):
+            held = {service.name for service in (await door.view()).services.values()}
+            raw = {**raw, "Name": names.fresh(lambda name: name not in held)}
+        spec = self._validated(raw)
         for _ in range(ATTEMPTS):
             snapshot = await door.view()
             networks = check_references(snapshot, door.mirror, spec)

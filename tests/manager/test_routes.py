@@ -103,7 +103,6 @@ async def test_an_ingress_port_is_given_once_and_free_again_after_update_and_rem
             "node.colour",
         ),
         ({"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Resources": {"Limits": {"MemoryBytes": -5}}}}, "MemoryBytes"),
-        ({"TaskTemplate": {"ContainerSpec": {"Image": "a"}, "Networks": [{"Target": "nosuch"}]}}, "nosuch"),
         (
             {"TaskTemplate": {"ContainerSpec": {"Image": "a", "Secrets": [{"SecretID": "x", "SecretName": "nosuch"}]}}},
             "nosuch",
@@ -118,6 +117,21 @@ async def test_a_spec_that_cannot_be_is_refused_by_the_name_of_its_field(
     with pytest.raises((InvalidArgument, NotImplementedYet), match=field):
         await cluster.client.call("service_create", json={**service_spec("web"), **change})
     assert await cluster.client.call("service_list") == []
+
+
+async def test_a_network_that_is_not_there_is_not_found_as_docker_says_it(cluster: Cluster) -> None:
+    task = {"ContainerSpec": {"Image": "a"}, "Networks": [{"Target": "nosuch"}]}
+    with pytest.raises(NotFound, match=r"network nosuch not found \(TaskTemplate.Networks\)"):
+        await cluster.client.call("service_create", json={**service_spec("web"), "TaskTemplate": task})
+    assert await cluster.client.call("service_list") == []
+
+
+async def test_a_service_nobody_named_gets_a_name(cluster: Cluster) -> None:
+    for _ in range(2):
+        await cluster.client.call("service_create", json={**service_spec("web"), "Name": ""})
+    listed = [service["Spec"]["Name"] for service in await cluster.client.call("service_list")]
+    assert len(set(listed)) == 2
+    assert all("_" in name for name in listed)
 
 
 async def test_an_update_needs_the_version_that_was_read(cluster: Cluster) -> None:

@@ -12,9 +12,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import host_config, limits, merge, mount_specs, names, network_requests, seccomp, signals
+from worker.containers import host_config, limits, merge, mount_specs, network_requests, seccomp, signals
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
 from worker.containers.registry import check_name

@@ -1,4 +1,4 @@
-"""A readable name for a container nobody named: ``adjective_bird``."""
+"""A readable name for a container or service nobody named: ``adjective_bird``. Random, so only doors import it."""
 
 from __future__ import annotations
 
