@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from covey.testing.lab_machine import LabError, Machine
@@ -44,6 +45,9 @@ class Switch:
     def plug(self, machine: Machine, number: int) -> None:
         """A cable from the machine's eth0 to the switch."""
         port = _port(number)
+        # A machine that died a moment ago takes its cable along when the kernel gets to it.
+        with suppress(LabError):
+            _batch(self.machine, f"link del {port}")
         _batch(
             self.machine,
             f"link add {port} type veth peer name eth0 netns {machine.pid}",
