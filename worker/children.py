@@ -20,6 +20,8 @@ from typing import Any
 
 from covey.clock import Clock
 from covey.errors import Unavailable
+from worker.kernel.process import is_alive, kill_verified, start_time
+from worker.processes import wait_gone
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +47,6 @@ class ChildSpec:
     prepare: Callable[[], None] = lambda: None
     ready: Callable[[], Awaitable[None]] | None = None
     patience: float = 30.0
-
-
-def start_time(pid: int) -> int:
-    """The start time of ``pid`` in clock ticks since boot; 0 when there is no such process, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
 
 
 class Child:
@@ -108,12 +101,11 @@ class Child:
             return
         pid, started = recorded
         for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            kill_verified(pid, started, number)
             deadline = self._clock.monotonic() + wait
-            while start_time(pid) == started and self._clock.monotonic() < deadline:
+            while is_alive(pid, started) and self._clock.monotonic() < deadline:
                 await self._clock.sleep(0.02)
-            if start_time(pid) != started:
+            if not is_alive(pid, started):
                 return
 
     def _recorded(self) -> tuple[int, int] | None:
@@ -123,7 +115,7 @@ class Child:
             pid, started = int(state["pid"]), int(state["start_time"])
         except (OSError, ValueError, KeyError):
             return None
-        return (pid, started) if started and start_time(pid) == started else None
+        return (pid, started) if is_alive(pid, started) else None
 
     def _adopt(self) -> bool:
         recorded = self._recorded()
@@ -177,15 +169,7 @@ class Child:
     async def _ended(self) -> int | None:
         if self._process is not None and self._process.pid == self.pid:
             return await self._process.wait()
-        descriptor = os.pidfd_open(self.pid)
-        loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        loop.add_reader(descriptor, gone.set)
-        try:
-            await gone.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
+        await wait_gone(self.pid)
         return None
 
     def _last_words(self) -> str:

@@ -113,6 +113,7 @@ class Engine:
         host.start_again = lambda live: start.start(host, live)
         host.auto_remove = self._auto_remove
         await zygote.open()
+        host.spawn(zygote.keep(), "zygote: kept alive")
         await adopt.adopt(host)
 
     def _cancel_all(self) -> None:

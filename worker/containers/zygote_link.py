@@ -11,10 +11,12 @@ from pathlib import Path
 
 from covey.errors import Unavailable
 from worker.containers.shim_client import ShimGone, Zygote
+from worker.processes import wait_gone
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
+BACKOFF = (0.1, 8.0)
 POLL = 0.05
 
 
@@ -59,6 +61,21 @@ class ZygoteLink:
         except ShimGone:
             self._drop(zygote)
         return await (await self.open()).fork_shim(container_id, directory, cgroup_parent)
+
+    async def keep(self) -> None:
+        """See that there is a zygote before the next start needs one; until cancelled."""
+        pause = BACKOFF[0]
+        while True:
+            try:
+                zygote = await self.open()
+                pause = BACKOFF[0]
+                await wait_gone(zygote.pid)
+                log.warning("the zygote, pid %d, is gone; shims go on", zygote.pid)
+                self._drop(zygote)
+            except (ShimGone, Unavailable, OSError) as fault:
+                log.error("no zygote: %s; trying again in %.1f s", fault, pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF[1])
 
     def _drop(self, zygote: Zygote) -> None:
         zygote.close()
