@@ -13,9 +13,13 @@ from typing import NamedTuple
 
 import click
 import typer
+import typer.core
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command_from_info, get_command_name
 from typer.models import CommandInfo
+
+# Without this, Typer imports rich for the help of every argument whenever somebody has it installed, and escapes for it.
+typer.core.HAS_RICH = False
 
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ app = typer.Typer()
 
 _NOT_FOUND = ("executable file not found", "no such file or directory", "not-found")
 _NOT_EXECUTABLE = ("permission denied", "is a directory", "exec format error", "not-executable")
+#: What has ended cannot be resized, and nobody minds.
+_RESIZE_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.0)
 REFUSED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND] [ARG]...", show_default=False)]
@@ -123,9 +126,13 @@ def _signal(api: Client, reference: str, name: str) -> None:
 
 
 def _resize(api: Client, path: str, rows: int, columns: int) -> None:
-    # A container that has just ended cannot be resized, and nobody minds.
-    with suppress(CoveyError):
-        api.post(f"{path}/resize", {"h": rows, "w": columns})
+    """Tell the terminal's size; again for a moment, for an exec may not have begun when its stream has."""
+    for pause in _RESIZE_PAUSES:
+        try:
+            api.post(f"{path}/resize", {"h": rows, "w": columns})
+            return
+        except CoveyError:
+            time.sleep(pause)
 
 
 def _exit_code(waiting: Response) -> int:

@@ -1,6 +1,7 @@
 """When is a service what its spec says, what is told on the way, and when is it given up."""
 
 from cli.converge import Watch
+from cli.progress import Display
 
 NODES = {"n1": "w1", "n2": "w2"}
 
@@ -147,3 +148,22 @@ def test_an_update_that_pauses_or_rolls_back_has_failed():
         paused = service(1, {"State": state, "StartedAt": "2", "Message": f"{state} due to failure"})
         verdict = drive(Watch("web"), (0, []), wanted=paused)[1]
         assert f"{state} due to failure" in verdict.failure
+
+
+def test_a_terminal_is_repainted_in_place_and_lines_stay(capsys):
+    display = Display(live=True)
+    display.paint(["one", "two\x1b[31m"])
+    display.line("web.1 running")
+    display.paint(["three"])
+    display.clear()
+    out = capsys.readouterr().out
+    assert out.startswith("one\ntwo?[31m\n\x1b[2A\x1b[Jweb.1 running (")
+    assert out.endswith("three\n\x1b[1A\x1b[J")
+
+
+def test_without_a_terminal_nothing_is_repainted_and_quiet_says_nothing(capsys):
+    Display(live=False).paint(["one"])
+    quiet = Display(quiet=True, live=True)
+    quiet.paint(["one"])
+    quiet.line("two")
+    assert capsys.readouterr().out == ""

@@ -36,7 +36,8 @@ def imported(tmp_path, *argv):
 @pytest.mark.parametrize(
     "argv",
     [["node", "ls"], ["ps"], ["--help"], ["node", "--help"], ["service", "ls"], ["service", "create", "i"], ["run", "i"],
-     ["image", "ls"], ["stack", "ls"], ["exec", "c", "ls"]],
+     ["image", "ls"], ["stack", "ls"], ["exec", "c", "ls"], ["node", "inspect", "--help"],
+     ["service", "create", "--help"], ["run", "--bogus"]],
 )  # fmt: skip
 def test_nothing_heavy_is_imported(tmp_path, argv):
     modules, done = imported(tmp_path, *argv)
