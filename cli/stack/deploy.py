@@ -36,6 +36,7 @@ def present(api: Client, stack: str) -> list[str]:
 def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say) -> list[str]:
     """Make the cluster hold what ``plan`` says; the ids of its services."""
     _need_manager(api)
+    warn = _once(warn)
     networks = _networks(api, plan, say, warn)
     ids = _files(api, plan, say)
     specs = plan.services(ids)
@@ -63,6 +64,18 @@ def _need_manager(api: Client) -> None:
         raise Unavailable("this node is not a manager: make a cluster with `cluster init`, or name a manager with -H")
 
 
+def _once(warn: Say) -> Say:
+    """What the daemon says of every service is said once."""
+    said: set[str] = set()
+
+    def tell(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
+
+    return tell
+
+
 def _warn(answer: Mapping[str, Any] | None, warn: Say) -> None:
     answer = answer or {}
     for text in [*(answer.get("Warnings") or ()), *([answer["Warning"]] if answer.get("Warning") else [])]:
@@ -71,7 +84,8 @@ def _warn(answer: Mapping[str, Any] | None, warn: Say) -> None:
 
 def _networks(api: Client, plan: Plan, say: Say, warn: Say) -> dict[str, str]:
     """Make what is missing; id → name of the stack's networks."""
-    present = {one["Name"]: one for one in api.get("/networks")}
+    # A node's own network may have the same name; the cluster's is the one that counts.
+    present = {one["Name"]: one for one in sorted(api.get("/networks"), key=lambda one: str(one.get("Scope")) == "swarm")}
     for name, body in plan.networks.items():
         if body is None:
             found = present.get(name)
@@ -82,7 +96,7 @@ def _networks(api: Client, plan: Plan, say: Say, warn: Say) -> dict[str, str]:
                     f"network {name} is declared external but is of this node alone (scope {found.get('Scope')}): "
                     "make one of the cluster with `cluster network create --driver overlay`"
                 )
-        elif name not in present:
+        elif name not in present or present[name].get("Scope") != "swarm":
             say(f"Creating network {name}")
             made = api.post("/networks/create", json=body)
             _warn(made, warn)
