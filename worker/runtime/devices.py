@@ -45,7 +45,5 @@ def rule(entry: dict[str, Any]) -> str:
     kind = entry.get("type") or "a"
     if kind == "a" and entry.get("major") is None and entry.get("minor") is None:
         return "a"
-    numbers = [
-        "*" if number is None or number < 0 else str(number) for number in (entry.get("major"), entry.get("minor"))
-    ]
+    numbers = ["*" if number is None or number < 0 else str(number) for number in (entry.get("major"), entry.get("minor"))]
     return f"{kind} {numbers[0]}:{numbers[1]} {entry.get('access') or 'rwm'}"

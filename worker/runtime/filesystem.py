@@ -84,9 +84,7 @@ def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how
     _finish(tree, copy, target, **how)
 
 
-def mount_filesystem(
-    tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any
-) -> None:
+def mount_filesystem(tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any) -> None:
     target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
     if fstype == "tmpfs" and not any(option.startswith("mode=") for option in options):
         # A tmpfs over an existing directory takes its mode (and owner), as a fresh volume would.
@@ -129,9 +127,7 @@ def mount_cgroup(
     os.close(top)
 
 
-def device(
-    tree: Tree, path: str, type: str, major: int, minor: int, mode: int, uid: int, gid: int, bind: bool
-) -> None:
+def device(tree: Tree, path: str, type: str, major: int, minor: int, mode: int, uid: int, gid: int, bind: bool) -> None:
     parent_path, name = safe_paths.split(path)
     parent = safe_paths.make_dirs_in_root(tree.root_fd, parent_path)
     try:

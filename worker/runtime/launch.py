@@ -172,8 +172,7 @@ def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) ->
     no_new_privileges = bool(process.get("noNewPrivileges"))
     seccomp = [Step("seccomp", **covey["seccomp"])] if covey.get("seccomp") else []
     steps = [
-        Step("rlimit", name=limit["type"], soft=limit["soft"], hard=limit["hard"])
-        for limit in process.get("rlimits") or []
+        Step("rlimit", name=limit["type"], soft=limit["soft"], hard=limit["hard"]) for limit in process.get("rlimits") or []
     ]
     steps.append(Step("stdio", terminal=bool(process.get("terminal"))))
     steps.append(Step("session_keyring"))

@@ -47,9 +47,7 @@ _THROTTLE = (
 Current = tuple[int | None, int | None]
 
 
-def writes(
-    resources: dict[str, Any], version: int, current: Current = (None, None), *, devices: bool = True
-) -> list[Write]:
+def writes(resources: dict[str, Any], version: int, current: Current = (None, None), *, devices: bool = True) -> list[Write]:
     """``current``: (memory limit, memory+swap limit) of a v1 group in use, which decide the order. Raises SpecFault."""
     result = _v1(resources, current) if version == 1 else _v2(resources)
     if devices and version == 1:
@@ -164,9 +162,7 @@ def _v2_memory(memory: dict[str, Any]) -> list[Write]:
             if not limit or limit < 0:
                 raise SpecFault("linux.resources.memory.swap", "needs memory.limit, which it includes")
             if swap < limit:
-                raise SpecFault(
-                    "linux.resources.memory.swap", f"{swap} is below memory.limit {limit}, which it includes"
-                )
+                raise SpecFault("linux.resources.memory.swap", f"{swap} is below memory.limit {limit}, which it includes")
         value = str(swap - limit) if swap > 0 else "max"
         result.append(Write("memory", "memory.swap.max", value, "memory.swap", optional=True))
     if limit:

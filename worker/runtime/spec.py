@@ -119,9 +119,7 @@ def check(config: object) -> None:
     _check_mounts(config.get("mounts") or [])
     _check_linux(config.get("linux") or {})
     if lookup(config, "linux.seccomp") and not lookup(config, "covey.seccomp"):
-        raise SpecFault(
-            "linux.seccomp", "must come compiled: put worker.runtime.seccomp_compile's file in covey.seccomp.path"
-        )
+        raise SpecFault("linux.seccomp", "must come compiled: put worker.runtime.seccomp_compile's file in covey.seccomp.path")
     if config.get("hostname") and "uts" not in _namespace_types(config):
         raise SpecFault("hostname", "needs a uts namespace in linux.namespaces")
 

@@ -270,9 +270,7 @@ class Container:
         plan = launch.plan_exec(self._config, request["process"], self._host())
         self._execs[ident] = process
         try:
-            process.create(
-                plan, self._group, stdin=bool(request.get("stdin")), entered_pid=container.pid, answer=created
-            )
+            process.create(plan, self._group, stdin=bool(request.get("stdin")), entered_pid=container.pid, answer=created)
         except BaseException:
             self._execs.pop(ident, None)
             raise

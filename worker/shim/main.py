@@ -123,9 +123,7 @@ class Shim:
         ident = request.get("exec_id")
         container = self._container
         target = container.find_exec(ident) if ident else container.require("created", "running", "paused", "exited")
-        outputs = tuple(
-            stream for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")) if request.get(name)
-        )
+        outputs = tuple(stream for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")) if request.get(name))
         connection.become_attached(target.streams, stdin=bool(request.get("stdin")), outputs=outputs)
 
     def _events(self, connection: Connection) -> None:

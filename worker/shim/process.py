@@ -44,9 +44,7 @@ class Process:
         self.exit_signal: int | None = None
         self.fault: RuntimeFault | None = None
 
-    def create(
-        self, plan: LaunchPlan, group: Cgroup, *, stdin: bool, entered_pid: int | None, answer: Answer
-    ) -> None:
+    def create(self, plan: LaunchPlan, group: Cgroup, *, stdin: bool, entered_pid: int | None, answer: Answer) -> None:
         """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault."""
         stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
         try:
