@@ -109,8 +109,8 @@ def empty(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def lab_of_module(request: pytest.FixtureRequest, archive: bytes) -> Iterator[Lab]:
-    """A cluster with the test timers; a module's NODES says how many nodes, 3 unless given."""
-    with Lab(nodes=getattr(request.module, "NODES", 3)) as lab:
+    """A cluster of the module's NODES, 3 unless given, with the timers of its PROFILE, "test" unless given."""
+    with Lab(nodes=getattr(request.module, "NODES", 3), profile=getattr(request.module, "PROFILE", "test")) as lab:
         lab.load_image(archive)
         yield lab
 
