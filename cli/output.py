@@ -100,10 +100,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 class Listing:
-    """How one noun's list is shown. ``columns``: head → the row's field; rows hold every field a template may name."""
+    """How one noun's list is shown. ``columns``: head → the row's field; rows hold every field a template may name.
 
-    def __init__(self, columns: Mapping[str, str], quiet: str = "ID", titles: Mapping[str, str] | None = None) -> None:
+    ``tabular`` makes of the rows what a table shows a person; other forms give them as they are.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, str],
+        quiet: str = "ID",
+        titles: Mapping[str, str] | None = None,
+        tabular: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+    ) -> None:
         self._columns = columns
+        self._tabular = tabular
         self._quiet = quiet
         self._titles = {**{name: title for title, name in columns.items()}, **(titles or {})}
 
@@ -112,7 +122,8 @@ class Listing:
         if quiet and not form:
             lines = "\n".join(str(row[self._quiet]) for row in rows)
         elif not form or form == "table":
-            lines = table(list(self._columns), [[row.get(name, "") for name in self._columns.values()] for row in rows])
+            shown = self._tabular(rows)
+            lines = table(list(self._columns), [[row.get(name, "") for name in self._columns.values()] for row in shown])
         elif form == "json" or form.replace(" ", "") == "{{json.}}":
             lines = "\n".join(json.dumps(dict(row), ensure_ascii=False) for row in rows)
         else:
@@ -126,7 +137,7 @@ class Listing:
         if form.startswith("table "):
             template = Template(form.removeprefix("table "), strict=True)
             head = [self._titles.get(name, name.upper()) for name in template.fields]
-            return table(head, [template.render_fields(row) for row in rows])
+            return table(head, [template.render_fields(row) for row in self._tabular(rows)])
         template = Template(form, strict=True)
         return "\n".join(template.render(row) for row in rows)
 

@@ -8,6 +8,13 @@ from typing import Any
 from cli.output import Listing, clipped, short_id, since
 from covey.engine_api.light import Client
 
+
+def _indented(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The history of a slot under its newest task."""
+    above = ["", *(row["Name"] for row in rows)]
+    return [{**row, "Name": f" \\_ {row['Name']}"} if row["Name"] == name else row for row, name in zip(rows, above)]
+
+
 LISTING = Listing(
     {
         "ID": "ID",
@@ -18,7 +25,8 @@ LISTING = Listing(
         "CURRENT STATE": "CurrentState",
         "ERROR": "Error",
         "PORTS": "Ports",
-    }
+    },
+    tabular=_indented,
 )
 _ERROR_WIDTH = 50
 
@@ -69,9 +77,7 @@ def rows(
     newest_first = sorted(tasks, key=lambda task: str(task.get("CreatedAt") or ""), reverse=True)
     named = sorted(newest_first, key=lambda task: (services.get(task["ServiceID"], ""), task.get("Slot") or 0, _place(task)))
     out: list[dict[str, str]] = []
-    last = ""
     for task in named:
-        name = task_name(task, services)
         status = task.get("Status") or {}
         state = str(status.get("State", "")).capitalize()
         image = str(((task.get("Spec") or {}).get("ContainerSpec") or {}).get("Image") or "")
@@ -80,7 +86,7 @@ def rows(
         out.append(
             {
                 "ID": short_id(task["ID"], whole),
-                "Name": (" \\_ " if name == last else "") + (f"{name}.{task['ID']}" if whole else name),
+                "Name": task_name(task, services),
                 "Image": image if whole else image.partition("@")[0],
                 "Node": nodes.get(node, node) if resolve else node,
                 "DesiredState": str(task.get("DesiredState", "")).capitalize(),
@@ -89,7 +95,6 @@ def rows(
                 "Ports": ports_text((status.get("PortStatus") or {}).get("Ports") or []),
             }
         )
-        last = name
     return out
 
 
