@@ -256,6 +256,7 @@ class ClusterLife:
                     argv=argv,
                     state_path=options.exec_root / "manager.json",
                     log_path=options.data_root / "logs" / "manager.log",
+                    environment={"MALLOC_ARENA_MAX": "1"},  # as worker.kernel.malloc; gRPC's threads start early
                     ready=self._manager_answers,
                 ),
                 self._clock,

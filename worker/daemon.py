@@ -29,6 +29,7 @@ from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
 from worker.front_door import FrontDoor, Local
+from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def run(options: DaemonOptions) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
     )
     refusals: list[str] = []
+    malloc.one_arena()
     try:
         check_node()
         _allow_files()
