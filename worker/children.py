@@ -109,11 +109,11 @@ class Child:
                 return
 
     def _recorded(self) -> tuple[int, int] | None:
-        """Pid and start time of the process on record, if it lives."""
+        """Pid and start time of the process on record, if it lives; one that died at once has no start time on record."""
         try:
             state = json.loads(self.spec.state_path.read_text())
             pid, started = int(state["pid"]), int(state["start_time"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return (pid, started) if is_alive(pid, started) else None
 
