@@ -1,8 +1,9 @@
 """One container's control groups: made, limited, filled, frozen, counted, emptied and removed, on v1 and on v2.
 
 The path (``/covey/<id>``) lies below the mount of every hierarchy that has a controller, wherever this process itself
-is. Which limit is written to which file is worker.runtime.limits (pure). Device rules are enforced on v1 and by a BPF
-program on v2 (worker.runtime.device_program). Errors are RuntimeFault or OSError naming the file.
+is. Which limit is written to which file is worker.runtime.limits (pure). Device rules hold on v1 only: v2 needs a BPF
+program, which is not made yet, so there a container with CAP_MKNOD is kept from devices by nothing. Errors are
+RuntimeFault or OSError naming the file.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
@@ -65,10 +66,17 @@ class Launch:
         os.close(self.pidfd)
 
 
-def launch(plan: LaunchPlan, group: Cgroup, stdio: Stdio, entered_pid: int | None = None) -> Launch:
+def launch(
+    plan: LaunchPlan,
+    group: Cgroup,
+    stdio: Stdio,
+    entered_pid: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Launch:
     """Fork the process of ``plan`` and place it in ``group``. Raises RuntimeFault or OSError, leaving no process.
 
-    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
+    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters. ``meanwhile`` is called when
+    the child is at work on its namespaces and before it is placed; its OSError ends the launch.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
         if fd is not None:
@@ -90,8 +98,12 @@ def launch(plan: LaunchPlan, group: Cgroup, stdio: Stdio, entered_pid: int | Non
         if plan.id_maps:
             _write_maps(pid, plan.id_maps)
             parent.send(sync.MAPPED)
+        meanwhile()
         group.add(pid)
         parent.send(sync.PLACED)
+    except (ProcessLookupError, BrokenPipeError):
+        # It has ended already; what it said before is in the channel.
+        pass
     except OSError as error:
         launched.phase = "failed"
         launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")

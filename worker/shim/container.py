@@ -31,12 +31,20 @@ _KEPT_EXECS = 256
 
 
 class Container:
-    """``broadcast``: tells every listener of events."""
+    """``broadcast``: tells every listener of events. ``settle_in``: puts the shim into its own cgroup."""
 
-    def __init__(self, loop: Loop, ident: str, directory: str, broadcast: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        ident: str,
+        directory: str,
+        broadcast: Callable[[dict[str, Any]], None],
+        settle_in: Callable[[], None],
+    ) -> None:
         self._loop = loop
         self._directory = directory
         self._broadcast = broadcast
+        self._settle_in = settle_in
         self._log: JsonLog | None = None
         self._group: Cgroup | None = None
         self._config: spec.Config = {}
@@ -122,7 +130,7 @@ class Container:
             self._group.apply(config["linux"].get("resources") or {})
             self.process = process
             stdin = bool(request.get("stdin"))
-            process.create(plan, self._group, stdin=stdin, entered_pid=None, answer=created)
+            process.create(plan, self._group, stdin=stdin, answer=created, meanwhile=self._settle_in)
         except BaseException:
             self._abandon()
             raise

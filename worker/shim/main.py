@@ -24,6 +24,7 @@ from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
 _LINGER = 10.0
+_SETTLE = 0.25
 _OOM_SCORE = -998
 
 
@@ -35,8 +36,9 @@ class Shim:
         self._loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self._container = Container(self._loop, request["id"], self._directory, self._broadcast)
+        self._container = Container(self._loop, request["id"], self._directory, self._broadcast, self._enter_cgroup)
         self._deadline: float | None = None
+        self._entered = False
         container = self._container
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "create": container.create,
@@ -66,7 +68,7 @@ class Shim:
         self._container.record_identity()
         with contextlib.suppress(OSError):
             safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
-        self._enter_cgroup()
+        self._loop.call_later(_SETTLE, self._enter_cgroup)
         self._loop.run()
 
     def _describe(self, _: dict[str, Any], reply: Reply) -> None:
@@ -78,8 +80,12 @@ class Shim:
     def _enter_cgroup(self) -> None:
         """Out of the daemon's cgroup, which may be emptied when the daemon is stopped.
 
-        It also pays the pause that the first move between cgroups costs, before the container needs one.
+        The kernel lets the first move between cgroups wait for about 10 ms, and those soon after it for none: it is
+        made while the container's first process works on its namespaces, or soon after the start if none comes.
         """
+        if self._entered:
+            return
+        self._entered = True
         group = Cgroup(f"{self._request['cgroup_parent']}/shims")
         group.create()
         group.add(os.getpid())

@@ -44,11 +44,20 @@ class Process:
         self.exit_signal: int | None = None
         self.fault: RuntimeFault | None = None
 
-    def create(self, plan: LaunchPlan, group: Cgroup, *, stdin: bool, entered_pid: int | None, answer: Answer) -> None:
-        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault."""
+    def create(
+        self,
+        plan: LaunchPlan,
+        group: Cgroup,
+        *,
+        stdin: bool,
+        answer: Answer,
+        entered_pid: int | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``."""
         stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
         try:
-            self._launch = launch(plan, group, stdio, entered_pid)
+            self._launch = launch(plan, group, stdio, entered_pid, meanwhile)
         except BaseException:
             self.streams.close()
             raise
