@@ -56,8 +56,9 @@ def _absent(snapshot: Snapshot, view: NodeView, now: float, settings: Settings, 
     assert held is not None
     missing_since = held.missing_since or now
     share = tie_break(view.id, held.session) / _HASHES
-    grace = settings.grace(share) * (2 if many or _unmet(snapshot, held, missing_since, settings) else 1)
-    down_at = max(held.down_at, missing_since + grace)
+    unmet_since = _unmet_since(snapshot, held, missing_since, settings)
+    grace = settings.grace(share) * (2 if many or unmet_since else 1)
+    down_at = max(held.down_at, max(missing_since, unmet_since) + grace)
     if late > settings.heartbeat / 5:
         down_at = max(down_at, min(now + min(late, grace), missing_since + _MOST_GRACES * grace))
     if now >= down_at:
@@ -78,12 +79,15 @@ def _absent(snapshot: Snapshot, view: NodeView, now: float, settings: Settings, 
         draft.add(PutNodeStatus(status, f"node {view.id}: session {held.session} ended"))
 
 
-def _unmet(snapshot: Snapshot, held: NodeStatus, missing_since: float, settings: Settings) -> bool:
-    """Whether the leader is new and the node has not been ready under it: it may still be looking for a manager."""
+def _unmet_since(snapshot: Snapshot, held: NodeStatus, missing_since: float, settings: Settings) -> float:
+    """When the leader took office, if it is new and the node has not been ready under it, else 0.
+
+    Such a node may still be looking for a manager; it may even have been back while nobody led, and nobody knows.
+    """
     leader = snapshot.leader
-    if leader is None:
-        return False
-    return held.since <= leader.elected_at and missing_since < leader.elected_at + settings.new_leader
+    if leader is None or held.since > leader.elected_at or missing_since >= leader.elected_at + settings.new_leader:
+        return 0.0
+    return leader.elected_at
 
 
 def _orphan(snapshot: Snapshot, draft: Draft) -> None:

@@ -104,6 +104,16 @@ def test_a_node_that_the_new_leader_has_met_gets_the_usual_grace() -> None:
     assert down_after(world, "n1") <= 1.5 * down_usually()
 
 
+def test_a_new_leader_gives_a_missing_node_its_grace_anew() -> None:
+    world = cluster()
+    world.drop("session", "n1")
+    world.settle()
+    world.now += 5
+    world.put(Leader(node_id="m2", elected_at=world.now), key="leader")
+    world.settle()
+    assert down_after(world, "n1") >= 1.6 * down_usually()
+
+
 def test_the_grace_grows_when_the_others_follow() -> None:
     world = cluster()
     world.drop("session", "n1")

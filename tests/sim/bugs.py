@@ -166,6 +166,15 @@ def stalled_manager() -> Iterator[None]:
         yield
 
 
+def blind_to_own_lateness() -> AbstractContextManager[Any]:
+    """A leader that was stopped judges by the time that passed, not by what it could have seen."""
+
+    def wrap(real: Any) -> Any:
+        return lambda late: real(lambda: 0.0)
+
+    return replace(loops, "table", wrap)
+
+
 def address_reuse() -> AbstractContextManager[Any]:
     """Addresses of a task that is told to stop are free at once."""
 
@@ -327,24 +336,25 @@ def stuck_after_crash() -> AbstractContextManager[Any]:
 
 #: Bug → the seed that found it last, tried first: a history changes with the code, and then another will do.
 BUGS: dict[Plant, int] = {
-    no_fence: 145,
+    no_fence: 98,
     rank_falls: 1,
-    double_start_after_crash: 29,
+    double_start_after_crash: 39,
     stale_mirror: 1,
-    lost_assignment: 11,
-    split_transaction: 1,
-    stalled_manager: 1,
-    address_reuse: 4,
-    wrong_count_on_restart: 11,
-    orphan_not_healed: 15,
-    id_comes_again: 9,
-    capacity_is_not_spent: 59,
-    no_compare: 3,
-    acknowledged_too_soon: 3,
-    status_without_session: 44,
-    older_assignment: 149,
-    drained_is_not_replaced: 7,
-    deposed_leader_goes_on: 5,
-    orphans_at_once: 1,
-    stuck_after_crash: 48,
+    lost_assignment: 19,
+    split_transaction: 2,
+    stalled_manager: 4,
+    blind_to_own_lateness: 22,
+    address_reuse: 1,
+    wrong_count_on_restart: 15,
+    orphan_not_healed: 13,
+    id_comes_again: 13,
+    capacity_is_not_spent: 22,
+    no_compare: 4,
+    acknowledged_too_soon: 1,
+    status_without_session: 4,
+    older_assignment: 81,
+    drained_is_not_replaced: 6,
+    deposed_leader_goes_on: 2,
+    orphans_at_once: 2,
+    stuck_after_crash: 20,
 }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
 FOREVER = 1e9
-LATENESS_PERIOD = 1.0
+LATENESS_PERIOD = 0.3
 
 
 class Controller:
@@ -48,6 +48,8 @@ class Controller:
         self.view_lag = 0.0
         self.cut_off = False
         self.excused_until = 0.0
+        self.resumed_at = 0.0
+        self.asked: dict[asyncio.Task[Any] | None, float] = {}
 
     @property
     def up(self) -> bool:
@@ -59,6 +61,7 @@ class Controller:
             return
         self.starts += 1
         self.mirror = self.candidate = self.dispatcher = None
+        self.asked.clear()
         process = self.process = Process(f"{self.name}.{self.starts}")
         self.sim.by_process[process] = self
         self.sim.loop.start(process, self._guarded(process), "manager")
@@ -76,6 +79,24 @@ class Controller:
         self.excused_until = max(self.excused_until, sim.loop.time() + seconds + view_lag + 1)
         sim.later(seconds, self.settle)
 
+    def stall(self, seconds: float) -> bool:
+        """SIGSTOP, and SIGCONT later; whether there was anything to stop."""
+        if not self.up:
+            return False
+        self.sim.loop.stop(self.process)
+        self.sim.later(seconds, self.go_on)
+        return True
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        if self.process.stopped:
+            self.resumed_at = self.sim.loop.time()
+            self.sim.loop.go_on(self.process)
+
+    def writes_late(self) -> bool:
+        """Whether the transaction of this step was under way when the process was stopped: what it says was right then."""
+        return self.asked.get(asyncio.current_task(), self.resumed_at) < self.resumed_at
+
     def settle(self) -> None:
         """It sees the store as it should."""
         self.view_lag, self.cut_off = 0.0, False
@@ -86,16 +107,20 @@ class Controller:
         if not self.process.alive:
             return Verdict(before=FOREVER)
         if call == "watch":
-            return Verdict(before=rng.random() * self.view_lag, fail=Fail.BEFORE if self.cut_off else Fail.NO)
+            return Verdict(before=rng.random() * max(self.view_lag, 0.01), fail=Fail.BEFORE if self.cut_off else Fail.NO)
         if self.cut_off:
             return Verdict(before=rng.random() * 0.5, fail=rng.choice((Fail.BEFORE, Fail.AFTER)))
         if call != "txn":
             return Verdict(before=rng.random() * 0.004 if call == "revision" else 0.0)
+        self.asked[asyncio.current_task()] = sim.loop.time()
         for when in ("before", "after"):
             if sim.crashes_now(self.name, f"store, {when}"):
                 sim.loop.call_soon(self._crash, context=sim.context.copy())
                 sim.loop.kill(self.process)
                 return Verdict(before=FOREVER) if when == "before" else Verdict(after=FOREVER)
+        if sim.crashes_now(self.name, "store, stalled"):
+            self.stall(rng.uniform(5, 12))
+            return Verdict(before=0.001)
         if rng.random() < sim.trouble.store_fails:
             sim.cover("store answers lost")
             return Verdict(before=rng.random() * 0.05, fail=rng.choice((Fail.BEFORE, Fail.AFTER)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from covey.model.objects import Leader
+from tests.sim.clock import EPOCH
 from tests.sim.net import Weather
 
 if TYPE_CHECKING:
@@ -50,12 +51,26 @@ def stall_manager(sim: Simulation) -> bool:
 
 
 def _stall(sim: Simulation, name: str, seconds: float) -> bool:
-    process = sim.controllers[name].process
-    if not process.alive or process.stopped:
-        return False
-    sim.loop.stop(process)
-    sim.later(seconds, sim.loop.go_on, process)
+    return sim.controllers[name].stall(seconds)
+
+
+def stall_leader_over_verdict(sim: Simulation) -> bool:
+    """A worker is cut off, and comes back while the leader is stopped over the moment at which it would judge."""
+    worker = sim.rng.choice(list(sim.machines))
+    pairs = [(worker, manager) for manager in sim.manager_names]
+    sim.net.partition(pairs)
+    sim.later(10.0, _stall_over_verdict, sim, worker, pairs)
     return True
+
+
+def _stall_over_verdict(sim: Simulation, worker: str, pairs: list[tuple[str, str]]) -> None:
+    status, name = sim.truth("node_status").get(worker), leader(sim)
+    if status is None or status.state != "unknown" or name is None:
+        sim.net.heal(pairs)
+        return
+    left = max(status.down_at - EPOCH - sim.skew[name] - sim.loop.time(), 0.3)
+    sim.later(left - 0.2, _stall, sim, name, sim.rng.uniform(2.5, 4.5))
+    sim.later(left - 0.1, sim.net.heal, pairs)
 
 
 def kill_daemon(sim: Simulation) -> bool:
@@ -110,9 +125,10 @@ def lose_store(sim: Simulation) -> bool:
 
 
 def delay_view(sim: Simulation) -> bool:
-    """Mirrors fall behind: the leader's, or those of the others, one of which may lead next."""
+    """Mirrors fall behind: the leader's, or those of the others, one of which may lead next. Workers move meanwhile."""
     first = leader(sim)
     behind = [name for name in sim.manager_names if (name == first) == (sim.rng.random() < 0.5)]
+    sim.later(sim.rng.uniform(0.5, 4), break_links, sim)
     for controller in (sim.controllers[name] for name in behind):
         controller.disturb(view_lag=sim.rng.choice((1.0, 3.0, 9.0)) * sim.rng.random(), seconds=sim.rng.uniform(5, 25))
     return True
@@ -122,6 +138,13 @@ def crash_manager_at_write(sim: Simulation) -> bool:
     """The leader dies before or after one of its next writes."""
     name = leader(sim) or sim.rng.choice(sim.manager_names)
     sim.crash_at[name, sim.rng.choice(("store, before", "store, after"))] = sim.rng.randint(1, 6)
+    return True
+
+
+def stall_leader_at_write(sim: Simulation) -> bool:
+    """The leader is stopped with a transaction on its tongue, for longer than its lease lasts."""
+    name = leader(sim) or sim.rng.choice(sim.manager_names)
+    sim.crash_at[name, "store, stalled"] = sim.rng.randint(1, 6)
     return True
 
 
@@ -157,6 +180,7 @@ FAULTS: dict[Callable[[Simulation], bool], int] = {
     kill_leader: 3,
     stall_leader: 3,
     stall_manager: 2,
+    stall_leader_over_verdict: 3,
     kill_daemon: 3,
     kill_machine: 3,
     partition_worker: 3,
@@ -165,6 +189,7 @@ FAULTS: dict[Callable[[Simulation], bool], int] = {
     lose_store: 2,
     delay_view: 3,
     crash_manager_at_write: 4,
+    stall_leader_at_write: 4,
     crash_worker_at_write: 4,
     bad_store: 2,
     bad_weather: 2,

@@ -130,7 +130,7 @@ class Oracles:
         if new.state != "down":
             return
         now, since = self.sim.loop.time(), self.session_since.get(new.id)
-        if writer is not None and now < writer.excused_until:
+        if writer is not None and (now < writer.excused_until or writer.writes_late()):
             return
         if since is not None:
             if now - since > KNOWN_SESSION:

@@ -251,8 +251,7 @@ class Simulation:
         self.net.heal(list(self.net.cuts))
         for controller in self.controllers.values():
             controller.settle()
-            if controller.process.stopped:
-                self.loop.go_on(controller.process)
+            controller.go_on()
             controller.boot()
         for machine in self.machines.values():
             machine.boot()
