@@ -179,7 +179,8 @@ def remove(api: Client, stack: str, say: Say) -> bool:
         say(f"Removing service {service['Spec']['Name']}")
         _gone(partial(api.delete, f"/services/{service['ID']}"))
     deadline = time.monotonic() + REMOVAL_SECONDS
-    _wait_tasks_gone(api, [service["ID"] for service in services], deadline)
+    # By the stack's label: dockerd answers 404 to a question after tasks of a service that is no more.
+    _wait_tasks_gone(api, query, deadline)
     for kind, one in files:
         say(f"Removing {kind} {one['Spec']['Name']}")
         _patiently(partial(api.delete, f"/{kind}s/{one['ID']}"), deadline)
@@ -205,10 +206,9 @@ def _gone(act: Callable[[], Any]) -> None:
         return
 
 
-def _wait_tasks_gone(api: Client, services: list[str], deadline: float) -> None:
-    while services:
-        left = [task for one in services for task in api.get("/tasks", {"filters": filters([], service=one)})]
-        open_tasks = [task for task in left if task["Status"]["State"] in _UNDER_WAY]
+def _wait_tasks_gone(api: Client, query: Mapping[str, str], deadline: float) -> None:
+    while True:
+        open_tasks = [task for task in api.get("/tasks", query) if task["Status"]["State"] in _UNDER_WAY]
         if not open_tasks:
             return
         if time.monotonic() > deadline:

@@ -82,10 +82,13 @@ class Swarm:
         self.networks = {name: one for name, one in self.networks.items() if one["Id"] != call.params["id"]}
 
     def tasks(self, call):
+        if "service" not in call.filters():
+            return [self.task(one, 1, 0, ["shutdown"], 0) for one in self.list(call)]
         (reference,) = call.filters()["service"]
         service = next((one for one in self.services.values() if one["ID"] == reference), None)
         if service is None:
-            return []
+            # As dockerd: a filter that names no service is a service that is not found.
+            raise NotFound(f"service {reference} not found")
         poll = self.polls[reference] = self.polls.get(reference, -1) + 1
         count = service["Spec"]["Mode"]["Replicated"]["Replicas"]
         return [self.task(service, slot, attempt, life, poll)
