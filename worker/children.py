@@ -70,8 +70,11 @@ class Child:
         try:
             async with asyncio.timeout(patience or self.spec.patience):
                 await self._serving.wait()
+            came_up = self.pid != 0
         except TimeoutError:
-            raise Unavailable(f"{self.spec.name} did not come up: {self._fault or 'no answer'}; {self._last_words()}") from None
+            came_up = False
+        if not came_up:
+            raise Unavailable(f"{self.spec.name} did not come up: {self._fault or 'no answer'}; {self._last_words()}")
 
     async def run(self) -> None:
         """Adopt or start, wait for its end, start again; until cancelled."""
@@ -85,6 +88,9 @@ class Child:
             except OSError as fault:
                 self._fault = f"{self.spec.argv[0]}: {fault.strerror or fault}"
                 log.error("%s cannot be started: %s", self.spec.name, self._fault)
+                # Who waits need not wait for what does not exist.
+                self.pid = 0
+                self._serving.set()
             self._serving.clear()
             self.pid = 0
             if self._clock.monotonic() - began > STEADY:

@@ -1,4 +1,4 @@
-"""What container a task is: templates, mounts, labels, limits, health check, secrets; what can never run is refused by field."""
+"""What container a task is: templates, mounts, labels, limits, secrets; what can never run is refused by field."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from covey.wire.messages import AssignedSecret, AssignedTask
 from worker.agent.container_of_task import TaskContainer, Unfit, container_of_task, extra_host
 
 SECOND = 1_000_000_000
+HEALTH = {"Test": ["CMD", "true"], "Interval": SECOND}
 
 
 def build(
@@ -106,17 +107,18 @@ def test_labels_are_the_user_s_with_ours_which_they_cannot_forge() -> None:
         ({"StopGracePeriod": 1}, "StopTimeout", 1),
         ({"StopGracePeriod": 10 * SECOND}, "StopTimeout", 10),
         ({"StopGracePeriod": 0}, "StopTimeout", 0),
-        ({"Healthcheck": {"Test": ["CMD", "true"], "Interval": SECOND}}, "Healthcheck", {"Test": ["CMD", "true"], "Interval": SECOND}),
+        ({"Healthcheck": HEALTH}, "Healthcheck", HEALTH),
         ({"ReadOnly": True}, "HostConfig.ReadonlyRootfs", True),
         ({"CapabilityAdd": ["NET_ADMIN"]}, "HostConfig.CapAdd", ["NET_ADMIN"]),
         ({"Init": False}, "HostConfig.Init", False),
         ({"Hosts": ["10.0.0.1 db"]}, "HostConfig.ExtraHosts", ["db:10.0.0.1"]),
         ({"DNSConfig": {"Nameservers": ["9.9.9.9"]}}, "HostConfig.Dns", ["9.9.9.9"]),
-        ({"Privileges": {"NoNewPrivileges": True, "Seccomp": {"Mode": "unconfined"}}}, "HostConfig.SecurityOpt", ["no-new-privileges", "seccomp=unconfined"]),
+        ({"Privileges": {"NoNewPrivileges": True}}, "HostConfig.SecurityOpt", ["no-new-privileges"]),
+        ({"Privileges": {"Seccomp": {"Mode": "unconfined"}}}, "HostConfig.SecurityOpt", ["seccomp=unconfined"]),
         ({}, "Image", "busybox:1"),
         ({}, "HostConfig.RestartPolicy", {"Name": "no"}),
     ],
-)  # fmt: skip
+)
 def test_fields_of_the_spec_become_fields_of_the_container(given: dict[str, Any], where: str, value: Any) -> None:
     found: Any = build(given).body
     for step in where.split("."):
