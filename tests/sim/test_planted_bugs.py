@@ -11,6 +11,8 @@ from tests.sim.bugs import BUGS, Plant
 from tests.sim.oracles import Broken
 from tests.sim.simulation import run
 
+pytestmark = pytest.mark.suite
+
 SEEDS = 500
 
 
