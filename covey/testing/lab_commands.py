@@ -88,14 +88,20 @@ def ps(name: str | None = None) -> list[dict[str, Any]]:
         if found is None and name:
             raise LabError(f"there is no lab {name}: make one with 'cluster lab up --name {name}'")
         if lab_remains.owner_lives(found) and (lab_remains.directory_of(known) / "supervisor.sock").exists():
-            rows += _ask(known, "ps")
-        elif found is not None:
-            state = f"in process {found['pid']}" if lab_remains.owner_lives(found) else "killed"
-            rows.append(
-                {"lab": known, "node": "", "role": "", "address": "", "state": state, "cut": False, "processes": {}}
-                | {"docker_host": ""}
-            )
+            try:
+                rows += _ask(known, "ps")
+                continue
+            except LabError:
+                if lab_remains.owner_lives(found):
+                    raise
+        if found is not None:
+            rows.append(_unasked(known, f"in process {found['pid']}" if lab_remains.owner_lives(found) else "killed"))
     return rows
+
+
+def _unasked(name: str, state: str) -> dict[str, Any]:
+    words = dict.fromkeys(("node", "role", "address", "docker_host"), "")
+    return {"lab": name, **words, "state": state, "cut": False, "processes": {}}
 
 
 def kill(name: str, node: str, process: str | None = None) -> None:

@@ -97,8 +97,10 @@ def stalled_manager_declares_nobody_down(lab: Lab, seconds: float, watch: float)
     lab.node("m1").stall("manager", seconds)
     end = time.monotonic() + watch
     while time.monotonic() < end:
-        assert lab.ready() == set(lab.nodes), lab.report()
-        time.sleep(0.05)
+        states = {node["Description"]["Hostname"]: node["Status"]["State"] for node in lab.manager.client.get("/nodes")}
+        assert "down" not in states.values(), f"{states}\n{lab.report()}"
+        time.sleep(0.02)
+    assert lab.ready() == set(lab.nodes), lab.report()
     assert running(lab) == before
     assert len(lab.tasks("calm")) == 4, "tasks were replaced"
     with lab.manager.connect() as client:
