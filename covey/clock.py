@@ -45,7 +45,7 @@ def rfc3339(at: float) -> str:
     if at <= 0:
         return "0001-01-01T00:00:00Z"
     whole = int(at)
-    nanos = int(round((at - whole) * 1e9))
+    nanos = round((at - whole) * 1e9)
     if nanos >= 1_000_000_000:
         whole, nanos = whole + 1, 0
     stamp = datetime.datetime.fromtimestamp(whole, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
