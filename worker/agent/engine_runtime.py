@@ -243,8 +243,12 @@ class EngineRuntime:
         """Secrets and configs as files under the run directory (a tmpfs on a usual machine), bound read-only."""
         folder = self._secrets / task_id
         mounts = []
+        if files:
+            # The files' own modes are for users inside the container; no other user of the machine may come this far.
+            self._secrets.mkdir(exist_ok=True, mode=0o700)
+            self._secrets.chmod(0o700)
+            folder.mkdir(exist_ok=True, mode=0o700)
         for number, file in enumerate(files):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o711)
             path = folder / str(number)
             path.unlink(missing_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
