@@ -109,7 +109,7 @@ class Candidate:
     async def _hold_office(self, term: Term, lease: Lease) -> None:
         log.info("elected leader (fence %d)", term.fence)
         self.term, self.terms = term, self.terms + 1
-        leading = asyncio.ensure_future(self._lead(term))
+        leading = asyncio.ensure_future(self._lead_from(term))
         ended = asyncio.ensure_future(self._wait_deposed(term, lease))
         try:
             await asyncio.wait({leading, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,6 +123,11 @@ class Candidate:
                 running.cancel()
             await asyncio.gather(leading, ended, return_exceptions=True)
             await self._resign(term, lease)
+
+    async def _lead_from(self, term: Term) -> None:
+        """Decide nothing from a view that is older than the term."""
+        await self._mirror.wait_revision(term.fence)
+        await self._lead(term)
 
     async def _wait_deposed(self, term: Term, lease: Lease) -> None:
         await self._mirror.wait_revision(term.fence)

@@ -57,18 +57,20 @@ def transactions(groups: Iterable[Group], fenced: Compare, keys: Keys) -> Iterat
     size, count, cause = base, 0, ""
     for group in groups:
         pairs = [conditions(write, keys) for write in group.writes]
-        grown = sum(compare_bytes(compare) + operation_bytes(operation) for compare, operation in pairs)
-        if len(pairs) + 1 > MAX_OPERATIONS or base + grown > MAX_REQUEST_BYTES:
+        guards = [absent(keys.key(kind, object_id)) for kind, object_id in group.absent]
+        asked = [*(compare for compare, _ in pairs), *guards]
+        grown = sum(map(compare_bytes, asked)) + sum(operation_bytes(operation) for _, operation in pairs)
+        if len(asked) + 1 > MAX_OPERATIONS or base + grown > MAX_REQUEST_BYTES:
             raise Internal(
                 f"a group of {len(pairs)} writes and {grown} bytes ({group.cause}) is larger than one transaction can be"
             )
-        full = len(compares) + len(pairs) > MAX_OPERATIONS or size + grown > MAX_REQUEST_BYTES
-        if operations and (full or any(compare.key in touched for compare, _ in pairs)):
+        full = len(compares) + len(asked) > MAX_OPERATIONS or size + grown > MAX_REQUEST_BYTES
+        if operations and (full or any(compare.key in touched for compare in asked)):
             yield Txn(tuple(compares), tuple(operations), count, cause)
             compares, operations, touched, size, count = [fenced], [], set(), base, 0
-        compares += [compare for compare, _ in pairs]
+        compares += asked
         operations += [operation for _, operation in pairs]
-        touched.update(compare.key for compare, _ in pairs)
+        touched.update(compare.key for compare in asked)
         size, count, cause = size + grown, count + 1, cause if count else group.cause
     if operations:
         yield Txn(tuple(compares), tuple(operations), count, cause)

@@ -16,6 +16,7 @@ from covey.model.task_states import TaskState
 from scheduler.plan import (
     AllocateTasks,
     AssignTasks,
+    Change,
     CreateTasks,
     DeleteTasks,
     DropAllocation,
@@ -39,10 +40,11 @@ class Write(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Writes that happen all or not at all."""
+    """Writes that happen all or not at all, and only while the keys ``absent`` (kind, id) do not exist."""
 
     writes: tuple[Write, ...]
     cause: str
+    absent: tuple[tuple[str, str], ...] = ()
 
 
 def groups(plan: Plan, snapshot: Snapshot, now: float) -> Iterator[Group]:
@@ -50,7 +52,14 @@ def groups(plan: Plan, snapshot: Snapshot, now: float) -> Iterator[Group]:
     for change in plan.changes:
         for writes in _WRITES[type(change)](change, snapshot, now):
             if writes:
-                yield Group(writes, change.cause)
+                yield Group(writes, change.cause, _absent(change))
+
+
+def _absent(change: Change) -> tuple[tuple[str, str], ...]:
+    """A node is declared down by its silence: a session opened meanwhile refutes the verdict."""
+    if isinstance(change, PutNodeStatus) and change.status.state == "down":
+        return (("session", change.status.id),)
+    return ()
 
 
 def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, ...]:

@@ -18,7 +18,7 @@ from manager.dispatcher import dispatcher, status
 from manager.dispatcher.session import Session
 from manager.store.interface import exists
 from manager.store.mirror import Mirror
-from scheduler import allocate, restart
+from scheduler import allocate, restart, writes
 from scheduler.placement.capacity import Capacity
 from scheduler.reconcile import slots
 from scheduler.restart import Verdict
@@ -166,13 +166,18 @@ def stalled_manager() -> Iterator[None]:
         yield
 
 
-def blind_to_own_lateness() -> AbstractContextManager[Any]:
-    """A leader that was stopped judges by the time that passed, not by what it could have seen."""
+@contextmanager
+def blind_to_own_lateness() -> Iterator[None]:
+    """A leader that was stopped judges by the time that passed, and its verdict does not ask for sessions opened since."""
 
-    def wrap(real: Any) -> Any:
+    def blind(real: Any) -> Any:
         return lambda late: real(lambda: 0.0)
 
-    return replace(loops, "table", wrap)
+    def unguarded(real: Any) -> Any:
+        return lambda change: ()
+
+    with replace(loops, "table", blind), replace(writes, "_absent", unguarded):
+        yield
 
 
 def address_reuse() -> AbstractContextManager[Any]:
