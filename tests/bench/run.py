@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def main(argv: list[str]) -> int:
     if options.rounds < 1:
         sys.stderr.write("bench: --rounds is a number from 1\n")
         return 2
+    # What a table has started ends with its contexts, so an end from outside has to unwind them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     return int(importlib.import_module(TABLES[options.table]).run(options.rounds))
 
