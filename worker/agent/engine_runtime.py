@@ -154,7 +154,8 @@ class EngineRuntime:
         return self._started(task_id, container)
 
     async def stop(self, container_id: str, grace: float) -> None:
-        """Stopped within ``grace`` seconds, then killed; one that does not run is fine."""
+        """Stopped within ``grace`` seconds, then killed; one that does not run is fine. Its ports turn away first."""
+        await self._engine.network.withdraw(container_id)
         try:
             await self._engine.stop(container_id, timeout=max(0, round(grace)))
         except (NotModified, NotFound):

@@ -260,6 +260,10 @@ class NodeNetwork:
         """False takes a container out of balance (stopping, unhealthy) while its connections live on."""
         await self._change(Plumbing.serve, container_id, serving)
 
+    async def withdraw(self, container_id: str) -> None:
+        """Before a task's container is stopped: no new connection reaches it, and its service's ports may go to another."""
+        await self._change(Plumbing.withdraw, container_id)
+
     async def detach(self, container_id: str) -> None:
         """Frees everything of a container: call it when its process ended. Safe to repeat."""
         await self._change(Plumbing.detach, container_id)

@@ -240,6 +240,15 @@ class Plumbing:
             self.networks.keep(replace(attachment, serving=serving))
             self._rules()
 
+    def withdraw(self, container_id: str) -> None:
+        """Out of balance for good, its shared ports free for another group: the container is about to stop."""
+        attachment = self.networks.attachments.get(container_id)
+        if attachment is not None:
+            own = tuple(port for port in attachment.ports if port.group is None)
+            self.networks.keep(replace(attachment, serving=False, ports=own))
+            self._rules()
+            self.ledger.release(container_id, shared_only=True)
+
     def detach(self, container_id: str) -> None:
         """Rules, ports and leases of a container, gone, its links retired; nothing when there are none."""
         attachment = self.networks.attachments.get(container_id)

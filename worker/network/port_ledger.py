@@ -190,10 +190,11 @@ class PortLedger:
             held.owners.setdefault(owner, set()).add(one.container_port)
         return lost
 
-    def release(self, owner: str) -> None:
-        """Lets go of all ports of the owner; a shared one stays with the others of its group."""
+    def release(self, owner: str, *, shared_only: bool = False) -> None:
+        """Lets go of all ports of the owner, or of those of a group only; a shared one stays with the others of its group."""
         for key in [key for key, held in self._held.items() if owner in held.owners]:
-            self._drop(key, owner, None)
+            if not shared_only or self._held[key].group is not None:
+                self._drop(key, owner, None)
 
     def _drop(self, key: Key, owner: str, container_port: int | None) -> None:
         held = self._held[key]

@@ -193,6 +193,18 @@ async def test_replicas_share_a_port_and_a_dead_one_leaves_at_once(wire: Wire, n
     assert set(await tally(STREAM)) == left
 
 
+async def test_a_service_that_stops_leaves_its_port_to_the_next_before_its_containers_end(wire: Wire, net: NodeNetwork):
+    await wire.run(net, "old", ports=[PortBinding(80, host_port=8080, group="old")])
+    next_one = [PortBinding(80, host_port=8080, group="next")]
+    with pytest.raises(PortAllocated):
+        await wire.run(net, "next", ports=next_one)
+    await net.withdraw(container_id("old"))
+    await wire.run(net, "new", ports=next_one)
+    assert {(await wire.ask("neighbour", NODE, 8080, STREAM))[0] for _ in range(4)} == {"new"}
+    await net.detach(container_id("old"))
+    assert (await wire.ask("neighbour", NODE, 8080, STREAM))[0] == "new"
+
+
 async def test_a_udp_client_that_never_falls_silent_finds_each_new_container(wire: Wire, net: NodeNetwork):
     """Its flow would keep the first mapping, or none, for as long as it talks."""
     with wire.neighbour.socket(kind=DATAGRAM) as client:
