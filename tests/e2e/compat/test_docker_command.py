@@ -82,6 +82,26 @@ def test_a_service_is_made_scaled_updated_and_removed(docker: Any, cluster: Any,
     )
 
 
+def test_a_port_is_free_as_soon_as_its_service_is_removed(docker: Any, covey: Any, lab: Any) -> None:
+    """The removed service's containers still have their grace; the next service's do not fail for it."""
+    lingers = "echo $NAME > /www/index.html; trap '' TERM; httpd -p 80 -h /www; sleep 2 & wait; sleep 1000"
+
+    def create(name: str) -> None:
+        options = ("--detach", "--replicas", "2", "--publish", "8104:80", "--stop-grace-period", "3s", "--env", f"NAME={name}")
+        docker("service", "create", "--name", name, *options, IMAGE, "sh", "-c", lingers)
+        covey.wait(f"{name} runs", lambda: covey.running(name) == 2)
+
+    create("before")
+    docker("service", "rm", "before")
+    create("after")
+    try:
+        covey.wait("the port is the new service's", lambda: lab.manager.fetch("http://127.0.0.1:8104/").text == "after\n")
+        assert len(docker.rows("service", "ps", "after", *JSON)) == 2
+    finally:
+        docker("service", "rm", "after")
+    covey.wait("no container is left", lambda: not docker("ps", "-aq"))
+
+
 def test_the_demos_stack_is_deployed_listed_and_removed(docker: Any, cluster: Any, covey: Any, lab: Any) -> None:
     docker("stack", "deploy", "-c", STACK_FILE, "hello")
     covey.wait("3 replicas of hello_web run", lambda: covey.running("hello_web") == 3)
