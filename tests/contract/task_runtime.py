@@ -192,6 +192,18 @@ async def what_runs_is_found_again_by_the_next_daemon_and_exits_meanwhile_too(wo
     assert await prepared(world, stays) == containers[0]
 
 
+async def what_a_caller_that_went_away_began_is_over_when_it_is_found(world: World) -> None:
+    for pause in (0.0, 0.002, 0.005, 0.01, 0.02, 0.04):
+        one = task(f"away{int(pause * 1000)}")
+        begun = asyncio.create_task(prepared(world, one))
+        await asyncio.sleep(pause)
+        begun.cancel()
+        await asyncio.gather(begun, return_exceptions=True)
+        at_once = await state(world, one.task.id)
+        await asyncio.sleep(0.1)
+        assert await state(world, one.task.id) == at_once, "a container came to be after its agent had gone"
+
+
 async def networks_may_be_ensured_and_dropped_twice(world: World) -> None:
     network = AssignedNetwork(id="w" * 25, name="contract", subnets=("10.77.3.0/24",), gateways=("10.77.3.1",))
     for _ in range(2):
@@ -220,6 +232,7 @@ PROMISES: dict[str, Callable[[World], Awaitable[None]]] = {
         stop_returns_when_the_process_has_ended_and_may_be_repeated,
         remove_leaves_nothing_and_may_be_repeated,
         what_runs_is_found_again_by_the_next_daemon_and_exits_meanwhile_too,
+        what_a_caller_that_went_away_began_is_over_when_it_is_found,
         networks_may_be_ensured_and_dropped_twice,
         a_node_says_what_it_has,
     )

@@ -171,7 +171,8 @@ class EngineRuntime:
         await asyncio.to_thread(self._forget_files, task_id)
 
     async def found(self) -> Sequence[Found]:
-        """Every container of a task."""
+        """Every container of a task; what an agent that was ended in the middle had begun is over first."""
+        await self._engine.wait_begun()
         return [self._found(container) for container in self._engine.containers_of_owner()]
 
     async def events(self) -> AsyncIterator[Exited | HealthChanged]:

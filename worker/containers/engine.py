@@ -175,6 +175,12 @@ class Engine:
         """The containers of task ``owner``; of all tasks without one."""
         return [one for one in self._host.registry if one.owner and owner in (None, one.owner)]
 
+    async def wait_begun(self) -> None:
+        """Until creates and starts that are under way, also those whose callers went away, are over."""
+        begun = [verb for verb in self._host.tasks() if verb.get_name() in ("create", "start")]
+        if begun:
+            await asyncio.wait(begun)
+
     def counts(self) -> dict[str, int]:
         """Containers by state, as ``/info`` shows them."""
         states = [container.state.status for container in self._host.registry]
