@@ -189,19 +189,21 @@ def _furnish(machine: lab_machine.Machine, directory: Path) -> None:
         "link set eth0 up",
     )
     subprocess.run(machine.in_network("ip", "-batch", "-"), input="\n".join(lines), text=True, check=True, timeout=20)
-    for place in ("/run", "/opt", "/etc/docker"):
-        if Path(place).is_dir():
-            subprocess.run(machine.inside("mount", "-n", "-t", "tmpfs", "tmpfs", place), check=True, timeout=20)
+    for place in ("/run", "/opt"):
+        subprocess.run(machine.inside("mount", "-n", "-t", "tmpfs", "tmpfs", place), check=True, timeout=20)
 
 
 def _start(machine: lab_machine.Machine, directory: Path, cgroup: str) -> Endpoint:
     endpoint = Endpoint(directory / "docker.sock")
     log = directory / "dockerd.log"
+    settings = directory / "daemon.json"
+    settings.write_text(json.dumps({"deprecated-key-path": f"{directory}/key.json"}))
     argv = (
         "dockerd",
         f"--data-root={directory}/data",
         f"--exec-root={directory}/run",
         f"--pidfile={directory}/pid",
+        f"--config-file={settings}",
         f"--host={endpoint.host}",
         f"--cgroup-parent={cgroup}",
         "--exec-opt=native.cgroupdriver=cgroupfs",
