@@ -34,9 +34,13 @@ def doubled(lab: Lab) -> list[str]:
 
 def works(lab: Lab, name: str) -> None:
     """The cluster still takes orders: a service is made, runs on every node and goes."""
-    create(lab, service(name, replicas=len(lab.nodes)))
-    lab.manager.client.delete(f"/services/{name}")
-    lab.wait_until(lambda: not doubled(lab), 10, f"{name} goes")
+    made = create(lab, service(name, replicas=len(lab.nodes)))[0]["ServiceID"]
+    lab.manager.client.delete(f"/services/{made}")
+
+    def gone() -> bool:
+        return all(task["ServiceID"] != made for task in lab.tasks()) and not doubled(lab)
+
+    lab.wait_until(gone, 10, f"{name} goes")
 
 
 def slot_history(lab: Lab, name: str, slot: int = 1) -> list[dict[str, Any]]:
