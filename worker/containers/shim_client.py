@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.kernel import process
+from worker.kernel import mounts, process, syscalls
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
@@ -342,15 +342,37 @@ def _spawn(socket_path: Path, log_path: Path) -> int:
     root = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path)]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
-        sys.executable,
-        command,
-        {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-        setsigmask=(),
-    )
+    interpreter = _sealed(sys.executable)
+    try:
+        return os.posix_spawn(
+            f"/proc/self/fd/{interpreter}",
+            command,
+            {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+        )
+    finally:
+        os.close(interpreter)
+
+
+def _sealed(program: str) -> int:
+    """A read-only mount of the program file, nowhere attached, to run it from.
+
+    A container can have the process that becomes it execute /proc/self/exe, and so hold the file it ran from: through a
+    writable mount, root in the container could write to the host's interpreter (CVE-2019-5736).
+    """
+    try:
+        fd = mounts.clone(program)
+    except OSError as error:
+        raise ShimGone(f"no zygote without the right to mount: {error.strerror} for {program}; run as root") from None
+    try:
+        mounts.set_attributes(fd, syscalls.MOUNT_ATTR_RDONLY, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -284,9 +284,9 @@ def setdomainname(name: str) -> None:
     _call("setdomainname", raw, len(raw))
 
 
-def join_session_keyring(name: str) -> None:
-    """A keyring session of our own, so that a container does not see the keys of whoever started it."""
-    _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, name, 0, 0, 0)
+def new_session_keyring() -> None:
+    """A nameless session keyring of our own: one with a name is joined by everybody of the same user who says it."""
+    _call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
 
 
 def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:

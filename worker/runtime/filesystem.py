@@ -15,6 +15,9 @@ from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime.errors import RuntimeFault
 
 _TYPE_BITS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_NOT_BEHIND_LINKS = ("proc", "sysfs")
+"""Whoever may move a link's target could move the mount away from its masks (CVE-2023-27561)."""
+
 Attributes = tuple[int, int]
 
 
@@ -86,11 +89,23 @@ def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how
 
 def mount_filesystem(tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any) -> None:
     target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
+    if fstype in _NOT_BEHIND_LINKS:
+        os.close(target)
+        target = _open_without_links(tree, destination)
     if fstype == "tmpfs" and not any(option.startswith("mode=") for option in options):
         # A tmpfs over an existing directory takes its mode (and owner), as a fresh volume would.
         entry = os.stat(target)
         options = [*options, f"mode={stat.S_IMODE(entry.st_mode):o}"]
     _finish(tree, mounts.new_filesystem(fstype, options, source=source), target, **how)
+
+
+def _open_without_links(tree: Tree, destination: str) -> int:
+    try:
+        return safe_paths.open_in_root(tree.root_fd, destination, os.O_PATH | os.O_DIRECTORY, follow=False)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RuntimeFault("invalid", f"the image has a link at {destination}, which must be a directory") from None
 
 
 def mount_cgroup(
@@ -152,8 +167,9 @@ def device(tree: Tree, path: str, type: str, major: int, minor: int, mode: int, 
 
 
 def _bind_device(tree: Tree, path: str) -> None:
-    """Where nodes may not be made, the host's node of the same path is bound."""
+    """Where nodes may not be made, the host's node of the same path is bound; read and written, but not changed."""
     copy = mounts.clone(path)
+    mounts.set_attributes(copy, syscalls.MOUNT_ATTR_RDONLY, 0)
     target = safe_paths.create_file_in_root(tree.root_fd, path)
     mounts.attach(copy, target)
     os.close(copy)
@@ -199,6 +215,8 @@ def mask_paths(tree: Tree, paths: list[str]) -> None:
         else:
             if null is None:
                 null = mounts.clone("/dev/null")
+                # It is the host's own node: a container's root must not change its mode or owner through a mask.
+                mounts.set_attributes(null, syscalls.MOUNT_ATTR_RDONLY, 0)
             copy = mounts.clone("", null)
         mounts.attach(copy, target)
         os.close(copy)

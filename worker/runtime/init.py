@@ -29,6 +29,7 @@ from worker.runtime.launch import DEFAULT_PATH, Step
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_PTMX = os.makedev(5, 2)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -185,6 +186,8 @@ def sysctl(init: Init, key: str, value: str) -> None:
 def console(init: Init, size: dict[str, int], bind: bool, uid: int) -> None:
     """A pair of the container's own devpts; the master goes to the parent with the next message."""
     master = safe_paths.open_in_root(init.root_fd, "dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+    if os.fstat(master).st_rdev != _PTMX:
+        raise RuntimeFault("invalid", "/dev/pts/ptmx is no terminal multiplexer: mount devpts at /dev/pts", "console")
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(slave, uid, -1)
@@ -247,7 +250,7 @@ def stdio(init: Init, terminal: bool) -> None:
 
 def session_keyring(init: Init) -> None:
     try:
-        syscalls.join_session_keyring("covey")
+        syscalls.new_session_keyring()
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
             raise

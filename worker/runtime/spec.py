@@ -166,6 +166,8 @@ def _check_mounts(mounts: list[Any]) -> None:
         destination = mount.get("destination")
         if not isinstance(destination, str) or not destination:
             raise SpecFault(f"{field}.destination", "is required")
+        if not set(destination.split("/")) - {"", "."}:
+            raise SpecFault(f"{field}.destination", f"{destination!r} is the root itself, which root.path gives")
         options = mount.get("options") or []
         if not all(isinstance(option, str) for option in options):
             raise SpecFault(f"{field}.options", "must be strings")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+from typing import Any
 
 from worker.runtime.errors import RuntimeFault
 
 CREATED, EXEC, ERROR, MAPPED, PLACED, START = "created", "exec", "error", "mapped", "placed", "start"
 _LIMIT = 65536
+_WORDS = 2048
 
 
 class Channel:
@@ -27,8 +29,11 @@ class Channel:
         return self.socket.fileno()
 
     def send(self, kind: str, *, fault: RuntimeFault | None = None, fd: int | None = None) -> None:
-        body = {"type": kind} if fault is None else {"type": kind, "error": fault.as_dict()}
-        data = json.dumps(body).encode()[:_LIMIT]
+        body: dict[str, Any] = {"type": kind}
+        if fault is not None:
+            # A message has to fit whole: a name of 100 KiB that is not found may not break the handshake.
+            body["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
+        data = json.dumps(body).encode()
         if fd is None:
             self.socket.send(data, socket.MSG_NOSIGNAL)
         else:

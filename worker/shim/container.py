@@ -27,6 +27,7 @@ Reply = Callable[[dict[str, Any] | RuntimeFault], None]
 _TINI = ("/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini")
 _INIT_PATH = "/sbin/docker-init"
 _PAUSE_POLL, _PAUSE_PATIENCE = 0.002, 5.0
+_RECORD_AGAIN = 1.0
 _KEPT_EXECS = 256
 
 
@@ -185,10 +186,19 @@ class Container:
         }
         self.state = "exited"
         self._unwatch_oom()
-        records.write(self._directory, "exit.json", {"id": self.ident, **self.exit}, durable=True)
+        self._record_exit()
         event = self.exit_event()
         assert event is not None
         self._broadcast(event)
+
+    def _record_exit(self) -> None:
+        """Write exit.json; a full disk keeps nobody from being told by us, and the record is tried again."""
+        if self.exit is None:
+            return
+        try:
+            records.write(self._directory, "exit.json", {"id": self.ident, **self.exit}, durable=True)
+        except OSError:
+            self._loop.call_later(_RECORD_AGAIN, self._record_exit)
 
     def kill(self, request: dict[str, Any], reply: Reply) -> None:
         number = int(request["signal"])
