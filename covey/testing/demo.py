@@ -272,6 +272,9 @@ def main(argv: Sequence[str]) -> int:
                 sys.stderr.write(f"{lab.report()}\n")
             return 1
         finally:
+            # A second Ctrl-C shall not end the cleaning up.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             lab.close()
         left = [str(path) for path in (lab_remains.directory_of(lab.name),) if path.exists()]
         left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*{lab_remains.cgroup_of(lab.name)}*")]
