@@ -16,6 +16,8 @@ from worker.kernel import process
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 
+from .conftest import wait_until
+
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 MIB = 1 << 20
 
@@ -421,7 +423,7 @@ async def test_sockets_and_records_are_private(boxes):
     assert (record["pid"], record["cgroup"]) == (box.shim_pid, box.cgroup.path)
     assert process.is_alive(record["pid"], record["start_time"])
     shims = Cgroup(f"{boxes.parent}/shims")
-    assert box.shim_pid in shims.pids()
+    await wait_until("the shim in its own cgroup", lambda: box.shim_pid in shims.pids())
     assert box.init_pid in box.cgroup.pids()
 
 

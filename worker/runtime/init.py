@@ -21,7 +21,7 @@ import termios
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
-from worker.runtime import capabilities, seccomp, sync
+from worker.runtime import capabilities, cgroups, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.launch import DEFAULT_PATH, Step
@@ -29,6 +29,8 @@ from worker.runtime.launch import DEFAULT_PATH, Step
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+# Python ignores the first two, the shim has its own way with the others.
+_OURS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PTMX = os.makedev(5, 2)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -121,10 +123,9 @@ def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
 
 
 def _reset_signals() -> None:
-    """Python ignores SIGPIPE and SIGXFSZ, and ignored signals survive execve."""
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP) and signal.getsignal(number) not in (signal.SIG_DFL, None):
-            signal.signal(number, signal.SIG_DFL)
+    """Ignored signals survive execve; all others are at their default since ``prepare``."""
+    for number in _OURS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -164,9 +165,12 @@ def enter(init: Init, flags: int, user: bool) -> None:
     init.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def join_cgroup(init: Init, namespace: bool) -> None:
-    """Wait until the parent has put us into the container's cgroups; only then can they become the namespace's root."""
-    init.channel.expect(sync.PLACED)
+def join_cgroup(init: Init, namespace: bool, entrances: list[str]) -> None:
+    """Be in the container's cgroups, which only then can become the namespace's root; without entrances, wait for it."""
+    for path in entrances:
+        cgroups.write(path, "0")
+    if not entrances:
+        init.channel.expect(sync.PLACED)
     if namespace:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
 
@@ -377,5 +381,7 @@ def prepare() -> None:
     """
     "\udcff".encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     os.fsencode(sys.executable)
+    for number in set(range(1, signal.NSIG)) - {signal.SIGKILL, signal.SIGSTOP, *_OURS, *_C_LIBRARY_SIGNALS}:
+        signal.signal(number, signal.SIG_DFL)
     for number in _C_LIBRARY_SIGNALS:
         syscalls.default_signal_action(number)

@@ -81,13 +81,17 @@ class Host:
     """What planning needs to know of the machine: capabilities it can give, and the container's cgroup directories.
 
     cgroup_mounts: (name below /sys/fs/cgroup or "" for v2's only one, directory on the host, aliases).
+    cgroup_entrances: the files a process of the container writes 0 into to be in its cgroups.
     """
 
-    __slots__ = ("capabilities", "cgroup_mounts")
+    __slots__ = ("capabilities", "cgroup_entrances", "cgroup_mounts")
 
-    def __init__(self, capabilities: int, cgroup_mounts: list[tuple[str, str, tuple[str, ...]]]) -> None:
+    def __init__(
+        self, capabilities: int, cgroup_mounts: list[tuple[str, str, tuple[str, ...]]], cgroup_entrances: list[str]
+    ) -> None:
         self.capabilities = capabilities
         self.cgroup_mounts = cgroup_mounts
+        self.cgroup_entrances = cgroup_entrances
 
 
 def plan_container(config: Config, host: Host) -> LaunchPlan:
@@ -122,7 +126,9 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     create += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
     if linux.get("maskedPaths"):
         create.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
-    create.append(Step("join_cgroup", namespace="cgroup" in namespaces))
+    # The root of a user namespace may not write there: then the parent places it, which init waits for.
+    entrances = [] if "user" in namespaces else host.cgroup_entrances
+    create.append(Step("join_cgroup", namespace="cgroup" in namespaces, entrances=entrances))
     create.append(Step("pivot"))
     if config["root"].get("readonly"):
         create.append(Step("readonly_root"))
@@ -152,7 +158,7 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
         flags |= CLONE_FLAG[kind]
     create = [
         Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0)),
-        Step("join_cgroup", namespace=False),
+        Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances),
         Step("enter", flags=flags, user="user" in kinds),
     ]
     if process.get("terminal"):

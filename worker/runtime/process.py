@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
@@ -71,12 +70,10 @@ def launch(
     group: Cgroup,
     stdio: Stdio,
     entered_pid: int | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
 ) -> Launch:
-    """Fork the process of ``plan`` and place it in ``group``. Raises RuntimeFault or OSError, leaving no process.
+    """Fork the process of ``plan``; ``group`` is where it goes. Raises RuntimeFault or OSError, leaving no process.
 
-    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters. ``meanwhile`` is called when
-    the child is at work on its namespaces and before it is placed; its OSError ends the launch.
+    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
         if fd is not None:
@@ -98,9 +95,8 @@ def launch(
         if plan.id_maps:
             _write_maps(pid, plan.id_maps)
             parent.send(sync.MAPPED)
-        meanwhile()
-        group.add(pid)
-        parent.send(sync.PLACED)
+            group.add(pid)
+            parent.send(sync.PLACED)
     except (ProcessLookupError, BrokenPipeError):
         # It has ended already; what it said before is in the channel.
         pass

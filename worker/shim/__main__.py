@@ -10,7 +10,7 @@ import os
 import sys
 
 from worker.kernel import syscalls
-from worker.runtime import init
+from worker.runtime import cgroups, init
 from worker.runtime.zygote import Zygote
 from worker.shim import main as shim
 
@@ -20,7 +20,8 @@ def main() -> None:
     syscalls.close_range(3)
     init.prepare()
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
-    Zygote(sys.argv[1], shim.main).serve()
+    found = cgroups.hierarchies()
+    Zygote(sys.argv[1], lambda request, listener: shim.main(request, listener, found)).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     # The interpreter's own clean-up would touch, and so copy, pages that are shared with every other shim.

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.runtime import capabilities, launch, seccomp, spec
-from worker.runtime.cgroups import Cgroup
+from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.launch import Host
 from worker.shim import records
@@ -32,7 +32,7 @@ _KEPT_EXECS = 256
 
 
 class Container:
-    """``broadcast``: tells every listener of events. ``settle_in``: puts the shim into its own cgroup."""
+    """``broadcast``: tells every listener of events. ``hierarchies``: the machine's, for the container's cgroups."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class Container:
         ident: str,
         directory: str,
         broadcast: Callable[[dict[str, Any]], None],
-        settle_in: Callable[[], None],
+        hierarchies: list[Hierarchy],
     ) -> None:
         self._loop = loop
         self._directory = directory
         self._broadcast = broadcast
-        self._settle_in = settle_in
+        self._hierarchies = hierarchies
         self._log: JsonLog | None = None
         self._group: Cgroup | None = None
         self._config: spec.Config = {}
@@ -108,7 +108,7 @@ class Container:
         if config.get("covey", {}).get("seccomp"):
             config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
         self._config = config
-        self._group = Cgroup(config["linux"]["cgroupsPath"])
+        self._group = Cgroup(config["linux"]["cgroupsPath"], self._hierarchies)
         plan = launch.plan_container(config, self._host())
         log = request.get("log") or {}
         self._log = None
@@ -131,7 +131,7 @@ class Container:
             self._group.apply(config["linux"].get("resources") or {})
             self.process = process
             stdin = bool(request.get("stdin"))
-            process.create(plan, self._group, stdin=stdin, answer=created, meanwhile=self._settle_in)
+            process.create(plan, self._group, stdin=stdin, answer=created)
         except BaseException:
             self._abandon()
             raise
@@ -139,7 +139,7 @@ class Container:
 
     def _host(self) -> Host:
         assert self._group is not None
-        return Host(capabilities.held(), self._group.mounts())
+        return Host(capabilities.held(), self._group.mounts(), self._group.entrances())
 
     def _abandon(self) -> None:
         """A create that failed leaves no process and no cgroup; the shim is empty again."""

@@ -6,7 +6,6 @@ Which request does what is a table here; what it does is worker.shim.container.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import safe_paths, syscalls
-from worker.runtime.cgroups import Cgroup
+from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
@@ -29,16 +28,16 @@ _OOM_SCORE = -998
 
 
 class Shim:
-    def __init__(self, request: dict[str, Any], listener: socket.socket) -> None:
+    def __init__(self, request: dict[str, Any], listener: socket.socket, hierarchies: list[Hierarchy]) -> None:
         self._request = request
+        self._hierarchies = hierarchies
         self._directory: str = request["dir"]
         self._listener = listener
         self._loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self._container = Container(self._loop, request["id"], self._directory, self._broadcast, self._enter_cgroup)
+        self._container = Container(self._loop, request["id"], self._directory, self._broadcast, hierarchies)
         self._deadline: float | None = None
-        self._entered = False
         container = self._container
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "create": container.create,
@@ -80,15 +79,13 @@ class Shim:
     def _enter_cgroup(self) -> None:
         """Out of the daemon's cgroup, which may be emptied when the daemon is stopped.
 
-        The kernel lets the first move between cgroups wait for about 10 ms, and those soon after it for none: it is
-        made while the container's first process works on its namespaces, or soon after the start if none comes.
+        Some time after the container's start, which need not wait for it. A shim that cannot move stays where it is:
+        its end would be its container's.
         """
-        if self._entered:
-            return
-        self._entered = True
-        group = Cgroup(f"{self._request['cgroup_parent']}/shims")
-        group.create()
-        group.add(os.getpid())
+        with contextlib.suppress(OSError):
+            group = Cgroup(f"{self._request['cgroup_parent']}/shims", self._hierarchies)
+            group.create()
+            group.enter()
 
     def _accept(self) -> None:
         try:
@@ -171,7 +168,6 @@ def _replier(connection: Connection) -> Reply:
     return reply
 
 
-def main(request: dict[str, Any], listener: socket.socket) -> None:
-    """What the zygote calls in the forked child."""
-    gc.enable()
-    Shim(request, listener).run()
+def main(request: dict[str, Any], listener: socket.socket, hierarchies: list[Hierarchy]) -> None:
+    """What the zygote calls in the forked child; it has looked up the cgroup ``hierarchies`` once for all shims."""
+    Shim(request, listener, hierarchies).run()

@@ -52,12 +52,11 @@ class Process:
         stdin: bool,
         answer: Answer,
         entered_pid: int | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``."""
         stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
         try:
-            self._launch = launch(plan, group, stdio, entered_pid, meanwhile)
+            self._launch = launch(plan, group, stdio, entered_pid)
         except BaseException:
             self.streams.close()
             raise

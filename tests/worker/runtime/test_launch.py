@@ -12,7 +12,8 @@ from worker.runtime.errors import SpecFault
 from worker.runtime.launch import Host, plan_container, plan_exec
 
 ALL = (1 << len(NAMES)) - 1
-HOST = Host(ALL, [("pids", "/sys/fs/cgroup/pids/covey/x", ())])
+ENTRANCES = ["/sys/fs/cgroup/pids/covey/x/tasks"]
+HOST = Host(ALL, [("pids", "/sys/fs/cgroup/pids/covey/x", ())], ENTRANCES)
 CONFIG = {
     "ociVersion": "1.0.2",
     "root": {"path": "/r", "readonly": True},
@@ -105,10 +106,10 @@ def test_namespaces_new_and_joined():
     assert plan.parent_joins == [(syscalls.CLONE_NEWPID, "/p")]
     assert find(plan.create, "join_namespace") == [{"flag": syscalls.CLONE_NEWNET, "path": "/n"}]
     assert find(plan.create, "unshare") == [{"flags": syscalls.CLONE_NEWNS}]
-    assert find(plan.create, "join_cgroup") == [{"namespace": False}]
+    assert find(plan.create, "join_cgroup") == [{"namespace": False, "entrances": ENTRANCES}]
     whole = plan_container(CONFIG, HOST)
     assert whole.clone_flags == syscalls.CLONE_NEWPID
-    assert find(whole.create, "join_cgroup") == [{"namespace": True}]
+    assert find(whole.create, "join_cgroup") == [{"namespace": True, "entrances": ENTRANCES}]
 
 
 def test_user_namespace_maps():
@@ -141,7 +142,7 @@ def test_credentials():
 
 
 def test_capabilities_the_machine_lacks_are_not_asked_for():
-    start = plan_container(CONFIG, Host(0, [])).start
+    start = plan_container(CONFIG, Host(0, [], [])).start
     assert find(start, "bounding") == [{"keep": 0}]
 
 
@@ -194,6 +195,7 @@ def test_exec_enters_what_the_container_has():
         syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
     )
     assert names(plan.create) == ["oom_score_adj", "join_cgroup", "enter"]
+    assert find(plan.create, "join_cgroup") == [{"namespace": False, "entrances": ENTRANCES}]
     assert find(plan.create, "enter") == [{"flags": wanted, "user": False}]
 
 

@@ -58,6 +58,7 @@ def test_unknown_fields_are_let_through():
         ("process.apparmorProfile", "docker-default", "process.apparmorProfile"),
         ("hooks", {"prestart": [{"path": "/bin/true"}]}, "hooks"),
         ("mounts", [{"type": "tmpfs"}], "mounts[0].destination"),
+        ("mounts", [{"destination": "/./", "type": "tmpfs"}], "mounts[0].destination"),
         ("mounts", [{"destination": "/x", "type": "bind"}], "mounts[0].source"),
         ("mounts", [{"destination": "/x"}], "mounts[0].type"),
         ("linux.namespaces", [{"type": "uts"}], "linux.namespaces"),
