@@ -250,7 +250,7 @@ async def test_kill_all_without_a_pid_namespace(boxes):
     await box.shim.kill(signal.SIGKILL, everything=True)
     await box.exit()
     await box.shim.delete()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    await wait_until("the end of all", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 async def test_signals_by_exec_id(boxes):

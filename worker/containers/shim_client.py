@@ -146,9 +146,14 @@ class Shim:
 
     @classmethod
     async def connect(cls, directory: Path) -> Shim:
-        """Connect to a new or an already running shim. Raises ShimGone."""
+        """Connect to a new or an already running shim. Raises ShimGone, or RuntimeFault for a version unknown to us."""
         client = _Client(directory / "shim.sock")
-        return cls(directory, client, await client.request({"op": "hello", "version": VERSION}))
+        hello = await client.request({"op": "hello", "version": VERSION})
+        if hello["version"] > VERSION:
+            client.close()
+            words = f"the shim of {directory} speaks version {hello['version']}, this daemon up to {VERSION}"
+            raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
+        return cls(directory, client, hello)
 
     async def create(
         self, bundle: Path, *, log: dict[str, Any] | None = None, stdin: bool = False, init: bool = False

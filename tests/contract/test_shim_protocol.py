@@ -1,0 +1,157 @@
+"""Shim and zygote protocol: this release's daemon reads what the shims of every kept release say, and says what they read.
+
+A shim outlives the daemon that started it, so a new daemon meets old shims. ``golden/shim/<release>/<op>.json`` is one
+request and its answers (or events), ``*.record.json`` a file a shim leaves. Never change those of an earlier release.
+What a shim of this release answers to kept requests is tests/runtime/test_golden_protocol.py, on a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.containers.shim_client import Shim, Zygote, exit_record
+from worker.runtime.errors import RuntimeFault
+from worker.shim import records
+
+GOLDEN = Path(__file__).parent / "golden" / "shim"
+RELEASES = sorted(path.name for path in GOLDEN.iterdir())
+LENGTH = struct.Struct(">I")
+
+
+def golden(release: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    body = json.loads((GOLDEN / release / f"{name}.json").read_text())
+    return body["request"], body["answers"]
+
+
+@contextlib.asynccontextmanager
+async def old_one(path: Path, release: str, *names: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """A socket that answers as kept: by op, in whatever order; yields the requests it was sent."""
+    heard: list[dict[str, Any]] = []
+    answers = {golden(release, name)[0]["op"]: golden(release, name)[1] for name in names}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = LENGTH.unpack(await reader.readexactly(4))
+                heard.append(json.loads(await reader.readexactly(length)))
+                for answer in answers[heard[-1]["op"]]:
+                    data = json.dumps(answer).encode()
+                    writer.write(LENGTH.pack(len(data)) + data)
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield heard
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+CALLS: dict[str, Callable[[Shim, dict[str, Any]], Awaitable[Any]]] = {
+    "create": lambda shim, r: shim.create(Path(r["bundle"]), log=r["log"], stdin=r["stdin"], init=r["init"]),
+    "start": lambda shim, r: shim.start(),
+    "state": lambda shim, r: shim.state(),
+    "pids": lambda shim, r: shim.pids(),
+    "stats": lambda shim, r: shim.stats(),
+    "update": lambda shim, r: shim.update(r["resources"]),
+    "pause": lambda shim, r: shim.pause(),
+    "resume": lambda shim, r: shim.resume(),
+    "exec": lambda shim, r: shim.exec(r["exec_id"], r["process"], stdin=r["stdin"]),
+    "exec_start": lambda shim, r: shim.exec_start(r["exec_id"]),
+    "exec_state": lambda shim, r: shim.exec_state(r["exec_id"]),
+    "kill": lambda shim, r: shim.kill(r["signal"], everything=r["all"], exec_id=r["exec_id"]),
+    "delete": lambda shim, r: shim.delete(),
+}
+RESULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "create": lambda a: (a["init_pid"], a["init_start_time"]),
+    "pids": lambda a: a["pids"],
+    "exec": lambda a: a["pid"],
+    "state": lambda a: a,
+    "stats": lambda a: a,
+    "exec_state": lambda a: a,
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("op", CALLS)
+async def test_the_daemon_asks_and_understands(tmp_path: Path, release: str, op: str) -> None:
+    request, (answer,) = golden(release, op)
+    async with old_one(tmp_path / "shim.sock", release, "hello", op) as heard:
+        shim = await Shim.connect(tmp_path)
+        assert heard[-1] == golden(release, "hello")[0]
+        assert shim.hello == golden(release, "hello")[1][0]
+        result = await CALLS[op](shim, request)
+        assert {**heard[-1], **request} == heard[-1], "what that release needs is not said any more"
+        assert result == RESULTS.get(op, lambda _: None)(answer)
+        shim.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("release", RELEASES)
+async def test_errors_events_and_attachments(tmp_path: Path, release: str) -> None:
+    async with old_one(tmp_path / "shim.sock", release, "hello", "resize", "events", "attach") as heard:
+        shim = await Shim.connect(tmp_path)
+        request, (answer,) = golden(release, "resize")
+        with pytest.raises(RuntimeFault) as caught:
+            await shim.resize(request["height"], request["width"], exec_id=request["exec_id"])
+        assert caught.value.as_dict() == answer["error"]
+        request, wanted = golden(release, "events")
+        events = shim.events()
+        assert [await anext(events) for _ in wanted] == wanted
+        await events.aclose()
+        request, _ = golden(release, "attach")
+        attachment = await shim.attach(exec_id=request["exec_id"])
+        assert heard[-1] == request
+        attachment.close()
+        shim.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("release", RELEASES)
+async def test_the_zygote(tmp_path: Path, release: str) -> None:
+    names = ("hello", "ping", "fork_shim", "stop")
+    async with old_one(tmp_path / "z.sock", release, *(f"zygote-{name}" for name in names)) as heard:
+        zygote = await Zygote.connect(tmp_path / "z.sock")
+        assert zygote.pid == golden(release, "zygote-hello")[1][0]["pid"]
+        await zygote.ping()
+        request, (answer,) = golden(release, "zygote-fork_shim")
+        forked = await zygote.fork_shim(request["id"], Path(request["dir"]), request["cgroup_parent"])
+        assert forked == (answer["pid"], answer["start_time"])
+        await zygote.stop()
+        assert heard == [golden(release, f"zygote-{name}")[0] for name in names]
+
+
+@pytest.mark.asyncio
+async def test_a_shim_of_a_later_version_is_named(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (length,) = LENGTH.unpack(await reader.readexactly(4))
+        await reader.readexactly(length)
+        data = json.dumps({"version": 99, "id": "later", "pid": 1}).encode()
+        writer.write(LENGTH.pack(len(data)) + data)
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "shim.sock"):
+        with pytest.raises(RuntimeFault, match=r"speaks version 99.*later"):
+            await Shim.connect(tmp_path)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_records_of_shims(tmp_path: Path, release: str) -> None:
+    for name in ("exit", "shim"):
+        (tmp_path / f"{name}.json").write_bytes((GOLDEN / release / f"{name}.record.json").read_bytes())
+    ended = exit_record(tmp_path)
+    assert ended is not None
+    assert (ended["id"], ended["exit_code"], ended["signal"], ended["oom"]) == ("c0ffee", 137, 9, True)
+    assert (ended["started_at"], ended["finished_at"]) == (1700000000.25, 1700000009.5)
+    shim = records.read(str(tmp_path), "shim.json")
+    assert shim is not None
+    assert (shim["pid"], shim["start_time"], shim["cgroup"]) == (4711, 817200, "/covey/c0ffee")
