@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from covey.model.objects import NodeDescription
@@ -29,13 +29,15 @@ class FakeContainer:
 
 @dataclass
 class FakeNode:
-    """What outlives a daemon: containers, networks, images and commands that exist."""
+    """What outlives a daemon: containers, networks, images (None: all there can be) and commands that exist."""
 
-    images: set[str] = field(default_factory=set)
+    images: set[str] | None = field(default_factory=set)
     commands: set[str] = field(default_factory=lambda: {"sh", "sleep"})
     containers: dict[str, FakeContainer] = field(default_factory=dict)
     networks: dict[str, str] = field(default_factory=dict)
     pids: itertools.count[int] = field(default_factory=lambda: itertools.count(100))
+    prefix: str = "c-"
+    now: Callable[[], float] = lambda: 1.0
     runtime: FakeRuntime | None = None
 
     def end(self, container_id: str, code: int) -> None:
@@ -43,9 +45,10 @@ class FakeNode:
         found = next(one for one in self.containers.values() if one.id == container_id)
         if found.state != "running":
             return
-        found.state, found.exit_code, found.finished_at, found.pid = "exited", code, 1.0, 0
+        at = self.now()
+        found.state, found.exit_code, found.finished_at, found.pid = "exited", code, at, 0
         if self.runtime is not None:
-            event = Exited(task_id=found.task_id, exit_code=code, at=1.0, cause=f"container {found.id} exited with {code}")
+            event = Exited(task_id=found.task_id, exit_code=code, at=at, cause=f"container {found.id} exited with {code}")
             self.runtime.tell(event)
 
 
@@ -79,11 +82,12 @@ class FakeRuntime:
         configs: Sequence[AssignedSecret],
     ) -> str:
         task = assigned.task
-        spec = task.spec["ContainerSpec"]
+        spec = task.spec.get("ContainerSpec") or {}
         if task.id not in self._node.containers:
-            if spec["Image"] not in self._node.images:
-                raise PrepareError(f"No such image: {spec['Image']}", rejected=True)
-            self._node.containers[task.id] = FakeContainer(f"c-{task.id}", task.id, tuple(spec.get("Command") or ()))
+            if self._node.images is not None and spec.get("Image") not in self._node.images:
+                raise PrepareError(f"No such image: {spec.get('Image')}", rejected=True)
+            command = tuple(spec.get("Command") or ())
+            self._node.containers[task.id] = FakeContainer(f"{self._node.prefix}{task.id}", task.id, command)
         return self._node.containers[task.id].id
 
     async def start(self, task_id: str, container_id: str) -> Started:
@@ -118,9 +122,12 @@ class FakeRuntime:
             for one in self._node.containers.values()
         ]
 
-    async def events(self) -> AsyncIterator[Exited | HealthChanged]:
+    def events(self) -> AsyncIterator[Exited | HealthChanged]:
         queue: asyncio.Queue[Exited | HealthChanged] = asyncio.Queue()
         self._listeners.append(queue)
+        return self._told(queue)
+
+    async def _told(self, queue: asyncio.Queue[Exited | HealthChanged]) -> AsyncIterator[Exited | HealthChanged]:
         try:
             while True:
                 yield await queue.get()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -32,6 +33,7 @@ class Client:
         self.acknowledged: dict[tuple[str, str], list[Stored | None]] = {}
         self.services: dict[str, Service] = {}
         self.made = 0
+        self._busy = asyncio.Lock()
 
     def _faults(self, call: str, keys: tuple[str, ...]) -> Verdict:
         from manager.store.memory import Fail
@@ -54,7 +56,12 @@ class Client:
         """Do one thing that a user would do."""
         rng = self.sim.rng
         actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove, self.availability, self.exchange]
-        self.sim.loop.start(self.process, rng.choice(actions)(), "client")
+        self.sim.loop.start(self.process, self._alone(rng.choice(actions)), "client")
+
+    async def _alone(self, action: Callable[[], Awaitable[None]]) -> None:
+        """What is remembered as acknowledged is one user's: two writes of one key at once would confuse them."""
+        async with self._busy:
+            await action()
 
     async def create(self) -> None:
         if len(self.services) >= 4:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from covey.wire.messages import (
     StatusStored,
 )
 from manager.dispatcher.link import Closed
+from tests.contract.fake_runtime import FakeContainer, FakeNode, FakeRuntime
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
 from tests.sim.net import End
@@ -36,9 +37,6 @@ from worker.agent.machine import AgentMachine
 from worker.agent.runtime import PrepareError
 from worker.agent.vocabulary import (
     Assigned,
-    Exited,
-    Found,
-    HealthChanged,
     Holdings,
     Record,
     SessionDown,
@@ -52,16 +50,6 @@ if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
 MISSED = 3
-
-
-@dataclass
-class Container:
-    task_id: str
-    id: str
-    state: str = "created"
-    exit_code: int = 0
-    finished_at: float = 0.0
-    stopping: bool = False
 
 
 @dataclass
@@ -82,13 +70,17 @@ class Machine:
         self.name = name
         self.cpus = cpus
         self.disk = Disk()
-        self.containers: dict[str, Container] = {}
+        self.node = FakeNode(images=None, prefix=f"c-{name}-", now=sim.now)
         self.process: Process | None = None
-        self.exits: asyncio.Queue[Exited] | None = None
         self.alive = True
         self.scrapped = False
         self.session = ""
         self.daemons = 0
+
+    @property
+    def containers(self) -> dict[str, FakeContainer]:
+        """By task id; they outlive the daemon."""
+        return self.node.containers
 
     def boot(self) -> None:
         """Start the daemon, unless it runs."""
@@ -97,7 +89,6 @@ class Machine:
         self.alive = True
         self.daemons += 1
         process = self.process = Process(f"{self.name}.{self.daemons}")
-        self.exits = asyncio.Queue()
         daemon = Daemon(self, process)
         self.sim.loop.start(process, daemon.run(), "daemon")
 
@@ -105,6 +96,7 @@ class Machine:
         """SIGKILL: the containers go on."""
         if self.process is not None and self.process.alive:
             self.sim.loop.kill(self.process)
+            self.node.runtime = None
             self.session = ""
             self.sim.net.process_died(self.name, notice)
 
@@ -118,23 +110,22 @@ class Machine:
             if container.state == "running":
                 container.state, container.exit_code, container.finished_at = "exited", 137, self.sim.now()
 
-    def running(self) -> list[Container]:
+    def running(self) -> list[FakeContainer]:
         return [container for container in self.containers.values() if container.state == "running"]
 
-    def exit(self, container: Container, code: int) -> None:
+    def exit(self, container: FakeContainer, code: int) -> None:
         """The container's process ends; who listens is told."""
         if container.state != "running" or self.containers.get(container.task_id) is not container:
             return
-        container.state, container.exit_code, container.finished_at = "exited", code, self.sim.now()
         self.sim.happened(f"{self.name} exit {container.task_id} {code}", "container exits")
-        if self.exits is not None and self.process is not None and self.process.alive:
-            self.exits.put_nowait(Exited(task_id=container.task_id, exit_code=code, at=container.finished_at))
+        self.node.end(container.id, code)
 
 
-class FakeRuntime:
-    """See worker.agent.runtime.TaskRuntime: repeatable calls, containers that are started once."""
+class WeatheredRuntime(FakeRuntime):
+    """The runtime that tests/contract holds to its promises, on a machine where everything takes time and some of it fails."""
 
     def __init__(self, machine: Machine) -> None:
+        super().__init__(machine.node)
         self.machine = machine
         self.sim = machine.sim
         self.rng: random.Random = machine.sim.rng
@@ -145,12 +136,6 @@ class FakeRuntime:
             architecture="x86_64",
             resources=Resources(nano_cpus=self.machine.cpus * NANO, memory_bytes=4096 * MIB),
         )
-
-    async def ensure_network(self, network: AssignedNetwork) -> None:
-        return
-
-    async def drop_network(self, network_id: str) -> None:
-        return
 
     async def prepare(
         self,
@@ -164,24 +149,23 @@ class FakeRuntime:
         if self.rng.random() < self.sim.trouble.prepare_fails:
             self.sim.cover("prepare fails")
             raise PrepareError("no such image", rejected=self.rng.random() < 0.5)
-        held = self.machine.containers.get(task.id)
-        if held is None:
-            held = self.machine.containers[task.id] = Container(task.id, f"c-{self.machine.name}-{task.id}")
+        if task.id not in self.machine.containers:
             self.sim.happened(f"{self.machine.name} made {task.id}", "container made")
-        return held.id
+        return await super().prepare(assigned, networks, secrets, configs)
 
     async def start(self, task_id: str, container_id: str) -> Started:
         await asyncio.sleep(self.rng.random() * 0.3)
         held = self.machine.containers[task_id]
-        if held.state == "created":
-            held.state = "running"
+        fresh = held.state == "created"
+        started = await super().start(task_id, container_id)
+        if fresh:
             self.sim.happened(f"{self.machine.name} started {task_id}", "container started")
             self.sim.oracles.container_started(self.machine.name, task_id)
             if self.rng.random() < self.sim.trouble.exits:
                 code = self.rng.choice((0, 1, 137))
                 self.sim.later(self.rng.expovariate(1 / 15), self.machine.exit, held, code)
             await asyncio.sleep(self.rng.random() * 0.05)
-        return Started(task_id=task_id, container_id=container_id, pid=1000)
+        return started
 
     async def stop(self, container_id: str, grace: float) -> None:
         held = next((c for c in self.machine.containers.values() if c.id == container_id), None)
@@ -195,26 +179,8 @@ class FakeRuntime:
         held = self.machine.containers.get(task_id)
         if held is not None:
             self.machine.exit(held, 137)
-            del self.machine.containers[task_id]
             self.sim.happened(f"{self.machine.name} removed {task_id}", "container removed")
-
-    async def found(self) -> Sequence[Found]:
-        return [
-            Found(
-                task_id=c.task_id,
-                container_id=c.id,
-                state=c.state,
-                exit_code=c.exit_code,
-                finished_at=c.finished_at,
-            )
-            for c in self.machine.containers.values()
-        ]
-
-    async def events(self) -> AsyncIterator[Exited | HealthChanged]:
-        queue = self.machine.exits
-        assert queue is not None
-        while True:
-            yield await queue.get()
+        await super().remove(task_id, container_id)
 
 
 class DiskJournal:
@@ -262,7 +228,7 @@ class Daemon:
         self.sim = machine.sim
         self.rng = machine.sim.rng
         self.clock = SimClock(machine.sim.loop, machine.sim.skew[machine.name])
-        self.runtime = FakeRuntime(machine)
+        self.runtime = WeatheredRuntime(machine)
         journal: Any = DiskJournal(machine)
         self.driver = Driver(AgentMachine(machine.name), journal, self.runtime, self.clock)
         self.end: End | None = None

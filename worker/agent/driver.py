@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from covey.clock import Clock
@@ -22,6 +22,8 @@ from worker.agent.vocabulary import (
     AnyInstruction,
     DropNetwork,
     EnsureNetwork,
+    Exited,
+    HealthChanged,
     Prepare,
     Prepared,
     PrepareFailed,
@@ -82,7 +84,7 @@ class Driver:
         """Until cancelled. Raises what nobody expected; the daemon says so and starts the agent again."""
         self._link = link
         async with asyncio.TaskGroup() as self._group:
-            self._group.create_task(self._watch_runtime(), name="agent: runtime events")
+            self._group.create_task(self._watch(self._runtime.events()), name="agent: runtime events")
             found = await self._runtime.found()
             records = tuple(self._journal.records.values())
             await self._handle(
@@ -132,8 +134,8 @@ class Driver:
             await self._clock.sleep(pause)
             pause = min(pause * 2, 5.0)
 
-    async def _watch_runtime(self) -> None:
-        async for event in self._runtime.events():
+    async def _watch(self, events: AsyncIterator[Exited | HealthChanged]) -> None:
+        async for event in events:
             self.feed(event)
 
     async def _ticks(self) -> None:

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from covey.errors import Conflict, CoveyError, Forbidden, InvalidArgument, NotFound, NotModified
@@ -23,6 +24,7 @@ from worker.agent.runtime import PrepareError, StartError
 from worker.agent.vocabulary import Exited, Found, HealthChanged, Started
 from worker.containers import record
 from worker.containers.engine import Engine
+from worker.containers.events import Subscription
 from worker.containers.record import Container
 from worker.network.endpoint import Attachment as NetworkAttachment
 from worker.network.endpoint import Subnet
@@ -175,9 +177,13 @@ class EngineRuntime:
         await self._engine.wait_begun()
         return [self._found(container) for container in self._engine.containers_of_owner()]
 
-    async def events(self) -> AsyncIterator[Exited | HealthChanged]:
-        """The engine's die and health_status events of tasks' containers."""
-        with self._engine.events.subscribe() as subscription:
+    def events(self) -> AsyncIterator[Exited | HealthChanged]:
+        """The engine's die and health_status events of tasks' containers, from this call on."""
+        listening = ExitStack()
+        return self._told(listening, listening.enter_context(self._engine.events.subscribe()))
+
+    async def _told(self, listening: ExitStack, subscription: Subscription) -> AsyncIterator[Exited | HealthChanged]:
+        with listening:
             while (event := await subscription.get()) is not None:
                 if event["Type"] != "container":
                     continue

@@ -63,4 +63,7 @@ class TaskRuntime(Protocol):
         """Every container of a task on this node."""
 
     def events(self) -> AsyncIterator[Exited | HealthChanged]:
-        """Exits and health verdicts of tasks' containers from now on, each exit once."""
+        """Exits and health verdicts of tasks' containers from this call on, each exit once.
+
+        Called before ``found``, nothing falls between the two.
+        """
