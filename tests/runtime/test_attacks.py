@@ -206,3 +206,17 @@ async def test_a_container_that_changed_its_user_ends_with_its_shim_when_swept(b
             await asyncio.sleep(0.01)
     assert not process.is_alive(box.init_pid, started)
     assert not box.cgroup.exists()
+
+
+async def test_a_cgroup_that_others_are_in_is_refused_and_they_live(boxes):
+    """Its processes would be killed when the container ends."""
+    other = await boxes.start(["sleep", "60"])
+    started = process.start_time(other.init_pid)
+    shim, directory, _ = await boxes.shim()
+    config = boxes.bundle(["true"], directory.name, linux={"cgroupsPath": other.cgroup.path})
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeFault, match=r"holds 1 processes.*cgroupsPath"):
+        await shim.create(directory)
+    await shim.delete()
+    assert process.is_alive(other.init_pid, started)
+    assert other.cgroup.pids() == [other.init_pid]

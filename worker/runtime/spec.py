@@ -197,6 +197,8 @@ def _check_linux(linux: Config) -> None:
         raise SpecFault("linux.cgroupsPath", f"{linux.get('cgroupsPath')!r} is not an absolute path")
     if "/../" in f"{linux['cgroupsPath']}/":
         raise SpecFault("linux.cgroupsPath", "must not contain ..")
+    if not set(linux["cgroupsPath"].split("/")) - {"", "."}:
+        raise SpecFault("linux.cgroupsPath", "is the root of all cgroups, in which everything of the machine runs")
     for key, value in (linux.get("sysctl") or {}).items():
         if not isinstance(value, str):
             raise SpecFault(f"linux.sysctl.{key}", "must be a string")

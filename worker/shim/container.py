@@ -108,7 +108,7 @@ class Container:
         if config.get("covey", {}).get("seccomp"):
             config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
         self._config = config
-        self._group = Cgroup(config["linux"]["cgroupsPath"], self._hierarchies)
+        self._group = self._unused_group(config["linux"]["cgroupsPath"])
         plan = launch.plan_container(config, self._host())
         log = request.get("log") or {}
         self._log = None
@@ -137,6 +137,16 @@ class Container:
             raise
         self._children[process.pid] = process
 
+    def _unused_group(self, path: str) -> Cgroup:
+        """The container's cgroup, which must be its alone: whatever is in it is killed when the container ends."""
+        group = Cgroup(path, self._hierarchies)
+        ours = self._group is not None and self._group.path == group.path
+        others = group.pids() if group.exists() and not ours else []
+        if others:
+            words = f"cgroup {group.path} holds {len(others)} processes, {others[0]} for one"
+            raise RuntimeFault("bad-state", f"{words}: end what runs there or name another linux.cgroupsPath")
+        return group
+
     def _host(self) -> Host:
         assert self._group is not None
         return Host(capabilities.held(), self._group.mounts(), self._group.entrances())
@@ -152,7 +162,7 @@ class Container:
         if self._log is not None:
             self._log.close()
         if group is not None:
-            wind_up(self._loop, group, lambda: None, wanted=lambda: self.state == "empty")
+            wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")

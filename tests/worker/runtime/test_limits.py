@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+
 import pytest
 
 from worker.runtime import cgroups, limits
@@ -136,3 +139,28 @@ def test_v2_files_as_the_kernel_has_them(tmp_path):
     assert (stats["cpu"]["total_ns"], stats["cpu"]["throttled_periods"]) == (5000, 4)
     assert (stats["memory"]["usage"], stats["memory"]["limit"], stats["memory"]["failures"]) == (123, None, 3)
     assert [(e["op"], e["bytes"], e["operations"]) for e in stats["blkio"]] == [("read", 10, 1), ("write", 20, 2)]
+
+
+def test_v2_kill_is_the_kernels_own_where_it_has_one(tmp_path):
+    group = cgroups.Cgroup("/g", [cgroups.Hierarchy(str(tmp_path), (), 2)])
+    directory = tmp_path / "g"
+    directory.mkdir()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        (directory / "cgroup.procs").write_text(f"{sleeper.pid}\n")
+        (directory / "cgroup.kill").write_text("")
+        assert group.kill() == 1
+        assert (directory / "cgroup.kill").read_text() == "1"
+        assert sleeper.poll() is None
+        (directory / "cgroup.kill").unlink()
+        assert group.kill() == 1
+        assert sleeper.wait(10) == -signal.SIGKILL
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_entrances_of_each_version():
+    v1 = cgroups.Cgroup("/g", [cgroups.Hierarchy("/c/pids", ("pids",), 1), cgroups.Hierarchy("/c/memory", ("memory",), 1)])
+    assert v1.entrances() == ["/c/pids/g/tasks", "/c/memory/g/tasks"]
+    assert cgroups.Cgroup("/g", [cgroups.Hierarchy("/c", (), 2)]).entrances() == ["/c/g/cgroup.procs"]

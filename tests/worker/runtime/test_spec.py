@@ -66,6 +66,7 @@ def test_unknown_fields_are_let_through():
         ("linux.namespaces", [{"type": "mount"}, {"type": "tim"}], "linux.namespaces[1].type"),
         ("linux.cgroupsPath", "covey/x", "linux.cgroupsPath"),
         ("linux.cgroupsPath", "/covey/../../x", "linux.cgroupsPath"),
+        ("linux.cgroupsPath", "//./", "linux.cgroupsPath"),
         ("linux.sysctl", {"vm.swappiness": "1"}, "linux.sysctl.vm.swappiness"),
         ("linux.sysctl", {"net.../../kernel/panic": "1"}, "linux.sysctl.net.../../kernel/panic"),
         ("linux.sysctl", {"kernel.shmmax": 1}, "linux.sysctl.kernel.shmmax"),
