@@ -273,11 +273,24 @@ def _update(value: Any, path: str) -> dict[str, Any] | None:
     return out
 
 
+def _constraints(value: Any, path: str) -> list[str]:
+    """As written, each checked: a daemon would refuse it only after the stack's networks were made."""
+    from covey.model.filters import parse_constraint
+
+    texts = [str(entry) for entry in sequence(value, path)]
+    for text in texts:
+        try:
+            parse_constraint(text)
+        except ValueError as error:
+            raise InvalidArgument(f"{path}: {error}") from None
+    return texts
+
+
 def _placement(deploy: Mapping[str, Any], path: str) -> dict[str, Any]:
     given = mapping(deploy.get("placement"), path)
     out: dict[str, Any] = {}
     if given.get("constraints"):
-        out["Constraints"] = [str(entry) for entry in sequence(given["constraints"], f"{path}.constraints")]
+        out["Constraints"] = _constraints(given["constraints"], f"{path}.constraints")
     if given.get("preferences"):
         out["Preferences"] = [
             {"Spread": {"SpreadDescriptor": str(mapping(entry, path).get("spread"))}}
@@ -307,7 +320,10 @@ def _mode_of(deploy: Mapping[str, Any], path: str) -> dict[str, Any]:
         return {"Global": {}}
     if mode != "replicated":
         raise InvalidArgument(f"{path}.mode: {mode!r} is not supported in this release; use replicated or global")
-    return {"Replicated": {"Replicas": 1 if replicas is None else integer(replicas, f"{path}.replicas")}}
+    count = 1 if replicas is None else integer(replicas, f"{path}.replicas")
+    if count < 0:
+        raise InvalidArgument(f"{path}.replicas: {count} is less than 0")
+    return {"Replicated": {"Replicas": count}}
 
 
 def _networks(stack: str, name: str, service: Mapping[str, Any], path: str, names: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from covey.errors import InvalidArgument
 
 Warn = Callable[[str], None]
 
-TOP = {"services", "networks", "volumes", "configs", "secrets"}
+#: ``version`` says nothing any more, but Debian's docker command wants it.
+TOP = {"services", "networks", "volumes", "configs", "secrets", "version"}
 TOP_IGNORED = {
-    "version": "it is obsolete",
     "name": "the stack's name is the command's argument",
 }
 TOP_REFUSED = {

@@ -93,6 +93,8 @@ def test_deploy():
         ({"healthcheck": {"test": ["x"]}}, "services.web.healthcheck.test"),
         ({"deploy": {"mode": "global", "replicas": 1}}, "services.web.deploy.replicas"),
         ({"deploy": {"mode": "some"}}, "services.web.deploy.mode"),
+        ({"deploy": {"replicas": -1}}, "services.web.deploy.replicas: -1 is less than 0"),
+        ({"deploy": {"placement": {"constraints": ["node.colour==red"]}}}, "unknown key 'node.colour'"),
         ({"deploy": {"replicas": "many"}}, "services.web.deploy.replicas: 'many' is not a whole number"),
         ({"deploy": {"resources": {"limits": {"cpus": "-1"}}}}, "services.web.deploy.resources.limits.cpus"),
         ({"deploy": {"resources": {"limits": {"memory": "lots"}}}}, "services.web.deploy.resources.limits.memory"),
