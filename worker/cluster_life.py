@@ -290,7 +290,8 @@ class ClusterLife:
         pause = 1.0
         while True:
             try:
-                await self._agent_once(member)
+                # In a task of its own, as a TaskGroup that fails leaves its task marked as cancelled before Python 3.11.3.
+                await asyncio.create_task(self._agent_once(member), name="agent: life")
             except Exception:
                 log.exception("the agent broke; containers go on, it starts again in %.0f s", pause)
             await self._clock.sleep(pause)

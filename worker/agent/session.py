@@ -193,9 +193,9 @@ class Session:
                 opened = await connection.expect(SessionOpened)
             self._begin(connection, address, opened)
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._beat(connection, description), name="session: heartbeat")
-                    group.create_task(self._listen(connection, context, address, group), name="session: listen")
+                # In a task of its own: Python before 3.11.3 leaves a task in which a TaskGroup failed marked as cancelled,
+                # and no timeout works in it any more.
+                await asyncio.create_task(self._converse(connection, context, address, description), name="session")
             except ExceptionGroup as faults:
                 raise _leaf(faults) from None
         finally:
@@ -203,6 +203,14 @@ class Session:
                 self._connection, self._session_id = None, ""
                 self._feed(SessionDown(cause=f"session with {address} ended"))
             await connection.close()
+
+    async def _converse(
+        self, connection: Connection, context: ssl.SSLContext, address: str, description: NodeDescription
+    ) -> None:
+        """Heartbeats up, everything else down, until one of them fails."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat(connection, description), name="session: heartbeat")
+            group.create_task(self._listen(connection, context, address, group), name="session: listen")
 
     def _begin(self, connection: Connection, address: str, opened: SessionOpened) -> None:
         self._connection, self._session_id, self._manager = connection, opened.session_id, address
