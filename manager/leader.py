@@ -16,7 +16,18 @@ from covey.errors import CoveyError
 from covey.model.objects import Leader
 from manager.lease import Claim
 from manager.store.codec import decode, encode
-from manager.store.interface import Delete, Lease, LeaseLost, OutcomeUnknown, Put, Store, absent, created_at, mod_is
+from manager.store.interface import (
+    Delete,
+    Lease,
+    LeaseLost,
+    OutcomeUnknown,
+    Put,
+    Store,
+    StoreUnavailable,
+    absent,
+    created_at,
+    mod_is,
+)
 from manager.store.keys import Keys
 from manager.store.mirror import Mirror
 
@@ -125,8 +136,13 @@ class Candidate:
             await self._resign(term, lease)
 
     async def _lead_from(self, term: Term) -> None:
-        """Decide nothing from a view that is older than the term."""
-        await self._mirror.wait_revision(term.fence)
+        """Decide nothing from a view that is older than the term, however late the watch is."""
+        while True:
+            try:
+                await self._mirror.wait_revision(term.fence)
+                break
+            except StoreUnavailable as late:
+                log.warning("elected, but the view is older than the term: %s", late.message)
         await self._lead(term)
 
     async def _wait_deposed(self, term: Term, lease: Lease) -> None:
