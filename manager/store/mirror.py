@@ -68,7 +68,7 @@ class Mirror:
         self._held: dict[str, int] = {}
         self._listed = asyncio.Event()
         self._listed_at = 0
-        self._gone: set[str] | None = None
+        self._gone: dict[str, int] = {}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = 0
         self._watch: Watch | None = None
@@ -245,8 +245,8 @@ class Mirror:
                 self._counts["stale"] += 1
             elif self._keys.knows(item.key):
                 steps.append((item.key, item if kind is EventKind.PUT else None, item.mod_revision))
-        if self._gone is not None:
-            self._gone.update(key for key, item, _ in steps if item is None)
+        if self._comparing.locked():
+            self._gone.update((key, at) for key, item, at in steps if item is None)
         self._counts["batches"] += 1
         self._counts["events"] += len(batch.events)
         revision = max(batch.revision, self.revision)
@@ -273,7 +273,6 @@ class Mirror:
     async def _resync(self) -> None:
         """Compare every key's mod_revision with the store's, fetch what differs, and doubt the watch if anything did."""
         async with self._comparing:
-            self._gone = set()
             try:
                 present, revision = await list_keys(self._store, self._keys)
                 await self._let_watch_reach(revision)
@@ -286,7 +285,7 @@ class Mirror:
                 ]
                 steps += [(key, None, revision) for key, at in self._held.items() if key not in present and at <= revision]
             finally:
-                self._gone = None
+                self._gone.clear()
             self._counts["resyncs"] += 1
             self._apply(steps, max(revision, self.revision))
             self._arrive_at(revision, listed=True)
@@ -298,9 +297,9 @@ class Mirror:
                     self._follower.cancel()
 
     def _is_stale(self, key: str, mod_revision: int, listed_at: int) -> bool:
-        """Whether the store's key, as of ``listed_at``, is news: the watch may be past that already."""
+        """Whether the store's key, as of ``listed_at``, is news: the watch may be past that already, a removal included."""
         held = self._held.get(key, 0)
-        return held != mod_revision and held <= listed_at and (self._gone is None or key not in self._gone)
+        return held != mod_revision and max(held, self._gone.get(key, 0)) <= listed_at
 
     def _differs(self, item: KeyValue) -> bool:
         """By content too: a store that was restored from a copy may give a revision twice."""
