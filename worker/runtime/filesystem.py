@@ -24,10 +24,10 @@ Attributes = tuple[int, int]
 
 
 class Tree(Protocol):
-    """``root_fd``: the root under construction. ``sources``: (path, recursive) → a detached copy made beforehand."""
+    """``root_fd``: the root under construction. ``sources``: (path, recursive) → detached copies made beforehand, one a use."""
 
     root_fd: int
-    sources: dict[tuple[str, bool], int]
+    sources: dict[tuple[str, bool], list[int]]
 
 
 def private_mounts(tree: Tree, propagation: int) -> None:
@@ -68,7 +68,7 @@ def skeleton(tree: Tree, place: str) -> None:
 
 def take_root(tree: Tree, path: str) -> None:
     """The container's root, over the skeleton's directory for it; private, so that nothing put into it shows on the host."""
-    copy = tree.sources.pop((path, True))
+    copy = tree.sources[path, True].pop()
     mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
     target = os.open(f"/{_SKELETON_ROOT}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mounts.attach(copy, target)
@@ -121,8 +121,10 @@ def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how
 
 def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
     made = tree.sources.get((source, recursive))
+    if made:
+        return made.pop()
     try:
-        return mounts.clone(source, recursive=recursive) if made is None else mounts.clone("", made, recursive=recursive)
+        return mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
         raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
 

@@ -55,7 +55,7 @@ class Init:
         self.channel = channel
         self.pidfd = pidfd
         self.root_fd = -1
-        self.sources: dict[tuple[str, bool], int] = {}
+        self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
         self.program = ""

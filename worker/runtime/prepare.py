@@ -15,16 +15,13 @@ from typing import Any
 from worker.kernel import mounts, syscalls
 from worker.runtime import birth, capabilities, init, launch, sandbox, spec, sync
 from worker.runtime.cgroups import Cgroup, Hierarchy
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import UNFIT, RuntimeFault
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan
 
 Config = dict[str, Any]
 Load = Callable[[str, bool], Config]
 """(bundle directory, whether an init goes first) → the checked config."""
-
-UNFIT = "unfit"
-"""The code of the fault of a sandbox that cannot become the bundle it was claimed for."""
 
 
 def host_of(group: Cgroup) -> Host:
@@ -105,7 +102,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
             group = group.renamed(config["linux"]["cgroupsPath"])
             group.apply(sandbox.difference(template, config))
             for path, recursive in sandbox.sources(template, config):
-                made.sources[path, recursive] = _clone(path, recursive)
+                made.sources.setdefault((path, recursive), []).append(_clone(path, recursive))
         _own_pipes(config, config["process"])
         steps = launch.process_steps(config["process"], host, config.get("covey") or {})
         return LaunchPlan(sandbox.rest(template, config, host), steps)

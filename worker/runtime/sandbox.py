@@ -107,5 +107,5 @@ def sources(template: Config, config: Config) -> list[tuple[str, bool]]:
     binds = [mount for mount in later if launch.is_bind(mount)]
     return [
         (config["root"]["path"], True),
-        *dict.fromkeys((mount["source"], "rbind" in (mount.get("options") or [])) for mount in binds),
+        *((mount["source"], "rbind" in (mount.get("options") or [])) for mount in binds),
     ]
