@@ -30,9 +30,10 @@ _TYPES = {
 
 
 def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False) -> Iterator[bytes]:
-    """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown`` (left out when empty).
+    """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown``.
 
-    ``one_device``: mount points are shown empty (export). Sockets are left out. OSError when something cannot be read.
+    An empty ``shown`` leaves the root entry out. ``one_device``: mount points are shown empty (export). Sockets are left
+    out. OSError when something cannot be read.
     """
     links: dict[tuple[int, int], str] = {}
     device = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_dev if one_device else None
