@@ -18,11 +18,16 @@ _TYPE_BITS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat
 _NOT_BEHIND_LINKS = ("proc", "sysfs")
 """Whoever may move a link's target could move the mount away from its masks (CVE-2023-27561)."""
 
+_SKELETON_ROOT = "root"
+
 Attributes = tuple[int, int]
 
 
 class Tree(Protocol):
+    """``root_fd``: the root under construction. ``sources``: (path, recursive) → detached copies made beforehand, one a use."""
+
     root_fd: int
+    sources: dict[tuple[str, bool], list[int]]
 
 
 def private_mounts(tree: Tree, propagation: int) -> None:
@@ -51,6 +56,37 @@ def open_root(tree: Tree, path: str) -> None:
     tree.root_fd = copy
 
 
+def skeleton(tree: Tree, place: str) -> None:
+    """An empty root of a sandbox's own, with a directory for the container's root; put over ``place``, seen by nobody else."""
+    top = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
+    target = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.attach(top, target)
+    os.close(target)
+    os.mkdir(_SKELETON_ROOT, 0o755, dir_fd=top)
+    tree.root_fd = top
+
+
+def take_root(tree: Tree, path: str) -> None:
+    """The container's root, over the skeleton's directory for it; private, so that nothing put into it shows on the host."""
+    copy = tree.sources[path, True].pop()
+    mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
+    target = os.open(f"/{_SKELETON_ROOT}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.attach(copy, target)
+    os.close(target)
+    os.close(tree.root_fd)
+    tree.root_fd = copy
+
+
+def take_tree(tree: Tree, path: str) -> None:
+    """Move a tree of the skeleton, with all that is mounted in it, to the same place of the container's root."""
+    target = safe_paths.make_dirs_in_root(tree.root_fd, path)
+    if path != "/dev":
+        os.close(target)
+        target = _open_without_links(tree, path)
+    mounts.move(path, target)
+    os.close(target)
+
+
 def _finish(
     tree: Tree,
     mount_fd: int,
@@ -75,16 +111,22 @@ def _finish(
 
 
 def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
-    try:
-        is_directory = stat.S_ISDIR(os.stat(source).st_mode)
-    except FileNotFoundError:
-        raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
-    copy = mounts.clone(source, recursive=recursive)
-    if is_directory:
+    copy = _copy_of(tree, source, recursive)
+    if stat.S_ISDIR(os.fstat(copy).st_mode):
         target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
     else:
         target = safe_paths.create_file_in_root(tree.root_fd, destination)
     _finish(tree, copy, target, **how)
+
+
+def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
+    made = tree.sources.get((source, recursive))
+    if made:
+        return made.pop()
+    try:
+        return mounts.clone(source, recursive=recursive)
+    except FileNotFoundError:
+        raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
 
 
 def mount_filesystem(tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any) -> None:
@@ -289,4 +331,7 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "readonly_path": readonly_path,
     "readonly_root": readonly_root,
     "root_propagation": root_propagation,
+    "skeleton": skeleton,
+    "take_root": take_root,
+    "take_tree": take_tree,
 }

@@ -2,7 +2,7 @@
 
 It runs single-threaded with everything imported beforehand: after the pivot nothing of the host can be loaded. What
 goes wrong is told to the parent with the name of the step; a fault after a seccomp filter may be untellable and shows
-in the exit status (126, 127) alone. It decides nothing: the steps come from worker.runtime.launch.
+in the exit status (126, 127) alone. It decides nothing: the plan is made by its caller's ``prepare``, in this process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import stat
 import struct
 import sys
 import termios
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
-from worker.runtime.launch import DEFAULT_PATH, Step
+from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
 
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
@@ -54,6 +55,7 @@ class Init:
         self.channel = channel
         self.pidfd = pidfd
         self.root_fd = -1
+        self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
         self.program = ""
@@ -63,7 +65,11 @@ class Init:
         self.step = ""
 
 
-def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
+Prepare = Callable[["Init"], LaunchPlan]
+"""Makes the plan in the new process, where it costs the parent nothing; may perform steps that come before all others."""
+
+
+def run(prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
     """The child's whole life up to execve; never returns and never raises into the parent's code.
 
     ``pidfd``: the container's init, for a plan that enters its namespaces.
@@ -72,14 +78,13 @@ def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Std
     try:
         init = _isolate(channel, stdio, pidfd)
         try:
-            for step in create:
-                _perform(init, step)
+            plan = prepare(init)
+            perform(init, plan.create)
             init.channel.send(sync.CREATED, fd=init.console_master)
             if init.console_master is not None:
                 os.close(init.console_master)
             init.channel.expect(sync.START)
-            for step in start:
-                _perform(init, step)
+            perform(init, plan.start)
         except Exception as error:
             fault = _as_fault(error, init.step)
             code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
@@ -129,10 +134,11 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _perform(init: Init, step: Step) -> None:
-    about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
-    init.step = f"{step.name} {about}".rstrip()
-    _STEPS[step.name](init, **step.arguments)
+def perform(init: Init, steps: Iterable[Step]) -> None:
+    for step in steps:
+        about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
+        init.step = f"{step.name} {about}".rstrip()
+        _STEPS[step.name](init, **step.arguments)
 
 
 def join_namespace(init: Init, flag: int, path: str) -> None:

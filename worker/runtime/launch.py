@@ -11,21 +11,11 @@ from typing import Any
 
 from worker.kernel import mounts, syscalls
 from worker.runtime import capabilities, devices
+from worker.runtime.birth import AT_CLONE, CLONE_FLAG
 from worker.runtime.errors import SpecFault
 from worker.runtime.spec import Config
 
-CLONE_FLAG = {
-    "user": syscalls.CLONE_NEWUSER,
-    "pid": syscalls.CLONE_NEWPID,
-    "network": syscalls.CLONE_NEWNET,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "uts": syscalls.CLONE_NEWUTS,
-    "mount": syscalls.CLONE_NEWNS,
-    "cgroup": syscalls.CLONE_NEWCGROUP,
-}
-PROC_NAME = {"network": "net", "mount": "mnt"}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_AT_CLONE = ("user", "pid")
 _IGNORED_OPTIONS = ("bind", "rbind", "defaults", "auto", "noauto", "user", "nouser", "_netdev")
 
 
@@ -48,33 +38,13 @@ class Step:
 
 
 class LaunchPlan:
-    """Everything one process needs, decided.
+    """Everything one process does, decided. create: steps until it waits. start: steps from there to execve."""
 
-    clone_flags: namespaces the process is born in (user, pid). parent_joins: (clone flag, path) the parent enters for
-    its children before the fork (pid by path). create: steps until the process waits. start: steps from there to
-    execve. id_maps: {"uid": text, "gid": text} for /proc/PID/{uid,gid}_map, or None without a user namespace.
-    stdio_owner: the uid, as the host counts, that must be able to open its pipes again (/dev/stdout).
-    """
+    __slots__ = ("create", "start")
 
-    __slots__ = ("clone_flags", "create", "id_maps", "parent_joins", "start", "stdio_owner", "terminal")
-
-    def __init__(
-        self,
-        clone_flags: int,
-        parent_joins: list[tuple[int, str]],
-        create: list[Step],
-        start: list[Step],
-        terminal: bool,
-        id_maps: dict[str, str] | None,
-        stdio_owner: int,
-    ) -> None:
-        self.clone_flags = clone_flags
-        self.parent_joins = parent_joins
+    def __init__(self, create: list[Step], start: list[Step]) -> None:
         self.create = create
         self.start = start
-        self.terminal = terminal
-        self.id_maps = id_maps
-        self.stdio_owner = stdio_owner
 
 
 class Host:
@@ -103,51 +73,73 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
         if namespaces.get(kind):
             raise SpecFault("linux.namespaces", f"joining a {kind} namespace by path is not possible here")
     # First of all, while /proc is surely the host's.
-    create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
-    create += _namespace_steps(namespaces)
-    propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
-    if propagation & syscalls.MS_UNBINDABLE:
-        # Set at the end; until then the root itself has to be bound.
-        propagation = mounts.PROPAGATION["rprivate"]
-    create.append(Step("private_mounts", propagation=propagation))
-    if propagation & syscalls.MS_SHARED:
+    create = [oom_step(process), *_namespace_steps(namespaces), *private_steps(linux)]
+    if _root_propagation(linux) & syscalls.MS_SHARED:
         create.append(Step("private_parent", path=config["root"]["path"]))
     create.append(Step("open_root", path=config["root"]["path"]))
-    create += [_mount_step(mount, index, host) for index, mount in enumerate(config.get("mounts") or [])]
-    create += _device_steps(linux, user_namespace="user" in namespaces)
-    if process.get("terminal"):
-        create.append(Step("console", size=process.get("consoleSize") or {}, bind=True, uid=_user(process)["uid"]))
-    create.append(Step("make_directory", path=process["cwd"]))
-    if config.get("hostname"):
-        create.append(Step("hostname", name=config["hostname"]))
-    if config.get("domainname"):
-        create.append(Step("domainname", name=config["domainname"]))
-    create += [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
-    create += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
-    if linux.get("maskedPaths"):
-        create.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
+    create += mount_steps(config.get("mounts") or [], host)
+    create += device_steps(linux, user_namespace="user" in namespaces)
+    create += naming_steps(config)
+    create += hiding_steps(linux)
     # The root of a user namespace may not write there: then the parent places it, which init waits for.
     entrances = [] if "user" in namespaces else host.cgroup_entrances
     create.append(Step("join_cgroup", namespace="cgroup" in namespaces, entrances=entrances))
     create.append(Step("pivot"))
+    create += root_steps(config)
+    return LaunchPlan(create, process_steps(process, host, config.get("covey") or {}))
+
+
+def oom_step(process: dict[str, Any]) -> Step:
+    return Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))
+
+
+def _root_propagation(linux: dict[str, Any]) -> int:
+    """What all mounts get first; an unbindable root is made so at the end, as until then it has itself to be bound."""
+    propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
+    return mounts.PROPAGATION["rprivate"] if propagation & syscalls.MS_UNBINDABLE else propagation
+
+
+def private_steps(linux: dict[str, Any]) -> list[Step]:
+    return [Step("private_mounts", propagation=_root_propagation(linux))]
+
+
+def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0) -> list[Step]:
+    """``first``: the number of the first entry among the bundle's mounts, for messages."""
+    return [_mount_step(mount, first + index, host) for index, mount in enumerate(entries)]
+
+
+def naming_steps(config: Config) -> list[Step]:
+    """Console, working directory and the names of the machine."""
+    process = config["process"]
+    steps = []
+    if process.get("terminal"):
+        steps.append(Step("console", size=process.get("consoleSize") or {}, bind=True, uid=_user(process)["uid"]))
+    steps.append(Step("make_directory", path=process["cwd"]))
+    if config.get("hostname"):
+        steps.append(Step("hostname", name=config["hostname"]))
+    if config.get("domainname"):
+        steps.append(Step("domainname", name=config["domainname"]))
+    return steps
+
+
+def hiding_steps(linux: dict[str, Any]) -> list[Step]:
+    """Sysctls, then what makes /proc/sys read-only and hides the rest."""
+    steps = [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
+    steps += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
+    if linux.get("maskedPaths"):
+        steps.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
+    return steps
+
+
+def root_steps(config: Config) -> list[Step]:
+    """What is set on the root once it is the root."""
+    steps = []
     if config["root"].get("readonly"):
-        create.append(Step("readonly_root"))
-    if linux.get("rootfsPropagation"):
-        create.append(Step("root_propagation", propagation=_propagation(linux["rootfsPropagation"], "")))
-    clone_flags = 0
-    for kind in _AT_CLONE:
-        if kind in namespaces and not namespaces[kind]:
-            clone_flags |= CLONE_FLAG[kind]
-    joins = [(CLONE_FLAG["pid"], namespaces["pid"])] if namespaces.get("pid") else []
-    return LaunchPlan(
-        clone_flags,
-        joins,
-        create,
-        process_steps(process, host, config.get("covey") or {}),
-        bool(process.get("terminal")),
-        _id_maps(linux) if "user" in namespaces else None,
-        _host_uid(linux, process),
-    )
+        steps.append(Step("readonly_root"))
+    name = config["linux"].get("rootfsPropagation")
+    if name:
+        steps.append(Step("root_propagation", propagation=_propagation(name, "")))
+    return steps
 
 
 def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan:
@@ -157,15 +149,13 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     for kind in kinds - {"pid"}:
         flags |= CLONE_FLAG[kind]
     create = [
-        Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0)),
+        oom_step(process),
         Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances),
         Step("enter", flags=flags, user="user" in kinds),
     ]
     if process.get("terminal"):
         create.append(Step("console", size=process.get("consoleSize") or {}, bind=False, uid=_user(process)["uid"]))
-    start = process_steps(process, host, config.get("covey") or {})
-    owner = _host_uid(config["linux"], process)
-    return LaunchPlan(0, [], create, start, bool(process.get("terminal")), None, owner)
+    return LaunchPlan(create, process_steps(process, host, config.get("covey") or {}))
 
 
 def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) -> list[Step]:
@@ -220,13 +210,13 @@ def _namespace_steps(namespaces: dict[str, str]) -> list[Step]:
     steps = [
         Step("join_namespace", flag=CLONE_FLAG[kind], path=path)
         for kind, path in namespaces.items()
-        if path and kind not in _AT_CLONE
+        if path and kind not in AT_CLONE
     ]
     if "user" in namespaces:
         steps.append(Step("become_mapped_root"))
     new = 0
     for kind, path in namespaces.items():
-        if not path and kind not in _AT_CLONE and kind != "cgroup":
+        if not path and kind not in AT_CLONE and kind != "cgroup":
             new |= CLONE_FLAG[kind]
     steps.append(Step("unshare", flags=new))
     return steps
@@ -239,6 +229,11 @@ def _propagation(name: str, default: str) -> int:
     if wanted not in mounts.PROPAGATION:
         raise SpecFault("linux.rootfsPropagation", f"{name!r} is not one of shared, slave, private, unbindable")
     return mounts.PROPAGATION[wanted]
+
+
+def is_bind(mount: dict[str, Any]) -> bool:
+    options = mount.get("options") or []
+    return mount.get("type") == "bind" or "bind" in options or "rbind" in options
 
 
 def _mount_step(mount: dict[str, Any], index: int, host: Host) -> Step:
@@ -267,14 +262,14 @@ def _mount_step(mount: dict[str, Any], index: int, host: Host) -> Step:
     }
     if kind in ("cgroup", "cgroup2"):
         return Step("mount_cgroup", directories=host.cgroup_mounts, **arguments)
-    if kind == "bind" or "bind" in options or "rbind" in options:
+    if is_bind(mount):
         if data:
             raise SpecFault(f"mounts[{index}].options", f"{', '.join(data)}: not possible with a bind")
         return Step("mount_bind", source=mount["source"], recursive="rbind" in options, **arguments)
     return Step("mount_filesystem", fstype=kind, source=mount.get("source"), options=data, **arguments)
 
 
-def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
+def device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
     wanted: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in devices.DEFAULT}
     for entry in linux.get("devices") or []:
         wanted[entry["path"]] = entry
@@ -293,21 +288,3 @@ def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
         for path, entry in wanted.items()
     ]
     return steps + [Step("link", path=path, target=target) for path, target in devices.LINKS]
-
-
-def _host_uid(linux: dict[str, Any], process: dict[str, Any]) -> int:
-    uid = int(_user(process)["uid"])
-    for entry in linux.get("uidMappings") or []:
-        if 0 <= uid - entry["containerID"] < entry["size"]:
-            return int(entry["hostID"] + uid - entry["containerID"])
-    return uid
-
-
-def _id_maps(linux: dict[str, Any]) -> dict[str, str]:
-    maps = {}
-    for key, field in (("uid", "uidMappings"), ("gid", "gidMappings")):
-        entries = linux.get(field) or []
-        if not entries:
-            raise SpecFault(f"linux.{field}", "is required with a user namespace")
-        maps[key] = "".join(f"{e['containerID']} {e['hostID']} {e['size']}\n" for e in entries)
-    return maps

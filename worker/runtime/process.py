@@ -1,7 +1,8 @@
-"""The parent's side of starting a process: fork it by its plan, place it in its cgroup, follow its handshake.
+"""The parent's side of starting a process: fork it, place it in its cgroup, follow its handshake.
 
-It blocks nowhere: ``Launch`` is told when its channel is readable and answers what has happened. The caller keeps the
-event loop, the stdio and the exit status.
+The plan is made and executed by the child, so that a parent which lives as long as the container (the shim) copies no
+page for it; what the parent has to know before the fork is a ``Birth``. It blocks nowhere: ``Launch`` is told when its
+channel is readable and answers what has happened. The caller keeps the event loop, the stdio and the exit status.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import signal
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
 from worker.runtime import init, sync
+from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Stdio
-from worker.runtime.launch import LaunchPlan
 
 
 class Launch:
-    """A process on its way to execve. phase: creating → created → starting → started, or failed."""
+    """A process on its way to execve. phase: creating → (ready → claimed →) created → starting → started, or failed.
+
+    ready and claimed are those of a sandbox made ahead (worker.runtime.sandbox).
+    """
 
     def __init__(self, pid: int, channel: sync.Channel) -> None:
         self.pid = pid
@@ -30,6 +34,17 @@ class Launch:
         self.console: int | None = None
         self.fault: RuntimeFault | None = None
         self._announced = False
+
+    def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
+        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
+        self.phase = "claimed"
+        view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fds = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
+            present = [fd is not None for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
+            self.channel.send(sync.CLAIM, body={"bundle": bundle, "init": init, "stdio": present}, fds=[view, *fds])
+        finally:
+            os.close(view)
 
     def start(self) -> None:
         """Let a created process go on to execve."""
@@ -42,8 +57,8 @@ class Launch:
             kind, fault, fd = self.channel.receive()
         except BlockingIOError:
             return False
-        if kind == sync.CREATED:
-            self.phase, self.console = "created", fd
+        if kind in (sync.CREATED, sync.READY):
+            self.phase, self.console = kind, fd
             return True
         if kind == sync.EXEC:
             self._announced = True
@@ -65,24 +80,20 @@ class Launch:
         os.close(self.pidfd)
 
 
-def launch(
-    plan: LaunchPlan,
-    group: Cgroup,
-    stdio: Stdio,
-    entered_pid: int | None = None,
-) -> Launch:
-    """Fork the process of ``plan``; ``group`` is where it goes. Raises RuntimeFault or OSError, leaving no process.
+def launch(birth: Birth, prepare: init.Prepare, stdio: Stdio, group: Cgroup, entered_pid: int | None = None) -> Launch:
+    """Fork a process that executes what ``prepare`` answers in it. Raises RuntimeFault or OSError, leaving no process.
 
-    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
+    ``group``: where the parent has to place a process of a user namespace, which cannot enter by itself.
+    ``entered_pid``: the container's init, whose namespaces an exec enters.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
-        if fd is not None:
-            os.fchown(fd, plan.stdio_owner, -1)
+        if fd is not None and birth.id_maps:
+            os.fchown(fd, birth.stdio_owner, -1)
     parent, child = sync.pair()
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(plan, child, stdio, entered)
+        pid = _fork(birth, prepare, child, stdio, entered)
     except BaseException:
         parent.close()
         raise
@@ -92,8 +103,8 @@ def launch(
             os.close(entered)
     launched = Launch(pid, parent)
     try:
-        if plan.id_maps:
-            _write_maps(pid, plan.id_maps)
+        if birth.id_maps:
+            _write_maps(pid, birth.id_maps)
             parent.send(sync.MAPPED)
             group.add(pid)
             parent.send(sync.PLACED)
@@ -107,17 +118,17 @@ def launch(
     return launched
 
 
-def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
+def _fork(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
     joins: list[tuple[int, int]] = []
     try:
         if entered is not None:
             syscalls.setns(entered, syscalls.CLONE_NEWPID)
-        for flag, path in plan.parent_joins:
+        for flag, path in birth.joins:
             joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), flag))
             syscalls.setns(*joins[-1])
-        pid = syscalls.fork_into(plan.clone_flags)
+        pid = syscalls.fork_into(birth.clone_flags)
         if pid == 0:
-            init.run(plan.create, plan.start, channel, stdio, entered)
+            init.run(prepare, channel, stdio, entered)
         return pid
     finally:
         for fd, _ in joins:

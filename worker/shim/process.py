@@ -9,10 +9,10 @@ import os
 import time
 from collections.abc import Callable
 
+from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.init import Stdio
-from worker.runtime.launch import LaunchPlan
+from worker.runtime.init import Prepare, Stdio
 from worker.runtime.process import Launch, launch
 from worker.shim.logs import Log
 from worker.shim.loop import READ, Loop
@@ -46,17 +46,23 @@ class Process:
 
     def create(
         self,
-        plan: LaunchPlan,
+        birth: Birth,
+        prepare: Prepare,
         group: Cgroup,
         *,
         stdin: bool,
         answer: Answer,
         entered_pid: int | None = None,
+        sandbox: bool = False,
     ) -> None:
-        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``."""
-        stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
+        """Fork it up to where it waits for ``start`` (a ``sandbox``: for ``claim``, which gives it its streams).
+
+        ``answer`` gets None or the fault. The rest as in ``launch``.
+        """
+        pipes = not birth.terminal and not sandbox
+        stdio = self.streams.make_pipes(stdin=stdin) if pipes else Stdio(None, None, None)
         try:
-            self._launch = launch(plan, group, stdio, entered_pid)
+            self._launch = launch(birth, prepare, stdio, group, entered_pid)
         except BaseException:
             self.streams.close()
             raise
@@ -68,6 +74,20 @@ class Process:
         self._loop.add(self._launch.channel.fileno(), READ, lambda _: self._on_handshake())
         if self._launch.phase == "failed":
             self._settle(self._launch.fault)
+
+    def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
+        """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
+        assert self._launch is not None
+        self._answer = answer
+        self.streams = Streams(self._loop, log)
+        stdio = Stdio(None, None, None) if birth.terminal else self.streams.make_pipes(stdin=stdin)
+        try:
+            self._launch.claim(bundle, init, stdio)
+        except OSError as error:
+            self._settle(RuntimeFault("kernel", f"the sandbox has gone: {error.strerror}", "claim"))
+        finally:
+            Streams.release(stdio)
+        self.streams.pump()
 
     def start(self, answer: Answer) -> None:
         assert self._launch is not None
@@ -81,7 +101,7 @@ class Process:
         assert self._launch is not None
         if not self._launch.on_readable():
             return
-        if self._launch.phase == "created":
+        if self._launch.phase in ("created", "ready"):
             if self._launch.console is not None:
                 self.streams.take_console(self._launch.console)
                 self.streams.pump()

@@ -1,0 +1,39 @@
+"""Reads a bundle as a shim runs it: the checked config, the machine's init put first when asked for, the filter's bytes.
+
+It runs in the process that becomes the container, never in the shim itself.
+"""
+
+from __future__ import annotations
+
+import os
+
+from worker.runtime import seccomp, spec
+from worker.runtime.errors import RuntimeFault
+
+_TINI = ("/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini")
+_INIT_PATH = "/sbin/docker-init"
+
+
+def load(bundle: str, with_init: bool) -> spec.Config:
+    """The config of ``bundle``. Raises SpecFault, or RuntimeFault when there is no init program to put first."""
+    config = spec.load(bundle)
+    if with_init:
+        _put_init_first(config)
+    if config.get("covey", {}).get("seccomp"):
+        config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
+    return config
+
+
+def _put_init_first(config: spec.Config) -> None:
+    """Have the machine's tini reap orphans as the container's first process, unless the bundle has done so."""
+    args = config["process"]["args"]
+    if args[0] == _INIT_PATH:
+        return
+    for path in _TINI:
+        if os.path.exists(path):
+            break
+    else:
+        raise RuntimeFault("not-found", f"no init program at {' or '.join(_TINI)}: install the package tini", "create")
+    mount = {"destination": _INIT_PATH, "type": "bind", "source": path, "options": ["bind", "ro"]}
+    config["mounts"] = [*(config.get("mounts") or []), mount]
+    config["process"]["args"] = [_INIT_PATH, "--", *args]
