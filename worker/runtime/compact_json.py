@@ -12,7 +12,7 @@ import json.encoder
 import json.scanner
 from typing import Any
 
-_scan = json.scanner.make_scanner(json.decoder.JSONDecoder())  # type: ignore[attr-defined]
+_scan: Any = json.scanner.make_scanner(json.decoder.JSONDecoder())  # type: ignore[arg-type]
 _encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True
 )
