@@ -1,6 +1,6 @@
 """Loads a seccomp filter that was compiled elsewhere; bytes in, one system call.
 
-Compiling needs libseccomp and belongs to worker.runtime.seccomp_compile, which the start path never imports.
+Compiling belongs to worker.runtime.seccomp_compile, which only a bundle that brings a profile as such makes us import.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles a seccomp profile to the bytes worker.runtime.seccomp loads; the start path of a container never imports it.
+"""Compiles a seccomp profile to the bytes worker.runtime.seccomp loads; the daemon does so beside the start path.
 
 A profile is OCI linux.seccomp or Docker's form of it (archMap; includes and excludes by capability, architecture and
 kernel). Numbers come from our own table (syscall_numbers.json): names it does not know are left out, as Docker does;
