@@ -49,10 +49,12 @@ class LaunchPlan:
     until the process waits. start: steps from there to execve. id_maps: {"uid": text, "gid": text} for
     /proc/PID/{uid,gid}_map, or None without a new user namespace. mapped_trees: mounts the parent makes. placed_by_parent:
     it puts the process in its cgroups. stdio_owner: the uid, as the host counts, that must be able to open its pipes
-    again (/dev/stdout). warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
+    again (/dev/stdout). cgroup_owner: the uid to give the cgroup to where it is v2, or None. warnings: what of the bundle
+    is left out, for the caller to tell (OCI runtime.md, "Warnings").
     """
 
     __slots__ = (
+        "cgroup_owner",
         "clone_flags",
         "create",
         "id_maps",
@@ -78,6 +80,7 @@ class LaunchPlan:
         *,
         user_namespace: str = "",
         placed_by_parent: bool = False,
+        cgroup_owner: int | None = None,
         mapped_trees: list[mount_options.MappedTree] | None = None,
         warnings: list[str] | None = None,
     ) -> None:
@@ -90,6 +93,7 @@ class LaunchPlan:
         self.stdio_owner = stdio_owner
         self.user_namespace = user_namespace
         self.placed_by_parent = placed_by_parent
+        self.cgroup_owner = cgroup_owner
         self.mapped_trees = mapped_trees or []
         self.warnings = warnings or []
 
@@ -153,8 +157,19 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
         _host_uid(linux, process),
         user_namespace=through,
         placed_by_parent=placed_by_parent,
+        cgroup_owner=_host_uid(linux, process) if new_cgroup_namespace and _writes_cgroups(config) else None,
         mapped_trees=mount_options.mapped_trees(config),
         warnings=capabilities.warnings(process.get("capabilities"), host.capabilities),
+    )
+
+
+def _writes_cgroups(config: Config) -> bool:
+    """Whether the container gets its cgroup to write in (OCI config-linux.md, "Cgroup ownership")."""
+    return any(
+        mount.get("type") in ("cgroup", "cgroup2")
+        and mount["destination"].rstrip("/") == "/sys/fs/cgroup"
+        and "ro" not in (mount.get("options") or [])
+        for mount in config.get("mounts") or []
     )
 
 

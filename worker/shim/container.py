@@ -135,6 +135,8 @@ class Container:
         try:
             self._group.create()
             self._group.apply(config["linux"].get("resources") or {})
+            if plan.cgroup_owner and self._group.version == 2:
+                self._group.give_to(plan.cgroup_owner)
             self.process = process
             stdin = bool(request.get("stdin"))
             process.create(plan, self._group, stdin=stdin, answer=created, on_request=self._on_request(process))
