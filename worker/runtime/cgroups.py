@@ -121,6 +121,15 @@ class Cgroup:
                     if "cpuset" in hierarchy.controllers:
                         _inherit_cpuset(made)
 
+    def renamed(self, path: str) -> Cgroup:
+        """The same group under another path with the same parent. v2 knows no renaming: there it keeps its name."""
+        if self.version == 2:
+            return self
+        group = Cgroup(path, self.hierarchies)
+        for old, new in zip(self.directories(), group.directories(), strict=True):
+            os.rename(old, new)
+        return group
+
     def add(self, pid: int) -> None:
         for directory in self.directories():
             write(f"{directory}/cgroup.procs", str(pid))
