@@ -340,6 +340,9 @@ class Engine:
         live = self._host.resolve(ref)
         if live.shim is None:
             raise Conflict(f"container {live.container.id} is not running")
+        if not live.container.tty:
+            # Docker's shim takes it, too: clients send a size before they look for a terminal.
+            return
         try:
             await live.shim.resize(height, width)
         except (RuntimeFault, ShimGone) as fault:
