@@ -266,7 +266,8 @@ class Shim:
 
     async def delete(self) -> None:
         """After the exit: remove its cgroups; the shim ends."""
-        await self._client.request({"op": "delete"})
+        answer = await self._client.request({"op": "delete"})
+        self.warnings = answer.get("warnings") or []
         self.close()
 
     def moved(self, directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,26 @@ async def _(boxes):
     result = await boxes.sh("stat -c '%u:%g' /mnt/file; touch /mnt/new", mounts=mounts, linux=linux, root={"path": str(root)})
     assert result.out == "0:0\n", result
     assert (boxes._base / "given/new").stat().st_uid == 0, "the container's root writes as the filesystem's owner"
+
+
+@TABLE.row("mounts", "flags the host has set hold in a user namespace; undoing one is an error that says so")
+async def _(boxes):
+    for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
+        path.chmod(path.stat().st_mode | 0o011)
+    place = boxes._base / "locked"
+    place.mkdir(mode=0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,nosuid,mode=755", "tmpfs", str(place)], check=True)
+    try:
+        kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup", "user")
+        maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+        linux = {"namespaces": [{"type": kind} for kind in kinds], "uidMappings": maps, "gidMappings": maps}
+        options, _, _ = await mounted(boxes, bind(place, "rbind", "noexec", destination="/tmp"), place="/tmp", linux=linux,
+                                      root={"path": str(boxes.rootfs)})  # fmt: skip
+        assert {"ro", "nosuid", "noexec"} <= options
+        with pytest.raises(RuntimeFault, match="undo what the host has set"):
+            await boxes.make(["true"], mounts=[bind(place, "rbind", "rw", destination="/tmp")], linux=linux)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 TABLE.refuses("mounts.uidMappings", "must be specified along with gidMappings", "mounts",
