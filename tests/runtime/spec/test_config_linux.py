@@ -472,8 +472,8 @@ async def _(boxes):
     with spare_devices(2) as (first, second):
         devices = {first: {"name": "inside"}, second: {"name": "net%d"}}
         result = await boxes.sh("ip -o link", linux={"netDevices": devices})
-        assert " inside: " in result.out
-        assert " net0: " in result.out
+        assert " inside@" in result.out
+        assert " net0@" in result.out
 
 
 @TABLE.row("netDevices", "a name that the container has already is an error, and what was moved before comes back")
