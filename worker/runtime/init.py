@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
-from worker.runtime import capabilities, cgroups, seccomp, sync
+from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.labels import LABEL_STEPS
 from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
+from worker.runtime.namespaces import NAMESPACE_STEPS
+from worker.runtime.scheduling import SCHEDULING_STEPS
 
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
@@ -63,6 +66,7 @@ class Init:
         self.args: list[str] = []
         self.env: dict[str, str] = {}
         self.entered_directory = False
+        self.state: dict[str, Any] = {}
         self.step = ""
 
 
@@ -81,7 +85,8 @@ def run(prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None
         try:
             plan = prepare(init)
             perform(init, plan.create)
-            init.channel.send(sync.CREATED, fd=init.console_master)
+            body = {"warnings": plan.warnings} if plan.warnings else None
+            init.channel.send(sync.CREATED, fd=init.console_master, body=body)
             if init.console_master is not None:
                 os.close(init.console_master)
             init.channel.expect(sync.START)
@@ -142,19 +147,10 @@ def perform(init: Init, steps: Iterable[Step]) -> None:
         _STEPS[step.name](init, **step.arguments)
 
 
-def join_namespace(init: Init, flag: int, path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    syscalls.setns(fd, flag)
-    os.close(fd)
-
-
-def become_mapped_root(init: Init) -> None:
-    init.channel.expect(sync.MAPPED)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    # A change of ids clears the death signal.
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+def become_mapped_root(init: Init, wait: bool) -> None:
+    if wait:
+        init.channel.expect(sync.MAPPED)
+    namespaces.become_root_of_namespace()
 
 
 def unshare(init: Init, flags: int) -> None:
@@ -166,9 +162,7 @@ def enter(init: Init, flags: int, user: bool) -> None:
     syscalls.setns(init.pidfd, flags)
     os.close(init.pidfd)
     if user:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        namespaces.become_root_of_namespace()
     init.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -341,7 +335,24 @@ def no_new_privileges(init: Init) -> None:
 
 
 def load_seccomp(init: Init, **filter_: Any) -> None:
-    seccomp.load(filter_["instructions"], filter_.get("flags") or ())
+    """From here on only what every program may do: the parent is told of a listener by write and waited for by read."""
+    listener = seccomp.load(filter_["instructions"], filter_.get("flags") or (), listener=bool(filter_.get("listener")))
+    if listener is not None:
+        os.write(init.channel.fileno(), b'{"type": "%s", "fd": %d}' % (sync.LISTENER.encode(), listener))
+        os.read(init.channel.fileno(), 1024)
+        os.close(listener)
+
+
+def hooks_of_create(init: Init, entries: hooks.Entries) -> None:
+    """The parent runs those outside first and says what we are to the host; then ours, still in sight of its files."""
+    init.channel.send(sync.HOOKS)
+    answer, _ = init.channel.expect(sync.RESUME)
+    init.state = answer["state"]
+    hooks.run(entries, init.state)
+
+
+def hooks_of_start(init: Init, entries: hooks.Entries) -> None:
+    hooks.run(entries, {**init.state, "status": "created"})
 
 
 def execve(init: Init) -> None:
@@ -355,6 +366,9 @@ def execve(init: Init) -> None:
 
 _STEPS: dict[str, Any] = {
     **FILESYSTEM_STEPS,
+    **LABEL_STEPS,
+    **NAMESPACE_STEPS,
+    **SCHEDULING_STEPS,
     "announce_exec": announce_exec,
     "become_mapped_root": become_mapped_root,
     "bounding": bounding,
@@ -364,10 +378,11 @@ _STEPS: dict[str, Any] = {
     "enter": enter,
     "execve": execve,
     "find_program": find_program,
+    "hooks_of_create": hooks_of_create,
+    "hooks_of_start": hooks_of_start,
     "hostname": hostname,
     "identity": identity,
     "join_cgroup": join_cgroup,
-    "join_namespace": join_namespace,
     "no_new_privileges": no_new_privileges,
     "oom_score_adj": oom_score_adj,
     "rlimit": rlimit,
