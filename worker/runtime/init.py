@@ -26,33 +26,56 @@ from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.launch import DEFAULT_PATH, Step
 
-_SYNC_FD = 3
+_FIRST_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
 _OURS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PTMX = os.makedev(5, 2)
+_PTMX, _NULL = os.makedev(5, 2), os.makedev(1, 3)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Stdio:
-    """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself."""
+    """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself.
 
-    __slots__ = ("stderr", "stdin", "stdout")
+    ``kept``: how many more, from 3 on, the program has from whoever started it.
+    """
 
-    def __init__(self, stdin: int | None, stdout: int | None, stderr: int | None) -> None:
+    __slots__ = ("kept", "stderr", "stdin", "stdout")
+
+    def __init__(self, stdin: int | None, stdout: int | None, stderr: int | None, kept: int = 0) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.kept = kept
+
+
+class Detachment:
+    """A process that outlives whoever forks it: it has no death signal.
+
+    ``listener``: where it waits to be started by another process, once its parent has said ``detach``; until then the
+    parent's death is its own. Without one it goes on by its parent's ``start``.
+    """
+
+    __slots__ = ("listener",)
+
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        self.listener = listener
 
 
 class Init:
-    """State that steps hand on: the open root, the console, the program found."""
+    """State that steps hand on: the open root, the console, the program found.
 
-    def __init__(self, channel: sync.Channel, pidfd: int | None) -> None:
+    ``private_fd``: from there on descriptors are init's own, which the program must not get. ``attached``: it dies with
+    its parent.
+    """
+
+    def __init__(self, channel: sync.Channel, pidfd: int | None, private_fd: int, attached: bool) -> None:
         self.channel = channel
         self.pidfd = pidfd
+        self.private_fd = private_fd
+        self.attached = attached
         self.root_fd = -1
         self.console_master: int | None = None
         self.console_slave: int | None = None
@@ -62,22 +85,38 @@ class Init:
         self.entered_directory = False
         self.step = ""
 
+    def die_with_parent(self) -> None:
+        """Set the death signal, which a change of ids clears."""
+        if self.attached:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
-def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
+
+def run(
+    create: list[Step],
+    start: list[Step],
+    channel: sync.Channel,
+    stdio: Stdio,
+    pidfd: int | None,
+    detachment: Detachment | None = None,
+) -> NoReturn:
     """The child's whole life up to execve; never returns and never raises into the parent's code.
 
     ``pidfd``: the container's init, for a plan that enters its namespaces.
     """
     code = 1
     try:
-        init = _isolate(channel, stdio, pidfd)
+        listener = detachment.listener if detachment is not None else None
+        init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
         try:
             for step in create:
                 _perform(init, step)
             init.channel.send(sync.CREATED, fd=init.console_master)
             if init.console_master is not None:
                 os.close(init.console_master)
-            init.channel.expect(sync.START)
+            if listener is None:
+                init.channel.expect(sync.START)
+            else:
+                _await_start(init, listener)
             for step in start:
                 _perform(init, step)
         except Exception as error:
@@ -98,28 +137,50 @@ def _as_fault(error: Exception, step: str) -> RuntimeFault:
     return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
 
 
-def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
-    """Give up all the parent has open, its session and its signal set-up; die when it dies."""
+def _await_start(init: Init, listener: socket.socket) -> None:
+    """Let go of the creator, then wait for whoever says ``start``; one that connects and goes only asks if we wait."""
+    init.channel.expect(sync.DETACH)
+    init.channel.close()
+    while True:
+        connection, _ = listener.accept()
+        init.channel = sync.Channel(connection)
+        if init.channel.receive()[0] == sync.START:
+            break
+        init.channel.close()
+    listener.close()
+
+
+def _isolate(
+    channel: sync.Channel, stdio: Stdio, pidfd: int | None, listener: socket.socket | None, *, attached: bool
+) -> tuple[Init, socket.socket | None]:
+    """Give up all the parent has open, its session and its signal set-up; die when it dies, if ``attached``."""
     signal.set_wakeup_fd(-1)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if attached:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     os.setsid()
+    private = _FIRST_FD + stdio.kept
+    ours = [channel.fileno(), *([] if pidfd is None else [pidfd]), *([] if listener is None else [listener.fileno()])]
     # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
     high = [
-        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
-        for fd in (stdio.stdin, stdio.stdout, stdio.stderr, channel.fileno(), pidfd)
+        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(64, private + len(ours)))
+        for fd in (stdio.stdin, stdio.stdout, stdio.stderr, *ours)
     ]
     devnull = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
         os.dup2(high[target] if high[target] >= 0 else devnull, target)
-    os.dup2(high[3], _SYNC_FD, inheritable=False)
-    if pidfd is not None:
-        os.dup2(high[4], _SYNC_FD + 1, inheritable=False)
-    syscalls.close_range(_SYNC_FD + (1 if pidfd is None else 2))
+    for fd in range(_FIRST_FD, private):
+        os.set_inheritable(fd, True)
+    for offset, fd in enumerate(high[3:]):
+        os.dup2(fd, private + offset, inheritable=False)
+    syscalls.close_range(private + len(ours))
     channel.socket.detach()
-    channel = sync.Channel(socket.socket(fileno=_SYNC_FD))
+    channel = sync.Channel(socket.socket(fileno=private))
     _reset_signals()
-    return Init(channel, None if pidfd is None else _SYNC_FD + 1)
+    if listener is not None:
+        listener.detach()
+        listener = socket.socket(fileno=private + len(ours) - 1)
+    return Init(channel, None if pidfd is None else private + 1, private, attached), listener
 
 
 def _reset_signals() -> None:
@@ -146,8 +207,7 @@ def become_mapped_root(init: Init) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    # A change of ids clears the death signal.
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    init.die_with_parent()
 
 
 def unshare(init: Init, flags: int) -> None:
@@ -247,7 +307,7 @@ def stdio(init: Init, terminal: bool) -> None:
         return
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
-        if stat.S_ISCHR(os.fstat(target).st_mode):
+        if os.fstat(target).st_rdev == _NULL:
             os.dup2(null, target)
     os.close(null)
 
@@ -317,8 +377,10 @@ def identity(init: Init, uid: int, gid: int, groups: list[int], umask: int) -> N
     os.setresuid(uid, uid, uid)
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
     os.umask(umask)
-    # A change of ids clears the death signal; a parent that died in between shows on the channel.
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not init.attached:
+        return
+    init.die_with_parent()
+    # A parent that died before that shows on the channel.
     poll = select.poll()
     poll.register(init.channel.fileno(), select.POLLHUP)
     if poll.poll(0):
@@ -338,7 +400,7 @@ def load_seccomp(init: Init, **filter_: Any) -> None:
 
 
 def execve(init: Init) -> None:
-    syscalls.close_range(_SYNC_FD, flags=syscalls.CLOSE_RANGE_CLOEXEC)
+    syscalls.close_range(init.private_fd, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     try:
         os.execve(init.program, init.args, init.env)
     except OSError as error:

@@ -6,6 +6,7 @@ event loop, the stdio and the exit status.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -14,8 +15,10 @@ from worker.kernel import syscalls
 from worker.runtime import init, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.init import Stdio
+from worker.runtime.init import Detachment, Stdio
 from worker.runtime.launch import LaunchPlan
+
+_NULL = os.makedev(1, 3)
 
 
 class Launch:
@@ -70,19 +73,21 @@ def launch(
     group: Cgroup,
     stdio: Stdio,
     entered_pid: int | None = None,
+    detachment: Detachment | None = None,
 ) -> Launch:
     """Fork the process of ``plan``; ``group`` is where it goes. Raises RuntimeFault or OSError, leaving no process.
 
-    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
+    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters. ``detachment``: the process is
+    to outlive this one.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
         if fd is not None:
-            os.fchown(fd, plan.stdio_owner, -1)
+            _hand_over(fd, plan.stdio_owner)
     parent, child = sync.pair()
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(plan, child, stdio, entered)
+        pid = _fork(plan, child, stdio, entered, detachment)
     except BaseException:
         parent.close()
         raise
@@ -107,7 +112,19 @@ def launch(
     return launched
 
 
-def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
+def _hand_over(fd: int, owner: int) -> None:
+    """Let ``owner`` open its stdio again; the machine's /dev/null, a read-only file or another's is left as it is."""
+    entry = os.fstat(fd)
+    if entry.st_uid == owner or entry.st_rdev == _NULL:
+        return
+    try:
+        os.fchown(fd, owner, -1)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL):
+            raise
+
+
+def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | None, detachment: Detachment | None) -> int:
     joins: list[tuple[int, int]] = []
     try:
         if entered is not None:
@@ -117,7 +134,7 @@ def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | 
             syscalls.setns(*joins[-1])
         pid = syscalls.fork_into(plan.clone_flags)
         if pid == 0:
-            init.run(plan.create, plan.start, channel, stdio, entered)
+            init.run(plan.create, plan.start, channel, stdio, entered, detachment)
         return pid
     finally:
         for fd, _ in joins:

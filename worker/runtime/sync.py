@@ -1,8 +1,9 @@
 """The handshake between a starting process and its parent: typed messages over a socket pair that execve closes.
 
 Child → parent: ``created`` (with the console's descriptor when there is one), ``exec`` (about to execve), ``error``.
-Parent → child: ``mapped`` (id maps are written), ``placed`` (in its cgroup), ``start``. End of file after ``exec`` means
-that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
+Parent → child: ``mapped`` (id maps are written), ``placed`` (in its cgroup), ``start``, or ``detach`` (the child is on
+record and is to wait for its start elsewhere). End of file after ``exec`` means that execve succeeded; before it, that the
+child died. It knows neither namespaces nor containers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from worker.runtime.errors import RuntimeFault
 
-CREATED, EXEC, ERROR, MAPPED, PLACED, START = "created", "exec", "error", "mapped", "placed", "start"
+CREATED, EXEC, ERROR, MAPPED, PLACED, START, DETACH = "created", "exec", "error", "mapped", "placed", "start", "detach"
 _LIMIT = 65536
 _WORDS = 2048
 
