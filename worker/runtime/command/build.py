@@ -1,0 +1,214 @@
+"""Makes a container of a bundle, up to where its init waits to be started, and unmakes it when that fails.
+
+The order is what a death of this process in between may leave: first the record that says "creating" (with the cgroup,
+so that the next create can clear it), then cgroup, init, hooks, console, pid file, and last the record that says
+"created". Until init is told to detach, our death is init's. It does not know how the command line is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from worker.kernel import process as kernel_process
+from worker.kernel import syscalls
+from worker.runtime import capabilities, init, launch, spec, sync
+from worker.runtime.cgroups import Cgroup
+from worker.runtime.command import bundle, console, ending
+from worker.runtime.command.report import CommandError, Log
+from worker.runtime.command.store import Entry, Store
+from worker.runtime.errors import RuntimeFault
+from worker.runtime.init import Detachment, Stdio
+from worker.runtime.launch import Host, LaunchPlan, Step
+from worker.runtime.process import Launch
+from worker.runtime.process import launch as fork
+
+
+class Wishes:
+    """What a caller of create or run wants beside the bundle.
+
+    ``console_socket``: where the terminal's master goes; without, ``Built.console`` has it. ``kept``: descriptors from 3
+    on that the process has from the caller.
+    """
+
+    def __init__(self, console_socket: str, pid_file: str, *, pivot: bool, keyring: bool, kept: int) -> None:
+        self.console_socket = console_socket
+        self.pid_file = pid_file
+        self.pivot = pivot
+        self.keyring = keyring
+        self.kept = kept
+
+
+class Built:
+    """A created container: its entry, locked; the pid and pidfd of its init; its terminal's master, if nobody else has."""
+
+    def __init__(self, entry: Entry, pid: int, pidfd: int, console_fd: int | None) -> None:
+        self.entry = entry
+        self.pid = pid
+        self.pidfd = pidfd
+        self.console = console_fd
+
+
+def build(store: Store, ident: str, directory: str, config: spec.Config, wishes: Wishes, log: Log) -> Built:
+    """Raises CommandError, RuntimeFault or OSError, leaving nothing."""
+    left = store.abandoned(ident)
+    if left is not None:
+        log.warn(f"container {ident!r}: an earlier create was killed: removing what it left")
+        ending.remove(left, log, hooks=False)
+        left.unlock()
+    group = Cgroup(config["linux"]["cgroupsPath"])
+    _occupy(group)
+    entry = store.new(ident, _record(directory, config, group))
+    launched: Launch | None = None
+    try:
+        entry.save_config(config)
+        group.create()
+        group.apply(config["linux"].get("resources") or {})
+        plan = _adapted(launch.plan_container(bundle.with_filter(config), host_of(group)), wishes)
+        with contextlib.closing(_listen(entry)) as listener:
+            launched = _fork(plan, group, config, wishes, listener)
+        follow(launched, "created")
+        master = launched.console
+        if master is not None and wishes.console_socket:
+            console.send(wishes.console_socket, master)
+            os.close(master)
+            master = None
+        if wishes.pid_file:
+            write_pid(wishes.pid_file, launched.pid)
+        entry.record.update(phase="created", pid=launched.pid, start_time=launched.start_time)
+        entry.save()
+        launched.channel.send(sync.DETACH)
+        launched.channel.close()
+        return Built(entry, launched.pid, launched.pidfd, master)
+    except BaseException:
+        _unmake(entry, launched, wishes, log)
+        raise
+
+
+def discard(built: Built, log: Log) -> None:
+    """Unmake a container whose start has failed, when nobody but the command that made it has seen it."""
+    kernel_process.send_signal(built.pidfd, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(built.pid, 0)
+    ending.remove(built.entry, log)
+    built.entry.unlock()
+
+
+def _unmake(entry: Entry, launched: Launch | None, wishes: Wishes, log: Log) -> None:
+    if launched is not None:
+        launched.signal(signal.SIGKILL)
+        os.waitpid(launched.pid, 0)
+        launched.close()
+    ending.remove(entry, log, hooks=False)
+    entry.unlock()
+    if wishes.pid_file:
+        with contextlib.suppress(OSError):
+            os.unlink(wishes.pid_file)
+
+
+def _record(directory: str, config: spec.Config, group: Cgroup) -> dict[str, Any]:
+    if group.version == 2:
+        paths = {"": group.directories()[0]}
+    else:
+        paths = {name: hierarchy.mount + group.path for hierarchy in group.hierarchies for name in hierarchy.controllers}
+    moment = time.time_ns()
+    return {
+        "ociVersion": config["ociVersion"],
+        "bundle": directory,
+        "rootfs": config["root"]["path"],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment // 10**9)) + f".{moment % 10**9:09}Z",
+        "annotations": config.get("annotations") or {},
+        "owner": _user_name(os.geteuid()),
+        "cgroup": group.path,
+        "cgroup_paths": paths,
+    }
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _occupy(group: Cgroup) -> None:
+    """The cgroup must be the container's alone: whatever is in it is killed when the container is deleted."""
+    others = group.pids() if group.exists() else []
+    if others:
+        words = f"cgroup {group.path} holds {len(others)} processes, {others[0]} for one"
+        raise CommandError(f"{words}: end what runs there or name another linux.cgroupsPath")
+
+
+def host_of(group: Cgroup, entrances: list[str] | None = None) -> Host:
+    return Host(capabilities.held(), group.mounts(), group.entrances() if entrances is None else entrances)
+
+
+def _adapted(plan: LaunchPlan, wishes: Wishes) -> LaunchPlan:
+    """The plan with what the command line changes in it."""
+    if not wishes.pivot:
+        plan.create = [Step("move_root") if step.name == "pivot" else step for step in plan.create]
+    if not wishes.keyring:
+        plan.start = without_keyring(plan.start)
+    return plan
+
+
+def without_keyring(steps: Iterable[Step]) -> list[Step]:
+    return [step for step in steps if step.name != "session_keyring"]
+
+
+def _listen(entry: Entry) -> socket.socket:
+    """The socket at which init waits for its start; the path may be longer than an address holds."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"/proc/self/fd/{entry.lock_fd}/start.sock")
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _fork(plan: LaunchPlan, group: Cgroup, config: spec.Config, wishes: Wishes, listener: socket.socket) -> Launch:
+    prepare_process()
+    return fork(plan, group, stdio_of(plan.terminal, wishes.kept), detachment=Detachment(listener))
+
+
+def stdio_of(terminal: bool, kept: int) -> Stdio:
+    return Stdio(None, None, None, kept) if terminal else Stdio(0, 1, 2, kept)
+
+
+def prepare_process() -> None:
+    """Make this process fit to fork one of a container."""
+    syscalls.prctl(syscalls.PR_SET_NAME, b"covey-runtime")
+    init.prepare()
+
+
+def follow(launched: Launch, phase: str) -> None:
+    """Wait until the process has got to ``phase``; what stops it on the way is raised."""
+    poll = select.poll()
+    poll.register(launched.channel.fileno(), select.POLLIN)
+    while launched.phase != phase:
+        if launched.phase == "failed":
+            raise launched.fault or RuntimeFault("kernel", "the process has ended", phase)
+        poll.poll()
+        launched.on_readable()
+
+
+def write_pid(path: str, pid: int) -> None:
+    """The number without a newline; a reader sees all of it or no file."""
+    temporary = os.path.join(os.path.dirname(path) or ".", f".{os.path.basename(path)}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(str(pid))
+        os.rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise CommandError(f"--pid-file {path}: {error.strerror}") from None
