@@ -344,6 +344,19 @@ def find_program(init: Init, args: list[str], env: list[str]) -> None:
     raise RuntimeFault("not-found", f'exec: "{name}": executable file not found in $PATH', "execve")
 
 
+def check_program(init: Init, args: list[str], env: list[str], cwd: str) -> None:
+    """Miss the program while the creator still listens; what only its user can see is left to the start."""
+    find_program(init, args, env)
+    try:
+        mode = os.stat(os.path.join(cwd, init.program)).st_mode
+    except OSError as error:
+        if error.errno not in _NOT_FOUND:
+            return
+        raise RuntimeFault("not-found", f'exec: "{args[0]}": {(error.strerror or "").lower()}', "execve") from None
+    if not stat.S_ISREG(mode) or not mode & 0o111:
+        raise RuntimeFault("not-executable", f'exec: "{args[0]}": permission denied', "execve")
+
+
 def working_directory(init: Init, path: str, last: bool) -> None:
     """Enter the directory as root, or as the user where root is kept out (a FUSE or NFS mount of the user's)."""
     if last and init.entered_directory:
@@ -414,6 +427,7 @@ _STEPS: dict[str, Any] = {
     "become_mapped_root": become_mapped_root,
     "bounding": bounding,
     "capabilities": set_capabilities,
+    "check_program": check_program,
     "console": console,
     "domainname": domainname,
     "enter": enter,

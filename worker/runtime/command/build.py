@@ -64,14 +64,14 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
         ending.remove(left, log, hooks=False)
         left.unlock()
     group = Cgroup(config["linux"]["cgroupsPath"])
-    _occupy(group)
-    entry = store.new(ident, _record(directory, config, group))
+    entry = store.new(ident, _record(directory, config))
     launched: Launch | None = None
     try:
+        _occupy(entry, group)
         entry.save_config(config)
         group.create()
         group.apply(config["linux"].get("resources") or {})
-        plan = _adapted(launch.plan_container(bundle.with_filter(config), host_of(group)), wishes)
+        plan = _adapted(launch.plan_container(bundle.with_filter(config), host_of(group)), config["process"], wishes)
         with contextlib.closing(_listen(entry)) as listener:
             launched = _fork(plan, group, config, wishes, listener)
         follow(launched, "created")
@@ -113,11 +113,7 @@ def _unmake(entry: Entry, launched: Launch | None, wishes: Wishes, log: Log) -> 
             os.unlink(wishes.pid_file)
 
 
-def _record(directory: str, config: spec.Config, group: Cgroup) -> dict[str, Any]:
-    if group.version == 2:
-        paths = {"": group.directories()[0]}
-    else:
-        paths = {name: hierarchy.mount + group.path for hierarchy in group.hierarchies for name in hierarchy.controllers}
+def _record(directory: str, config: spec.Config) -> dict[str, Any]:
     moment = time.time_ns()
     return {
         "ociVersion": config["ociVersion"],
@@ -126,8 +122,8 @@ def _record(directory: str, config: spec.Config, group: Cgroup) -> dict[str, Any
         "created": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment // 10**9)) + f".{moment % 10**9:09}Z",
         "annotations": config.get("annotations") or {},
         "owner": _user_name(os.geteuid()),
-        "cgroup": group.path,
-        "cgroup_paths": paths,
+        "cgroup": "",
+        "cgroup_paths": {},
     }
 
 
@@ -138,20 +134,32 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def _occupy(group: Cgroup) -> None:
-    """The cgroup must be the container's alone: whatever is in it is killed when the container is deleted."""
+def _occupy(entry: Entry, group: Cgroup) -> None:
+    """The cgroup must be the container's alone: whatever is in it is killed when the container is deleted.
+
+    So it is on record only once that is sure.
+    """
     others = group.pids() if group.exists() else []
     if others:
         words = f"cgroup {group.path} holds {len(others)} processes, {others[0]} for one"
         raise CommandError(f"{words}: end what runs there or name another linux.cgroupsPath")
+    if group.version == 2:
+        paths = {"": group.directories()[0]}
+    else:
+        paths = {name: hierarchy.mount + group.path for hierarchy in group.hierarchies for name in hierarchy.controllers}
+    entry.record.update(cgroup=group.path, cgroup_paths=paths)
+    entry.save()
 
 
 def host_of(group: Cgroup, entrances: list[str] | None = None) -> Host:
     return Host(capabilities.held(), group.mounts(), group.entrances() if entrances is None else entrances)
 
 
-def _adapted(plan: LaunchPlan, wishes: Wishes) -> LaunchPlan:
-    """The plan with what the command line changes in it."""
+def _adapted(plan: LaunchPlan, process: dict[str, Any], wishes: Wishes) -> LaunchPlan:
+    """The plan with what the command line changes in it. A program that is missing is create's error, as it is runc's."""
+    plan.create.append(
+        Step("check_program", args=list(process["args"]), env=list(process.get("env") or []), cwd=process["cwd"])
+    )
     if not wishes.pivot:
         plan.create = [Step("move_root") if step.name == "pivot" else step for step in plan.create]
     if not wishes.keyring:

@@ -24,7 +24,8 @@ def remove(entry: Entry, log: Log, *, hooks: bool = True) -> None:
     record = entry.record
     if record["pid"]:
         kernel_process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
-    _empty(Cgroup(record["cgroup"]), entry)
+    if record["cgroup"]:
+        _empty(Cgroup(record["cgroup"]), entry)
     entry.remove()
 
 

@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from typing import Any
 
@@ -29,7 +28,7 @@ _LOCK_PATIENCE, _LOCK_POLL = 10.0, 0.005
 
 Record = dict[str, Any]
 """id, ociVersion, bundle, rootfs, created (RFC 3339), annotations, owner; phase: creating or created; pid and start_time of
-init (clock ticks since boot); cgroup: the path; cgroup_paths: controller (v2: "") → directory."""
+init (clock ticks since boot); cgroup: the path, empty before it is ours; cgroup_paths: controller (v2: "") → directory."""
 
 
 def check_id(ident: str) -> None:
@@ -177,7 +176,7 @@ class Store:
             # Takes the place of nothing or of an empty directory, which is what is left of one that was removed.
             os.rename(temporary, directory)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_temporary(temporary)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise CommandError(f"container with id exists: {ident!r}: delete it or choose another id") from None
             raise
@@ -206,7 +205,14 @@ class Store:
             with contextlib.suppress(OSError):
                 # Between mkdir and flock a directory has no lock yet; its maker's pid says that it is in use.
                 if kernel_process.start_time(int(name.split("-")[1])) is None:
-                    shutil.rmtree(path)
+                    _remove_temporary(path)
+
+
+def _remove_temporary(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
 
 
 def _try_lock(directory: str, ident: str) -> Entry | None:
