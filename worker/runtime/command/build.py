@@ -22,6 +22,7 @@ from worker.kernel import syscalls
 from worker.runtime import capabilities, init, launch, spec, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import bundle, console, ending
+from worker.runtime.command.outside import Outside
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry, Store
 from worker.runtime.errors import RuntimeFault
@@ -61,7 +62,7 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
     left = store.abandoned(ident)
     if left is not None:
         log.warn(f"container {ident!r}: an earlier create was killed: removing what it left")
-        ending.remove(left, log, hooks=False)
+        ending.remove(left, log)
         left.unlock()
     group = Cgroup(config["linux"]["cgroupsPath"])
     entry = store.new(ident, _record(directory, config))
@@ -72,8 +73,13 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
         group.create()
         group.apply(config["linux"].get("resources") or {})
         plan = _adapted(launch.plan_container(bundle.with_filter(config), host_of(group)), config["process"], wishes)
+        for words in plan.warnings:
+            log.warn(words)
+        prepare_process()
         with contextlib.closing(_listen(entry)) as listener:
-            launched = _fork(plan, group, config, wishes, listener)
+            stdio = stdio_of(plan.terminal, wishes.kept)
+            launched = fork(plan, group, stdio, detachment=Detachment(listener))
+        launched.on_request = Outside(entry, config).answer(launched, "creating")
         follow(launched, "created")
         master = launched.console
         if master is not None and wishes.console_socket:
@@ -106,7 +112,7 @@ def _unmake(entry: Entry, launched: Launch | None, wishes: Wishes, log: Log) -> 
         launched.signal(signal.SIGKILL)
         os.waitpid(launched.pid, 0)
         launched.close()
-    ending.remove(entry, log, hooks=False)
+    ending.remove(entry, log)
     entry.unlock()
     if wishes.pid_file:
         with contextlib.suppress(OSError):
@@ -181,11 +187,6 @@ def _listen(entry: Entry) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _fork(plan: LaunchPlan, group: Cgroup, config: spec.Config, wishes: Wishes, listener: socket.socket) -> Launch:
-    prepare_process()
-    return fork(plan, group, stdio_of(plan.terminal, wishes.kept), detachment=Detachment(listener))
 
 
 def stdio_of(terminal: bool, kept: int) -> Stdio:

@@ -1,59 +1,34 @@
-"""Reads a bundle as the command line runs it: paths, the default cgroup, the seccomp filter, systemd's sockets.
+"""A bundle as the command line runs it, and its seccomp filter as it is kept on record.
 
-The config it answers is what goes on record: later edits of the bundle have no effect.
+The filter is compiled once, at create: later edits of the bundle have no effect, nor has a profile that is gone by then.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import os
-import sys
 from typing import Any
 
-from worker.runtime import spec
-from worker.runtime.errors import SpecFault
+from worker.runtime import seccomp, spec
 
-package_paths: list[str] = []
-"""Where pyseccomp lies when site-packages are left out; set by the second start."""
+_CGROUP_PARENT = "/covey-runtime"
 
 
 def load(directory: str, ident: str) -> spec.Config:
-    """The checked config. ``covey.filter`` holds the compiled filter, base64. Raises SpecFault."""
-    path = os.path.join(directory, "config.json")
-    try:
-        with open(path, "rb") as file:
-            config = json.load(file)
-    except FileNotFoundError:
-        raise SpecFault("config.json", f"there is none in bundle {directory}") from None
-    except ValueError as error:
-        raise SpecFault("config.json", f"is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SpecFault("config.json", "must be an object")
-    linux = config.setdefault("linux", {})
-    if not linux.get("cgroupsPath"):
-        linux["cgroupsPath"] = f"/covey-runtime/{ident}"
-    elif not linux["cgroupsPath"].startswith("/"):
-        linux["cgroupsPath"] = f"/covey-runtime/{linux['cgroupsPath']}"
-    profile = linux.pop("seccomp", None)
-    spec.check(config)
-    config["root"]["path"] = os.path.join(directory, config["root"]["path"])
-    if profile:
-        config["covey"] = {**config.get("covey", {}), "filter": base64.b64encode(_compile(config, profile)).decode()}
+    """The checked config, with ``covey.seccomp.instructions`` (base64) where it has a filter. Raises SpecFault."""
+    config = spec.load(directory, ident, _CGROUP_PARENT)
+    filter_ = seccomp.of_config(config, directory)
+    if filter_ is not None:
+        text = base64.b64encode(filter_["instructions"]).decode("ascii")
+        config["covey"] = {**(config.get("covey") or {}), "seccomp": {**filter_, "instructions": text}}
     return config
-
-
-def _compile(config: spec.Config, profile: dict[str, Any]) -> bytes:
-    sys.path.extend(path for path in package_paths if path not in sys.path)
-    from worker.runtime import seccomp_compile
-
-    held = (config["process"].get("capabilities") or {}).get("bounding") or []
-    return seccomp_compile.compile(profile, held, os.uname().machine)
 
 
 def with_filter(config: spec.Config) -> spec.Config:
     """The config as worker.runtime.launch takes it: the filter as bytes."""
-    encoded = (config.get("covey") or {}).get("filter")
-    if not encoded:
+    filter_: dict[str, Any] = (config.get("covey") or {}).get("seccomp") or {}
+    if not filter_:
         return config
-    return {**config, "covey": {**config["covey"], "seccomp": {"instructions": base64.b64decode(encoded), "flags": ()}}}
+    return {
+        **config,
+        "covey": {**config["covey"], "seccomp": {**filter_, "instructions": base64.b64decode(filter_["instructions"])}},
+    }

@@ -19,13 +19,22 @@ from worker.runtime.errors import RuntimeFault
 _PATIENCE, _POLL = 10.0, 0.002
 
 
-def remove(entry: Entry, log: Log, *, hooks: bool = True) -> None:
-    """``entry`` is locked. Raises CommandError when something does not end in 10 s; the record then stays."""
+def remove(entry: Entry, log: Log) -> None:
+    """``entry`` is locked. Raises CommandError when something does not end in 10 s; the record then stays.
+
+    poststop hooks run when all else is gone, whatever became of them (OCI runtime.md, "Lifecycle").
+    """
     record = entry.record
     if record["pid"]:
         kernel_process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
     if record["cgroup"]:
         _empty(Cgroup(record["cgroup"]), entry)
+    with contextlib.suppress(FileNotFoundError):
+        config = entry.config()
+        if config.get("hooks"):
+            from worker.runtime.command.outside import Outside
+
+            Outside(entry, config).after_stop(log)
     entry.remove()
 
 

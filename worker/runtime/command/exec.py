@@ -14,8 +14,10 @@ from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import build, bundle, console, foreground
 from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.environment import listen_fds
+from worker.runtime.command.outside import Outside
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry, Store
+from worker.runtime.init import Detachment
 from worker.runtime.process import Launch
 from worker.runtime.process import launch as fork
 
@@ -36,7 +38,7 @@ def exec(arguments: Arguments, log: Log) -> int:
     spec.check_process(process, "process")
     detached = options["detach"]
     console.check(terminal=bool(process.get("terminal")), detached=detached, console_socket=options["console_socket"])
-    launched = _launch(entry, config, process, arguments)
+    launched = _launch(entry, config, process, arguments, log)
     try:
         return _see_off(launched, arguments)
     except BaseException:
@@ -49,17 +51,19 @@ def exec(arguments: Arguments, log: Log) -> int:
         launched.close()
 
 
-def _launch(entry: Entry, config: spec.Config, process: dict[str, Any], arguments: Arguments) -> Launch:
+def _launch(entry: Entry, config: spec.Config, process: dict[str, Any], arguments: Arguments, log: Log) -> Launch:
     group = Cgroup(entry.record["cgroup"])
     host = build.host_of(group, _entrances(group, arguments.options["cgroup"]))
     # The filter is the container's, whatever the process.
     plan = launch.plan_exec(bundle.with_filter(config), process, host)
     kept = arguments.options["preserve_fds"] + listen_fds()
     build.prepare_process()
-    from worker.runtime.init import Detachment
-
     stdio = build.stdio_of(plan.terminal, kept)
-    return fork(plan, group, stdio, entered_pid=entry.record["pid"], detachment=Detachment())
+    for words in plan.warnings:
+        log.warn(words)
+    launched = fork(plan, group, stdio, entered_pid=entry.record["pid"], detachment=Detachment())
+    launched.on_request = Outside(entry, config).answer(launched, "running", entry.record["pid"])
+    return launched
 
 
 def _see_off(launched: Launch, arguments: Arguments) -> int:

@@ -46,11 +46,8 @@ def main() -> int:
     return _command(sys.argv[1:], again=True)
 
 
-def sealed(paths: list[str]) -> int:
-    """Entry point of the second start. ``paths``: where packages that are not ours may be imported from, if need be."""
-    from worker.runtime.command import bundle
-
-    bundle.package_paths = paths
+def sealed() -> int:
+    """Entry point of the second start."""
     return _command(sys.argv[1:], again=False)
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 from worker.kernel import mounts, syscalls
 from worker.runtime.command.report import CommandError
 
-_START = "import sys; sys.path.append({root!r}); from worker.runtime.command.main import sealed; sys.exit(sealed({paths!r}))"
+_START = "import sys; sys.path.append({root!r}); from worker.runtime.command.main import sealed; sys.exit(sealed())"
 
 
 def run_again(line: list[str]) -> NoReturn:
@@ -27,8 +27,7 @@ def run_again(line: list[str]) -> NoReturn:
             f"no container without the right to mount: {error.strerror} for {sys.executable}: run as root"
         ) from None
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-    code = _START.format(root=root, paths=[path for path in sys.path if path.endswith("-packages")])
     try:
-        os.execv(f"/proc/self/fd/{interpreter}", [sys.executable, "-I", "-S", "-c", code, *line])
+        os.execv(f"/proc/self/fd/{interpreter}", [sys.executable, "-I", "-S", "-c", _START.format(root=root), *line])
     except OSError as error:
         raise CommandError(f"cannot run {sys.executable} again: {error.strerror}") from None

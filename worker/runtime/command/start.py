@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 
 from worker.runtime import sync
 from worker.runtime.command import store as records
 from worker.runtime.command.arguments import Arguments
 from worker.runtime.command.build import follow
+from worker.runtime.command.outside import Outside
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry, Store
 from worker.runtime.process import Launch
@@ -36,12 +38,19 @@ def begin(entry: Entry, log: Log) -> None:
         connection = records.connect(entry.directory)
     except OSError as error:
         raise CommandError(f"container {entry.ident!r} does not answer: {error.strerror}") from None
+    outside = Outside(entry, entry.config())
     launched = Launch(entry.record["pid"], sync.Channel(connection))
     try:
+        launched.on_request = outside.answer(launched, "created")
         launched.start()
         follow(launched, "started")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry.socket_path)
+        outside.after_start(launched.pid)
+    except BaseException:
+        # A container whose start has failed has stopped (OCI runtime.md, "Lifecycle"), be it by a hook of ours.
+        launched.signal(signal.SIGKILL)
+        raise
     finally:
         launched.channel.close()
         launched.close()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(entry.socket_path)
