@@ -157,6 +157,12 @@ class Runtime:
     def group(self, ident: str) -> Cgroup:
         return Cgroup(f"{self.parent}/{ident}")
 
+    def sweep_hierarchies(self) -> None:
+        """Remove what a control (runc, crun) leaves of our parent in hierarchies that we do not use."""
+        for mount in os.scandir("/sys/fs/cgroup"):
+            for base, _, _ in os.walk(mount.path + self.parent, topdown=False):
+                os.rmdir(base)
+
     def clear(self) -> None:
         """Delete all there is; then no state and no cgroup may be left."""
         for ident in self.ids():

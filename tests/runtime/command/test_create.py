@@ -361,6 +361,11 @@ def test_delete_clears_what_a_killed_create_left(runtime):
     file.write_text(json.dumps({**record, "phase": "creating", "pid": 0}))
     assert runtime.state("a")["status"] == "creating"
     runtime.call("start", "a", code=1)
+    # Before its cgroup was on record nothing may be taken for it, least of all the machine's own.
+    file.write_text(json.dumps({**record, "phase": "creating", "pid": 0, "cgroup": ""}))
+    for words in (["kill", "--all", "a", "CONT"], ["kill", "a", "CONT"], ["ps", "a"], ["pause", "a"], ["events", "a"]):
+        assert "container not running" in runtime.call(*words, code=1).err or "is creating" in runtime.call(*words, code=1).err
+    file.write_text(json.dumps({**record, "phase": "creating", "pid": 0}))
     runtime.call("kill", "a", code=1)
     runtime.call("delete", "a")
     assert not runtime.runs(record["pid"])

@@ -96,6 +96,7 @@ def podman(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path, rootfs:
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
         assert not made.state.exists() or os.listdir(made.state) == []
     runtime.wait_for("empty cgroups", Cgroup(parent).remove)
+    runtime.sweep_hierarchies()
 
 
 def _no_conmon_left() -> bool:

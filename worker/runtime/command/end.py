@@ -6,7 +6,6 @@ import os
 import signal
 
 from worker.kernel import process as kernel_process
-from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import ending
 from worker.runtime.command.arguments import Arguments
 from worker.runtime.command.report import CommandError, Log
@@ -18,7 +17,7 @@ def kill(arguments: Arguments, log: Log) -> int:
     entry = Store(arguments.globals["root"]).find(arguments.operands["id"])
     record = entry.record
     status = entry.status()
-    group = Cgroup(record["cgroup"])
+    group = entry.group()
     if arguments.options["all"]:
         # Also when the process has ended: others of it may live on where it had no pid namespace of its own.
         if not group.kill(number) and status == "stopped":

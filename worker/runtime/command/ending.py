@@ -28,7 +28,7 @@ def remove(entry: Entry, log: Log) -> None:
     if record["pid"]:
         kernel_process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
     if record["cgroup"]:
-        _empty(Cgroup(record["cgroup"]), entry)
+        _empty(entry.group(), entry)
     with contextlib.suppress(FileNotFoundError):
         config = entry.config()
         if config.get("hooks"):

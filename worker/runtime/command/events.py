@@ -27,7 +27,7 @@ def events(arguments: Arguments, log: Log) -> int:
     entry = Store(arguments.globals["root"]).find(arguments.operands["id"])
     if entry.status() not in ("created", "running", "paused"):
         raise CommandError(f"container not running: {entry.ident!r} is {entry.status()}")
-    group = Cgroup(entry.record["cgroup"])
+    group = entry.group()
     if arguments.options["stats"]:
         _tell(entry, "stats", statistics(group))
         return 0

@@ -52,7 +52,7 @@ def exec(arguments: Arguments, log: Log) -> int:
 
 
 def _launch(entry: Entry, config: spec.Config, process: dict[str, Any], arguments: Arguments, log: Log) -> Launch:
-    group = Cgroup(entry.record["cgroup"])
+    group = entry.group()
     host = build.host_of(group, _entrances(group, arguments.options["cgroup"]))
     # The filter is the container's, whatever the process.
     plan = launch.plan_exec(bundle.with_filter(config), process, host)

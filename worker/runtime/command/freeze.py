@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from worker.runtime.cgroups import Cgroup
 from worker.runtime.command.arguments import Arguments
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Store
@@ -26,7 +25,7 @@ def _freeze(arguments: Arguments, allowed: tuple[str, ...], frozen: bool) -> int
     if status not in allowed:
         verb = "paused" if frozen else "resumed"
         raise CommandError(f"container {entry.ident!r} is {status}: only one that is {' or '.join(allowed)} can be {verb}")
-    group = Cgroup(entry.record["cgroup"])
+    group = entry.group()
     group.freeze(frozen)
     deadline = time.monotonic() + _PATIENCE
     while group.is_frozen() != frozen:

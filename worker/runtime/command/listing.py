@@ -63,13 +63,11 @@ def list_(arguments: Arguments, log: Log) -> int:
 
 def ps(arguments: Arguments, log: Log) -> int:
     """Pids as JSON, or the lines of the machine's ps (with its options) that are of the container."""
-    from worker.runtime.cgroups import Cgroup
-
     form = _form(arguments)
     entry = Store(arguments.globals["root"]).find(arguments.operands["id"])
     if entry.status() == "stopped":
         raise CommandError(f"container not running: {entry.ident!r} is stopped")
-    pids = Cgroup(entry.record["cgroup"]).pids()
+    pids = entry.group().pids()
     if form == "json":
         sys.stdout.write(json.dumps(pids) + "\n")
         return 0

@@ -83,6 +83,9 @@ def _command(line: list[str], *, again: bool) -> int:
         return _EXEC_STATUS if verb == "exec" else error.status
     except BrokenPipeError:
         return 1
+    except KeyboardInterrupt:
+        # What was begun has been undone on the way here.
+        return 130
     except Exception as error:
         return _fault(error, verb, log)
 

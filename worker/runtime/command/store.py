@@ -17,10 +17,13 @@ import json
 import os
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.kernel import process as kernel_process
 from worker.runtime.command.report import CommandError
+
+if TYPE_CHECKING:
+    from worker.runtime.cgroups import Cgroup
 
 VERSION = 1
 _ID = re.compile(r"[\w+.-]{1,1024}", re.ASCII)
@@ -97,6 +100,14 @@ class Entry:
         except BlockingIOError:
             return True
         return True
+
+    def group(self) -> Cgroup:
+        """Its Cgroup. Raises CommandError while it has none: an empty path would be the cgroup of the whole machine."""
+        from worker.runtime.cgroups import Cgroup
+
+        if not self.record["cgroup"]:
+            raise CommandError(f"container not running: {self.ident!r} is {self.record['phase']} and has no cgroup yet")
+        return Cgroup(self.record["cgroup"])
 
     def unlock(self) -> None:
         if self.lock_fd >= 0:

@@ -6,7 +6,6 @@ import json
 import sys
 from typing import Any
 
-from worker.runtime.cgroups import Cgroup
 from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Store
@@ -38,7 +37,7 @@ def update(arguments: Arguments, log: Log) -> int:
     status = entry.status()
     if status not in ("created", "running", "paused"):
         raise CommandError(f"cannot update container {entry.ident!r}, which is {status}")
-    Cgroup(entry.record["cgroup"]).apply(resources, update=True)
+    entry.group().apply(resources, update=True)
     config = entry.config()
     config["linux"]["resources"] = merged(config["linux"].get("resources") or {}, resources)
     entry.save_config(config)
