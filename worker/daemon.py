@@ -58,6 +58,7 @@ class DaemonOptions:
     labels: Sequence[str] = ()
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
+    warm_pool: int = 3
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
     log_level: str = "info"
 
@@ -170,6 +171,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         cgroup_parent=options.cgroup_parent,
         name=options.name,
         labels=tuple(options.labels),
+        warm_pool=options.warm_pool,
     )
 
 

@@ -191,7 +191,7 @@ async def export(host: Host, live: Live) -> AsyncIterator[bytes]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                async for chunk in _stepped(host, tree_tar.pack(fd, ".", ".", one_device=True)):
+                async for chunk in _stepped(host, tree_tar.pack(fd, ".", "", one_device=True)):
                     yield chunk
             finally:
                 os.close(fd)

@@ -2,7 +2,7 @@
 
 It runs single-threaded with everything imported beforehand: after the pivot nothing of the host can be loaded. What
 goes wrong is told to the parent with the name of the step; a fault after a seccomp filter may be untellable and shows
-in the exit status (126, 127) alone. It decides nothing: the steps come from worker.runtime.launch.
+in the exit status (126, 127) alone. It decides nothing: the plan is made by its caller's ``prepare``, in this process.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import resource
 import select
 import signal
-import socket
 import stat
 import struct
 import sys
 import termios
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
@@ -25,7 +25,7 @@ from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.labels import LABEL_STEPS
-from worker.runtime.launch import DEFAULT_PATH, Step
+from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
 from worker.runtime.namespaces import NAMESPACE_STEPS
 from worker.runtime.scheduling import SCHEDULING_STEPS
 
@@ -33,7 +33,9 @@ _FIRST_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
-_OURS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_OURS = tuple(
+    int(number) for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+)
 _PTMX, _NULL = os.makedev(5, 2), os.makedev(1, 3)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -57,13 +59,13 @@ class Stdio:
 class Detachment:
     """A process that outlives whoever forks it: it has no death signal.
 
-    ``listener``: where it waits to be started by another process, once its parent has said ``detach``; until then the
-    parent's death is its own. Without one it goes on by its parent's ``start``.
+    ``listener``: the listening socket at which it waits to be started by another process, once its parent has said
+    ``detach``; until then the parent's death is its own. Without one it goes on by its parent's ``start``.
     """
 
     __slots__ = ("listener",)
 
-    def __init__(self, listener: socket.socket | None = None) -> None:
+    def __init__(self, listener: int | None = None) -> None:
         self.listener = listener
 
 
@@ -80,6 +82,7 @@ class Init:
         self.private_fd = private_fd
         self.attached = attached
         self.root_fd = -1
+        self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
         self.program = ""
@@ -95,13 +98,12 @@ class Init:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+Prepare = Callable[["Init"], LaunchPlan]
+"""Makes the plan in the new process, where it costs the parent nothing; may perform steps that come before all others."""
+
+
 def run(
-    create: list[Step],
-    start: list[Step],
-    channel: sync.Channel,
-    stdio: Stdio,
-    pidfd: int | None,
-    detachment: Detachment | None = None,
+    prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None, detachment: Detachment | None = None
 ) -> NoReturn:
     """The child's whole life up to execve; never returns and never raises into the parent's code.
 
@@ -112,17 +114,17 @@ def run(
         listener = detachment.listener if detachment is not None else None
         init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
         try:
-            for step in create:
-                _perform(init, step)
-            init.channel.send(sync.CREATED, fd=init.console_master)
+            plan = prepare(init)
+            perform(init, plan.create)
+            body = {"warnings": plan.warnings} if plan.warnings else None
+            init.channel.send(sync.CREATED, fd=init.console_master, body=body)
             if init.console_master is not None:
                 os.close(init.console_master)
             if listener is None:
                 init.channel.expect(sync.START)
             else:
                 _await_start(init, listener)
-            for step in start:
-                _perform(init, step)
+            perform(init, plan.start)
         except Exception as error:
             fault = _as_fault(error, init.step)
             code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
@@ -141,30 +143,31 @@ def _as_fault(error: Exception, step: str) -> RuntimeFault:
     return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
 
 
-def _await_start(init: Init, listener: socket.socket) -> None:
+def _await_start(init: Init, listener: int) -> None:
     """Let go of the creator, then wait for whoever says ``start``; one that connects and goes only asks if we wait."""
     init.channel.expect(sync.DETACH)
-    init.channel.close()
     while True:
-        connection, _ = listener.accept()
-        init.channel = sync.Channel(connection)
+        init.channel.close()
+        init.channel = sync.accept(listener)
         if init.channel.receive()[0] == sync.START:
             break
-        init.channel.close()
-    listener.close()
+    os.close(listener)
 
 
 def _isolate(
-    channel: sync.Channel, stdio: Stdio, pidfd: int | None, listener: socket.socket | None, *, attached: bool
-) -> tuple[Init, socket.socket | None]:
-    """Give up all the parent has open, its session and its signal set-up; die when it dies, if ``attached``."""
+    channel: sync.Channel, stdio: Stdio, pidfd: int | None, listener: int | None, *, attached: bool
+) -> tuple[Init, int | None]:
+    """Give up all the parent has open, its session and its signal set-up; die when it dies, if ``attached``.
+
+    Answers also where ``listener`` is then.
+    """
     signal.set_wakeup_fd(-1)
     if attached:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     os.setsid()
     private = _FIRST_FD + stdio.kept
-    ours = [channel.fileno(), *([] if pidfd is None else [pidfd]), *([] if listener is None else [listener.fileno()])]
+    ours = [fd for fd in (channel.fileno(), pidfd, listener) if fd is not None]
     # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
     high = [
         -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(64, private + len(ours)))
@@ -179,25 +182,24 @@ def _isolate(
         os.dup2(fd, private + offset, inheritable=False)
     syscalls.close_range(private + len(ours))
     channel.socket.detach()
-    channel = sync.Channel(socket.socket(fileno=private))
+    channel = sync.adopt(private)
     _reset_signals()
-    if listener is not None:
-        listener.detach()
-        listener = socket.socket(fileno=private + len(ours) - 1)
-    return Init(channel, None if pidfd is None else private + 1, private, attached), listener
+    last = private + len(ours) - 1
+    return Init(channel, None if pidfd is None else private + 1, private, attached), None if listener is None else last
 
 
 def _reset_signals() -> None:
     """Ignored signals survive execve; all others are at their default since ``prepare``."""
     for number in _OURS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        syscalls.default_signal_action(number)
+    syscalls.unblock_signals()
 
 
-def _perform(init: Init, step: Step) -> None:
-    about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
-    init.step = f"{step.name} {about}".rstrip()
-    _STEPS[step.name](init, **step.arguments)
+def perform(init: Init, steps: Iterable[Step]) -> None:
+    for step in steps:
+        about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
+        init.step = f"{step.name} {about}".rstrip()
+        _STEPS[step.name](init, **step.arguments)
 
 
 def become_mapped_root(init: Init, wait: bool) -> None:
@@ -416,8 +418,8 @@ def load_seccomp(init: Init, **filter_: Any) -> None:
 def hooks_of_create(init: Init, entries: hooks.Entries) -> None:
     """The parent runs those outside first and says what we are to the host; then ours, still in sight of its files."""
     init.channel.send(sync.HOOKS)
-    init.channel.expect(sync.RESUME)
-    init.state = init.channel.body["state"]
+    answer, _ = init.channel.expect(sync.RESUME)
+    init.state = answer["state"]
     hooks.run(entries, init.state)
 
 

@@ -1,67 +1,99 @@
 """The handshake between a starting process and its parent: typed messages over a socket pair that execve closes.
 
-Child → parent: ``created`` (with the console's descriptor when there is one), ``exec`` (about to execve), ``error``;
-``hooks`` (the tree stands; run what runs outside) and ``listener`` (the number of a seccomp listener's descriptor), which
-are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree`` (with the descriptor of a mount),
-``placed`` (in its cgroup), ``start``, or ``detach`` (the child is on record and is to wait for its start elsewhere). End of
-file after ``exec`` means that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
+Child → parent: ``ready`` (a sandbox waits to be claimed), ``created`` (with the console's descriptor when there is one),
+``exec`` (about to execve), ``error``; ``hooks`` (the tree stands: run what runs outside) and ``listener`` (the number of a
+seccomp listener's descriptor), which are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree``
+(a mount's descriptor), ``placed`` (in its cgroup), ``claim`` (what a ready sandbox is to become, with descriptors),
+``start``, or ``detach`` (the child is on record and is to wait for its start elsewhere). End of file after ``exec`` means
+that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
 """
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
 import socket
+import struct
+from collections.abc import Sequence
 from typing import Any
 
+from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
-CREATED, EXEC, ERROR, MAPPED, PLACED, START = "created", "exec", "error", "mapped", "placed", "start"
-HOOKS, LISTENER, RESUME, TREE, DETACH = "hooks", "listener", "resume", "tree", "detach"
+READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
+MAPPED, PLACED, CLAIM, START, DETACH = "mapped", "placed", "claim", "start", "detach"
+HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
+_MOST_FDS = 8
+_ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
+# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
+_AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
+_SCM_RIGHTS, _MSG_NOSIGNAL, _MSG_CMSG_CLOEXEC = (
+    int(socket.SCM_RIGHTS),
+    int(socket.MSG_NOSIGNAL),
+    int(socket.MSG_CMSG_CLOEXEC),
+)
 _WORDS = 2048
 
 
 class Channel:
-    """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that came."""
+    """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that was received."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self.socket = sock
         self.body: dict[str, Any] = {}
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def send(self, kind: str, *, fault: RuntimeFault | None = None, fd: int | None = None, **more: Any) -> None:
-        body: dict[str, Any] = {"type": kind, **more}
+    def send(
+        self,
+        kind: str,
+        *,
+        fault: RuntimeFault | None = None,
+        fd: int | None = None,
+        body: dict[str, Any] | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        """``fd``: short for one of ``fds``."""
+        message: dict[str, Any] = {"type": kind, **(body or {})}
         if fault is not None:
             # A message has to fit whole: a name of 100 KiB that is not found may not break the handshake.
-            body["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
-        data = json.dumps(body).encode()
-        if fd is None:
-            self.socket.send(data, socket.MSG_NOSIGNAL)
-        else:
-            socket.send_fds(self.socket, [data], [fd], socket.MSG_NOSIGNAL)
+            message["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
+        data = compact_json.dumps(message)
+        passed = [*fds] if fd is None else [fd, *fds]
+        rights = [(_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(passed)}i", *passed))] if passed else []
+        self.socket.sendmsg([data], rights, _MSG_NOSIGNAL)
 
     def receive(self) -> tuple[str, RuntimeFault | None, int | None]:
         """(kind, fault, descriptor); kind is "" at end of file."""
+        message, fds = self._receive()
+        if message is None:
+            return "", None, None
+        fault = RuntimeFault.from_dict(message["error"]) if "error" in message else None
+        return message["type"], fault, fds[0] if fds else None
+
+    def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # The other end closed with a message of ours unread; that is told first, its last words come after.
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
+        fds: list[int] = []
+        for level, kind, packed in rights:
+            if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
+                fds += struct.unpack(f"{len(packed) // 4}i", packed[: len(packed) & ~3])
         if not data:
-            return "", None, None
-        body = self.body = json.loads(data)
-        fault = RuntimeFault.from_dict(body["error"]) if "error" in body else None
-        return body["type"], fault, fds[0] if fds else None
+            return None, fds
+        self.body = compact_json.loads(data)
+        return self.body, fds
 
-    def expect(self, kind: str) -> int | None:
-        """Wait for ``kind`` and take its descriptor; the process ends without a word when the parent has gone."""
-        received, _, fd = self.receive()
-        if received != kind:
+    def expect(self, kind: str) -> tuple[dict[str, Any], list[int]]:
+        """Wait for ``kind``: its body and descriptors. The process ends without a word when the parent has gone."""
+        message, fds = self._receive()
+        if message is None or message["type"] != kind:
             os._exit(1)
-        return fd
+        return message, fds
 
     def close(self) -> None:
         self.socket.close()
@@ -69,5 +101,19 @@ class Channel:
 
 def pair() -> tuple[Channel, Channel]:
     """(parent's end, child's end)."""
-    parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent, child = _socket.socketpair(_AF_UNIX, _SOCK_SEQPACKET)
     return Channel(parent), Channel(child)
+
+
+def adopt(fd: int) -> Channel:
+    """The channel whose socket is ``fd``."""
+    return Channel(_socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, fd))
+
+
+def accept(listener: int) -> Channel:
+    """The next connection to a listening socket of this kind."""
+    sock = socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, listener)
+    try:
+        return adopt(sock.accept()[0].detach())
+    finally:
+        sock.detach()

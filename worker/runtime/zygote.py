@@ -7,9 +7,9 @@ caller's function, so that the runtime need not know it.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
-import json
 import os
 import select
 import signal
@@ -19,11 +19,15 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import process
+from worker.runtime import compact_json
 
 VERSION = 1
 _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
 _PEER = struct.Struct("iII")
+# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
+_AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 
 Child = Callable[[dict[str, Any], socket.socket], None]
 
@@ -34,8 +38,10 @@ def listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         name = os.path.basename(path)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
         old = os.umask(0o177)
         try:
             listener.bind(f"/proc/self/fd/{directory}/{name}")
@@ -51,14 +57,18 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def peer_allowed(connection: socket.socket) -> bool:
-    """Only root and our own user may speak to us."""
-    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+def peer_allowed(fd: int) -> bool:
+    """Only root and our own user may speak to us over the connected socket ``fd``."""
+    connection = _socket.socket(_AF_UNIX, _SOCK_STREAM, 0, fd)
+    try:
+        _, uid, _ = _PEER.unpack(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _PEER.size))
+    finally:
+        connection.detach()
     return uid in (0, os.geteuid())
 
 
 def frame(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
+    data = compact_json.dumps(body)
     return _LENGTH.pack(len(data)) + data
 
 
@@ -106,7 +116,7 @@ class Zygote:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             connection, _ = self._listener.accept()
-            if not peer_allowed(connection):
+            if not peer_allowed(connection.fileno()):
                 connection.close()
                 return
             self._connections[connection.fileno()] = (connection, bytearray())
@@ -139,14 +149,16 @@ class Zygote:
 
     def _answer(self, connection: socket.socket, body: bytes) -> None:
         try:
-            request = json.loads(body)
+            request = compact_json.loads(body)
             reply = self._perform(request)
             if reply is None:
                 return
         except (OSError, ValueError, KeyError, TypeError) as error:
             reply = {"error": {"code": "invalid", "message": f"{type(error).__name__}: {error}", "step": "zygote"}}
-        with contextlib.suppress(OSError):
+        try:
             connection.sendall(frame(reply))
+        except OSError:
+            pass
 
     def _perform(self, request: dict[str, Any]) -> dict[str, Any] | None:
         op = request["op"]

@@ -6,7 +6,6 @@ they can answer for.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -52,20 +51,23 @@ class Loop:
         return timer
 
     def watch_children(self, callback: Callable[[int, int], None]) -> None:
-        """Reap every child and call ``callback(pid, wait status)``."""
+        """Reap every child and call ``callback(pid, wait status)``. SIGCHLD has a handler: the zygote's."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
         def reap(_: int) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 os.read(read, 4096)
-            with contextlib.suppress(ChildProcessError):
+            except BlockingIOError:
+                pass
+            try:
                 while True:
                     pid, status = os.waitpid(-1, os.WNOHANG)
                     if pid == 0:
                         return
                     callback(pid, status)
+            except ChildProcessError:
+                pass
 
         self.add(read, READ, reap)
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import safe_paths, syscalls
@@ -25,6 +23,15 @@ from worker.shim.streams import STDERR, STDOUT
 _LINGER = 10.0
 _SETTLE = 0.25
 _OOM_SCORE = -998
+_DEAF_TO = (1, 2, 15)
+"""SIGHUP, SIGINT, SIGTERM, by number: the names are enums, which a process that stays small does without."""
+_OPERATIONS = frozenset(
+    (
+        "prepare", "create", "start", "kill", "pause", "resume", "update", "resize", "pids", "stats", "exec", "exec_start",
+        "exec_state",
+    )
+)  # fmt: skip
+"""Requests that are a method of the container's."""
 
 
 class Shim:
@@ -38,43 +45,22 @@ class Shim:
         self._listening: list[Connection] = []
         self._container = Container(self._loop, request["id"], self._directory, self._broadcast, hierarchies)
         self._deadline: float | None = None
-        container = self._container
-        self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
-            "create": container.create,
-            "start": container.start,
-            "kill": container.kill,
-            "pause": container.pause,
-            "resume": container.resume,
-            "update": container.update,
-            "resize": container.resize,
-            "pids": container.pids,
-            "stats": container.stats,
-            "exec": container.exec,
-            "exec_start": container.exec_start,
-            "exec_state": container.exec_state,
-            "hello": self._describe,
-            "state": self._describe,
-            "delete": self._delete,
-        }
 
     def run(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        for number in _DEAF_TO:
+            syscalls.ignore_signal(number)
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self._loop.watch_children(self._container.on_child)
         self._loop.add(self._listener.fileno(), READ, lambda _: self._accept())
         syscalls.prctl(syscalls.PR_SET_NAME, b"covey-shim")
         self._container.record_identity()
-        with contextlib.suppress(OSError):
+        try:
             safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
+        except OSError:
+            # Without CAP_SYS_RESOURCE it keeps the daemon's score.
+            pass
         self._loop.call_later(_SETTLE, self._enter_cgroup)
         self._loop.run()
-
-    def _describe(self, _: dict[str, Any], reply: Reply) -> None:
-        reply(self._container.describe())
-
-    def _delete(self, request: dict[str, Any], reply: Reply) -> None:
-        self._container.delete(request, reply, self._leave)
 
     def _enter_cgroup(self) -> None:
         """Out of the daemon's cgroup, which may be emptied when the daemon is stopped.
@@ -82,25 +68,31 @@ class Shim:
         Some time after the container's start, which need not wait for it. A shim that cannot move stays where it is:
         its end would be its container's.
         """
-        with contextlib.suppress(OSError):
+        try:
             group = Cgroup(f"{self._request['cgroup_parent']}/shims", self._hierarchies)
             group.create()
             group.enter()
+        except OSError:
+            pass
 
     def _accept(self) -> None:
+        # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
-            sock, _ = self._listener.accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        if peer_allowed(sock):
-            self._connections.append(Connection(self._loop, sock, self._perform, self._on_closed))
+        if peer_allowed(fd):
+            self._connections.append(Connection(self._loop, fd, self._perform, self._on_closed))
         else:
-            sock.close()
+            os.close(fd)
 
     def _on_closed(self, connection: Connection) -> None:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
+        if self._container.state == "prepared" and not self._connections:
+            # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
+            self._container.discard(self._loop.stop)
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
         op = request.get("op")
@@ -109,8 +101,12 @@ class Shim:
                 self._attach(connection, request)
             elif op == "events":
                 self._events(connection)
-            elif op in self._operations:
-                self._operations[op](request, _replier(connection))
+            elif op in _OPERATIONS:
+                getattr(self._container, op)(request, _replier(connection))
+            elif op in ("hello", "state"):
+                connection.reply(self._container.describe())
+            elif op == "delete":
+                self._container.delete(request, _replier(connection), self._leave)
             else:
                 connection.fail(RuntimeFault("invalid", f"unknown op {op!r}", "request"))
         except RuntimeFault as fault:

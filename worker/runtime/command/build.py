@@ -19,7 +19,7 @@ from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
-from worker.runtime import capabilities, init, launch, spec, sync
+from worker.runtime import birth, init, launch, mount_options, prepare, spec, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import bundle, console, ending
 from worker.runtime.command.outside import Outside
@@ -27,8 +27,8 @@ from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry, Store
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Detachment, Stdio
-from worker.runtime.launch import Host, LaunchPlan, Step
-from worker.runtime.process import Launch
+from worker.runtime.launch import LaunchPlan, Step
+from worker.runtime.process import Launch, hand_over
 from worker.runtime.process import launch as fork
 
 
@@ -70,15 +70,13 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
     try:
         _occupy(entry, group)
         entry.save_config(config)
-        group.create()
-        group.apply(config["linux"].get("resources") or {})
-        plan = _adapted(launch.plan_container(bundle.with_filter(config), host_of(group)), config["process"], wishes)
+        prepare.make_group(config, group)
+        plan = _adapted(launch.plan_container(bundle.with_filter(config), prepare.host_of(group)), config["process"], wishes)
         for words in plan.warnings:
             log.warn(words)
         prepare_process()
         with contextlib.closing(_listen(entry)) as listener:
-            stdio = stdio_of(plan.terminal, wishes.kept)
-            launched = fork(plan, group, stdio, detachment=Detachment(listener))
+            launched = _fork(plan, group, config, wishes.kept, Detachment(listener.fileno()))
         launched.on_request = Outside(entry, config).answer(launched, "creating")
         follow(launched, "created")
         master = launched.console
@@ -145,20 +143,13 @@ def _occupy(entry: Entry, group: Cgroup) -> None:
 
     So it is on record only once that is sure.
     """
-    others = group.pids() if group.exists() else []
-    if others:
-        words = f"cgroup {group.path} holds {len(others)} processes, {others[0]} for one"
-        raise CommandError(f"{words}: end what runs there or name another linux.cgroupsPath")
+    prepare.check_unused(group)
     if group.version == 2:
         paths = {"": group.directories()[0]}
     else:
         paths = {name: hierarchy.mount + group.path for hierarchy in group.hierarchies for name in hierarchy.controllers}
     entry.record.update(cgroup=group.path, cgroup_paths=paths)
     entry.save()
-
-
-def host_of(group: Cgroup, entrances: list[str] | None = None) -> Host:
-    return Host(capabilities.held(), group.mounts(), group.entrances() if entrances is None else entrances)
 
 
 def _adapted(plan: LaunchPlan, process: dict[str, Any], wishes: Wishes) -> LaunchPlan:
@@ -189,8 +180,19 @@ def _listen(entry: Entry) -> socket.socket:
     return listener
 
 
-def stdio_of(terminal: bool, kept: int) -> Stdio:
-    return Stdio(None, None, None, kept) if terminal else Stdio(0, 1, 2, kept)
+def _fork(plan: LaunchPlan, group: Cgroup, config: spec.Config, kept: int, detachment: Detachment) -> Launch:
+    born = birth.of_container(config)
+    stdio = stdio_of(config, config["process"], kept)
+    return fork(born, lambda _: plan, stdio, group, trees=mount_options.mapped_trees(config), detachment=detachment)
+
+
+def stdio_of(config: spec.Config, process: dict[str, Any], kept: int) -> Stdio:
+    """Ours, given to the user the process will be; a terminal's it makes itself."""
+    if process.get("terminal"):
+        return Stdio(None, None, None, kept)
+    for fd in (0, 1, 2):
+        hand_over(fd, birth.host_uid(config["linux"], process))
+    return Stdio(0, 1, 2, kept)
 
 
 def prepare_process() -> None:

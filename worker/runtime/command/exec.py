@@ -9,7 +9,7 @@ import json
 import os
 from typing import Any
 
-from worker.runtime import launch, spec
+from worker.runtime import birth, capabilities, launch, spec
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import build, bundle, console, foreground
 from worker.runtime.command.arguments import Arguments, UsageError
@@ -18,6 +18,7 @@ from worker.runtime.command.outside import Outside
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry, Store
 from worker.runtime.init import Detachment
+from worker.runtime.launch import Host
 from worker.runtime.process import Launch
 from worker.runtime.process import launch as fork
 
@@ -53,15 +54,15 @@ def exec(arguments: Arguments, log: Log) -> int:
 
 def _launch(entry: Entry, config: spec.Config, process: dict[str, Any], arguments: Arguments, log: Log) -> Launch:
     group = entry.group()
-    host = build.host_of(group, _entrances(group, arguments.options["cgroup"]))
+    host = Host(capabilities.held(), group.mounts(), _entrances(group, arguments.options["cgroup"]))
     # The filter is the container's, whatever the process.
     plan = launch.plan_exec(bundle.with_filter(config), process, host)
-    kept = arguments.options["preserve_fds"] + listen_fds()
-    build.prepare_process()
-    stdio = build.stdio_of(plan.terminal, kept)
     for words in plan.warnings:
         log.warn(words)
-    launched = fork(plan, group, stdio, entered_pid=entry.record["pid"], detachment=Detachment())
+    stdio = build.stdio_of(config, process, arguments.options["preserve_fds"] + listen_fds())
+    build.prepare_process()
+    born = birth.of_exec(process)
+    launched = fork(born, lambda _: plan, stdio, group, entered_pid=entry.record["pid"], detachment=Detachment())
     launched.on_request = Outside(entry, config).answer(launched, "running", entry.record["pid"])
     return launched
 

@@ -38,7 +38,7 @@ _ARGUMENT_STATUS = 1
 # runc's: what an exec that could not be done answers, to tell it from the program's own codes.
 _EXEC_STATUS = 255
 RELEASE = "0.1.0"
-SPEC_VERSION = "1.2.0"
+SPEC_VERSION = "1.3.0"
 
 
 def main() -> int:
