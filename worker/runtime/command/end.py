@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 from worker.kernel import process as kernel_process
 from worker.runtime.command import ending
 from worker.runtime.command.arguments import Arguments
 from worker.runtime.command.report import CommandError, Log
-from worker.runtime.command.store import Entry, Store, check_id
+from worker.runtime.command.store import Missing, Store
 
 
 def kill(arguments: Arguments, log: Log) -> int:
@@ -54,12 +53,13 @@ def signal_number(word: str) -> int:
 def delete(arguments: Arguments, log: Log) -> int:
     """A created container is killed, as runc does; one that runs only with --force, which also forgives an unknown id."""
     force = arguments.options["force"]
-    store = Store(arguments.globals["root"])
     ident = arguments.operands["id"]
-    if force and not os.path.exists(os.path.join(store.root, ident)):
-        check_id(ident)
-        return 0
-    entry = store.lock(ident)
+    try:
+        entry = Store(arguments.globals["root"]).lock(ident)
+    except Missing:
+        if force:
+            return 0
+        raise
     status = entry.status()
     if status in ("running", "paused") and not force:
         raise CommandError(
@@ -72,7 +72,7 @@ def delete(arguments: Arguments, log: Log) -> int:
 def clear(store: Store, ident: str, log: Log) -> None:
     """Delete at the end of run; somebody may have done so already."""
     try:
-        entry: Entry = store.lock(ident)
-    except CommandError:
+        entry = store.lock(ident)
+    except Missing:
         return
     ending.remove(entry, log)

@@ -8,7 +8,7 @@ from typing import Any
 
 from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.report import CommandError, Log
-from worker.runtime.command.store import Entry, Store
+from worker.runtime.command.store import Entry, Missing, Store
 
 _COLUMNS = ("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")
 
@@ -46,7 +46,7 @@ def list_(arguments: Arguments, log: Log) -> int:
     for ident in store.ids():
         try:
             found.append(describe(store.find(ident)))
-        except CommandError:
+        except Missing:
             # Deleted meanwhile.
             continue
     if form == "json":

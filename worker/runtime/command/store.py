@@ -34,6 +34,10 @@ Record = dict[str, Any]
 init (clock ticks since boot); cgroup: the path, empty before it is ours; cgroup_paths: controller (v2: "") → directory."""
 
 
+class Missing(CommandError):
+    """There is no container of this id."""
+
+
 def check_id(ident: str) -> None:
     """Raise CommandError for what cannot be the name of a directory here; names with a dot first are ours."""
     if not _ID.fullmatch(ident) or ident in (".", "..") or ident.startswith(".") or len(os.fsencode(ident)) > 255:
@@ -200,7 +204,7 @@ class Store:
         directory = os.path.join(self.root, ident)
         try:
             entry = _try_lock(directory, ident)
-        except CommandError:
+        except Missing:
             return None
         if entry is not None and entry.record["phase"] != "creating":
             os.close(entry.lock_fd)
@@ -256,8 +260,8 @@ def _read(directory: str, ident: str) -> Record:
     return dict(record)
 
 
-def _missing(ident: str) -> CommandError:
-    return CommandError(f"container {ident!r} does not exist: `covey-runtime list` shows those of this --root")
+def _missing(ident: str) -> Missing:
+    return Missing(f"container {ident!r} does not exist: `covey-runtime list` shows those of this --root")
 
 
 def write_json(path: str, body: object) -> None:
