@@ -24,6 +24,7 @@ from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
 from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
 from worker.runtime.namespaces import NAMESPACE_STEPS
@@ -438,6 +439,7 @@ def execve(init: Init) -> None:
 
 _STEPS: dict[str, Any] = {
     **FILESYSTEM_STEPS,
+    **HOME_STEPS,
     **LABEL_STEPS,
     **NAMESPACE_STEPS,
     **SCHEDULING_STEPS,

@@ -46,6 +46,23 @@ def test_a_run_that_fails_leaves_nothing(runtime):
         assert not runtime.group("a").exists()
 
 
+@pytest.mark.parametrize(("uid", "home"), [(0, "/"), (1000, "/tmp"), (7, "/")])
+def test_home_is_the_users(runtime, uid, home):
+    """From the image's passwd, where the bundle names none; and what it names stays."""
+    process = {"cwd": "/", "env": ["PATH=/bin"], "args": ["sh", "-c", "echo $HOME"], "user": {"uid": uid, "gid": uid}}
+    assert runtime.call("run", "--bundle", runtime.bundle("a", [], process=process), "a").out == f"{home}\n"
+    process["env"].append("HOME=/else")
+    assert runtime.call("run", "--bundle", runtime.bundle("a", [], process=process), "a").out == "/else\n"
+
+
+def test_a_passwd_that_never_answers_is_not_waited_for(runtime):
+    fifo = runtime.base / "fifo"
+    os.mkfifo(fifo)
+    mounts = [{"destination": "/etc/passwd", "type": "bind", "source": str(fifo), "options": ["bind"]}]
+    bundle = runtime.bundle("a", ["sh", "-c", "echo $HOME"], mounts=mounts)
+    assert runtime.call("run", "--bundle", bundle, "a").out == "/\n"
+
+
 def test_detached(runtime):
     pid_file = runtime.base / "pid"
     runtime.call("run", "-d", "--pid-file", pid_file, "--bundle", runtime.bundle("a", ["sleep", "1000"]), "a")

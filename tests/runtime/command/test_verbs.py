@@ -261,6 +261,18 @@ def test_spec_makes_a_bundle_that_runs(runtime, tmp_path):
     assert runtime.call("run", "fresh", cwd=bundle).out == "covey\n0\n"
 
 
+def test_features(runtime):
+    """features-schema.json's required fields; what they say is tested with worker.runtime.features."""
+    body = json.loads(runtime.call("features").out)
+    assert body["ociVersionMin"].startswith("1.0")
+    assert body["ociVersionMax"].startswith("1.")
+    assert {"createRuntime", "poststop"} <= set(body["hooks"])
+    assert "bind" in body["mountOptions"]
+    assert {"pid", "mount"} <= set(body["linux"]["namespaces"])
+    assert body["linux"]["cgroup"]["systemd"] is False
+    assert body["linux"]["seccomp"]["enabled"] is True
+
+
 def test_version_is_the_projects():
     """Three lines, as go-runc parses them."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["version"]

@@ -71,7 +71,7 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
         _occupy(entry, group)
         entry.save_config(config)
         prepare.make_group(config, group)
-        plan = _adapted(launch.plan_container(bundle.with_filter(config), prepare.host_of(group)), config["process"], wishes)
+        plan = adapted(launch.plan_container(bundle.with_filter(config), prepare.host_of(group)), config["process"], wishes)
         for words in plan.warnings:
             log.warn(words)
         prepare_process()
@@ -152,20 +152,27 @@ def _occupy(entry: Entry, group: Cgroup) -> None:
     entry.save()
 
 
-def _adapted(plan: LaunchPlan, process: dict[str, Any], wishes: Wishes) -> LaunchPlan:
+def adapted(plan: LaunchPlan, process: dict[str, Any], wishes: Wishes) -> LaunchPlan:
     """The plan with what the command line changes in it. A program that is missing is create's error, as it is runc's."""
     plan.create.append(
         Step("check_program", args=list(process["args"]), env=list(process.get("env") or []), cwd=process["cwd"])
     )
+    plan.start = with_home(plan.start, process)
     if not wishes.pivot:
         plan.create = [Step("move_root") if step.name == "pivot" else step for step in plan.create]
     if not wishes.keyring:
-        plan.start = without_keyring(plan.start)
+        plan.start = [step for step in plan.start if step.name != "session_keyring"]
     return plan
 
 
-def without_keyring(steps: Iterable[Step]) -> list[Step]:
-    return [step for step in steps if step.name != "session_keyring"]
+def with_home(steps: Iterable[Step], process: dict[str, Any]) -> list[Step]:
+    """The steps of a start, with one that sets HOME; podman and containerd leave it to the runtime."""
+    result: list[Step] = []
+    for step in steps:
+        result.append(step)
+        if step.name == "find_program":
+            result.append(Step("home", uid=int((process.get("user") or {}).get("uid") or 0)))
+    return result
 
 
 def _listen(entry: Entry) -> socket.socket:

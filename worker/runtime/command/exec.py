@@ -57,6 +57,7 @@ def _launch(entry: Entry, config: spec.Config, process: dict[str, Any], argument
     host = Host(capabilities.held(), group.mounts(), _entrances(group, arguments.options["cgroup"]))
     # The filter is the container's, whatever the process.
     plan = launch.plan_exec(bundle.with_filter(config), process, host)
+    plan.start = build.with_home(plan.start, process)
     for words in plan.warnings:
         log.warn(words)
     stdio = build.stdio_of(config, process, arguments.options["preserve_fds"] + listen_fds())

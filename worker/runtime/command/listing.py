@@ -39,9 +39,6 @@ def describe(entry: Entry) -> dict[str, Any]:
 def list_(arguments: Arguments, log: Log) -> int:
     form = _form(arguments)
     store = Store(arguments.globals["root"])
-    if arguments.options["quiet"]:
-        sys.stdout.write("".join(f"{ident}\n" for ident in store.ids()))
-        return 0
     found = []
     for ident in store.ids():
         try:
@@ -49,6 +46,9 @@ def list_(arguments: Arguments, log: Log) -> int:
         except Missing:
             # Deleted meanwhile.
             continue
+    if arguments.options["quiet"]:
+        sys.stdout.write("".join(f"{body['id']}\n" for body in found))
+        return 0
     if form == "json":
         sys.stdout.write(json.dumps(found) + "\n")
         return 0
