@@ -120,10 +120,7 @@ def _finish(
 ) -> None:
     """Set attributes on a detached mount, put it in place, then its propagation (a detached one has no peers)."""
     try:
-        if attributes != (0, 0):
-            mounts.set_attributes(mount_fd, *attributes)
-        if recursive_attributes != (0, 0):
-            mounts.set_attributes(mount_fd, *recursive_attributes, recursive=True)
+        _set_attributes(mount_fd, attributes, recursive_attributes)
         mounts.attach(mount_fd, target)
         for flag in propagation:
             recursive = bool(flag & syscalls.MS_REC)
@@ -131,6 +128,18 @@ def _finish(
     finally:
         os.close(mount_fd)
         os.close(target)
+
+
+def _set_attributes(mount_fd: int, attributes: Attributes, recursive_attributes: Attributes) -> None:
+    try:
+        if attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *attributes)
+        if recursive_attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *recursive_attributes, recursive=True)
+    except PermissionError as error:
+        # The kernel keeps what the host has set on a mount that came into a user namespace (mount_namespaces(7)).
+        words = "an option would undo what the host has set on it, which a user namespace may not"
+        raise RuntimeFault("kernel", f"{words} (errno {error.errno})") from None
 
 
 def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
@@ -174,10 +183,7 @@ def remount(
     try:
         if not _is_mount_point(target):
             raise RuntimeFault("invalid", f"remount: nothing is mounted at {destination}")
-        if attributes != (0, 0):
-            mounts.set_attributes(target, *attributes)
-        if recursive_attributes != (0, 0):
-            mounts.set_attributes(target, *recursive_attributes, recursive=True)
+        _set_attributes(target, attributes, recursive_attributes)
         if options:
             mounts.reconfigure(target, fstype, options)
     finally:

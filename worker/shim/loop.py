@@ -32,6 +32,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._running = True
+        self._pipe: tuple[int, ...] = ()
 
     def add(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` whenever ``fd`` is ready; hang-ups and errors are always told."""
@@ -70,6 +71,13 @@ class Loop:
                 pass
 
         self.add(read, READ, reap)
+        self._pipe = (read, write)
+
+    def close(self) -> None:
+        """Let go of the kernel's objects; what was added is its owners' to close."""
+        self._epoll.close()
+        for fd in self._pipe:
+            os.close(fd)
 
     def stop(self) -> None:
         self._running = False

@@ -11,8 +11,7 @@ import socket
 import time
 from typing import Any
 
-from worker.kernel import safe_paths, syscalls
-from worker.runtime.cgroups import Cgroup, Hierarchy
+from worker.runtime.cgroups import Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
@@ -21,10 +20,6 @@ from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
 _LINGER = 10.0
-_SETTLE = 0.25
-_OOM_SCORE = -998
-_DEAF_TO = (1, 2, 15)
-"""SIGHUP, SIGINT, SIGTERM, by number: the names are enums, which a process that stays small does without."""
 _OPERATIONS = frozenset(
     (
         "prepare", "create", "start", "kill", "pause", "resume", "update", "resize", "pids", "stats", "exec", "exec_start",
@@ -40,49 +35,26 @@ class Shim:
         self._hierarchies = hierarchies
         self._directory: str = request["dir"]
         self._listener = listener
-        self._loop = Loop()
+        self.loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self._container = Container(self._loop, request["id"], self._directory, self._broadcast, hierarchies)
+        self.container = Container(self.loop, request["id"], self._directory, self._broadcast, hierarchies)
         self._deadline: float | None = None
 
     def run(self) -> None:
-        for number in _DEAF_TO:
-            syscalls.ignore_signal(number)
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        self._loop.watch_children(self._container.on_child)
-        self._loop.add(self._listener.fileno(), READ, lambda _: self._accept())
-        syscalls.prctl(syscalls.PR_SET_NAME, b"covey-shim")
-        self._container.record_identity()
-        try:
-            safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
-        except OSError:
-            # Without CAP_SYS_RESOURCE it keeps the daemon's score.
-            pass
-        self._loop.call_later(_SETTLE, self._enter_cgroup)
-        self._loop.run()
+        self.loop.watch_children(self.container.on_child)
+        self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
+        self.container.record_identity()
+        self.loop.run()
 
-    def _enter_cgroup(self) -> None:
-        """Out of the daemon's cgroup, which may be emptied when the daemon is stopped.
-
-        Some time after the container's start, which need not wait for it. A shim that cannot move stays where it is:
-        its end would be its container's.
-        """
-        try:
-            group = Cgroup(f"{self._request['cgroup_parent']}/shims", self._hierarchies)
-            group.create()
-            group.enter()
-        except OSError:
-            pass
-
-    def _accept(self) -> None:
+    def accept(self) -> None:
         # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         if peer_allowed(fd):
-            self._connections.append(Connection(self._loop, fd, self._perform, self._on_closed))
+            self._connections.append(Connection(self.loop, fd, self._perform, self._on_closed))
         else:
             os.close(fd)
 
@@ -90,9 +62,9 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self._container.state == "prepared" and not self._connections:
+        if self.container.state == "prepared" and not self._connections:
             # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
-            self._container.discard(self._loop.stop)
+            self.container.discard(self.loop.stop)
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
         op = request.get("op")
@@ -102,11 +74,11 @@ class Shim:
             elif op == "events":
                 self._events(connection)
             elif op in _OPERATIONS:
-                getattr(self._container, op)(request, _replier(connection))
+                getattr(self.container, op)(request, _replier(connection))
             elif op in ("hello", "state"):
-                connection.reply(self._container.describe())
+                connection.reply(self.container.describe())
             elif op == "delete":
-                self._container.delete(request, _replier(connection), self._leave)
+                self.container.delete(request, _replier(connection), self._leave)
             else:
                 connection.fail(RuntimeFault("invalid", f"unknown op {op!r}", "request"))
         except RuntimeFault as fault:
@@ -120,7 +92,7 @@ class Shim:
 
     def _attach(self, connection: Connection, request: dict[str, Any]) -> None:
         ident = request.get("exec_id")
-        container = self._container
+        container = self.container
         target = container.find_exec(ident) if ident else container.require("created", "running", "paused", "exited")
         outputs = tuple(stream for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")) if request.get(name))
         connection.become_attached(target.streams, stdin=bool(request.get("stdin")), outputs=outputs)
@@ -128,7 +100,7 @@ class Shim:
     def _events(self, connection: Connection) -> None:
         connection.become_events()
         self._listening.append(connection)
-        event = self._container.exit_event()
+        event = self.container.exit_event()
         if event is not None:
             connection.event(event)
 
@@ -138,20 +110,20 @@ class Shim:
 
     def _leave(self) -> None:
         """Be gone for newcomers at once, and end when those who are attached have their output."""
-        self._loop.remove(self._listener.fileno())
+        self.loop.remove(self._listener.fileno())
         self._listener.close()
         for name in ("shim.sock", "shim.json"):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._directory, name))
         self._deadline = time.monotonic() + _LINGER
-        self._loop.call_later(0, self._end_when_delivered)
+        self.loop.call_later(0, self._end_when_delivered)
 
     def _end_when_delivered(self) -> None:
         assert self._deadline is not None
         if time.monotonic() > self._deadline or not any(client.pending for client in self._connections):
-            self._loop.stop()
+            self.loop.stop()
         else:
-            self._loop.call_later(0.01, self._end_when_delivered)
+            self.loop.call_later(0.01, self._end_when_delivered)
 
 
 def _replier(connection: Connection) -> Reply:
@@ -166,4 +138,7 @@ def _replier(connection: Connection) -> Reply:
 
 def main(request: dict[str, Any], listener: socket.socket, hierarchies: list[Hierarchy]) -> None:
     """What the zygote calls in the forked child; it has looked up the cgroup ``hierarchies`` once for all shims."""
+    name = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(name, b"covey-shim")
+    os.close(name)
     Shim(request, listener, hierarchies).run()
