@@ -11,17 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.spec.table import Table
+from tests.runtime.spec.table import Table, own_root
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.labels import present
 
 TABLE = Table("config.md")
 MODES = ("bounding", "effective", "permitted", "inheritable", "ambient")
-
-
-def own_root(boxes: Any, name: str = "own-root") -> Path:
-    """A copy of the root file system that a row may change."""
-    return Path(shutil.copytree(boxes.rootfs, boxes._base / name, symlinks=True))
 
 
 def tmpfs(*options: str, destination: str = "/mnt", **more: Any) -> dict[str, Any]:

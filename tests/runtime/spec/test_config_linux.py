@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.conftest import wait_until
-from tests.runtime.spec.table import Table
+from tests.runtime.spec.table import Table, own_root
 from worker.runtime.cgroups import Cgroup, read
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.labels import present
@@ -23,10 +22,6 @@ KINDS = ("pid", "network", "ipc", "uts", "mount", "cgroup")
 FILES = {"network": "net", "mount": "mnt"}
 DENY_ALL = {"allow": False, "access": "rwm"}
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
-
-
-def own_root(boxes: Any, name: str = "own-root") -> Path:
-    return Path(shutil.copytree(boxes.rootfs, boxes._base / name, symlinks=True))
 
 
 def spaces(*kinds: str, **paths: str) -> dict[str, Any]:
@@ -169,7 +164,7 @@ async def _(boxes):
 async def _(boxes):
     closed = boxes._base / "closed"
     closed.mkdir(mode=0o700)
-    root = Path(shutil.copytree(boxes.rootfs, closed / "root", symlinks=True))
+    root = own_root(boxes).rename(closed / "root")
     for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
         path.chmod(path.stat().st_mode | 0o011)
     linux = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.runtime.conftest import wait_until
-from tests.runtime.spec.table import Table
+from tests.runtime.spec.table import Table, own_root
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 
@@ -148,6 +150,28 @@ async def _(boxes):
     assert not box.cgroup.exists()
     assert (box.directory / "config.json").exists()
     assert boxes.rootfs.exists()
+
+
+for words in ("runc spec", "runc spec --rootless", "crun spec"):
+
+    @TABLE.row("Create", f"the bundle that {words} writes runs as it is")
+    async def _(boxes, line=words.split()):
+        if shutil.which(line[0]) is None:
+            pytest.skip(f"no {line[0]}: apt-get install {line[0]}")
+        shim, directory, _ = await boxes.shim()
+        subprocess.run(line, cwd=directory, check=True)
+        config = json.loads((directory / "config.json").read_text())
+        assert config["root"]["path"] == "rootfs"
+        own_root(boxes).rename(directory / "rootfs")
+        config["process"]["args"] = ["sh", "-c", "id -u; tty; touch /x"]
+        (directory / "config.json").write_text(json.dumps(config))
+        pid, _ = await shim.create(directory)
+        assert pid in Cgroup(f"/covey/{directory.name}").pids()
+        attachment = await shim.attach()
+        await shim.start()
+        words = b"".join([data async for _, data in attachment.frames()]).decode()
+        assert words.split()[:2] == ["0", "/dev/pts/0"], words
+        assert "Read-only file system" in words
 
 
 # Hooks: a script that adds a line of its kind, its namespace and its state to a file on the host.
