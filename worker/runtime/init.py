@@ -45,7 +45,7 @@ _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 class Stdio:
     """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself.
 
-    ``kept``: how many more, from 3 on, the program has from whoever started it.
+    ``kept``: how many more, from 3 on, the program has from whoever started it, unless they are closed on exec.
     """
 
     __slots__ = ("kept", "stderr", "stdin", "stdout")
@@ -177,8 +177,6 @@ def _isolate(
     devnull = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
         os.dup2(high[target] if high[target] >= 0 else devnull, target)
-    for fd in range(_FIRST_FD, private):
-        os.set_inheritable(fd, True)
     for offset, fd in enumerate(high[3:]):
         os.dup2(fd, private + offset, inheritable=False)
     syscalls.close_range(private + len(ours))

@@ -78,6 +78,19 @@ def test_a_pid_file_that_cannot_be_written(runtime):
     assert not runtime.group("a").exists()
 
 
+def test_another_config_file(runtime):
+    """Relative paths in it are the bundle's, as crun has them."""
+    bundle = runtime.bundle("a", ["false"])
+    config = json.loads((bundle / "config.json").read_text())
+    (bundle / "rootfs").symlink_to(runtime.rootfs)
+    config["root"]["path"] = "rootfs"
+    config["process"]["args"] = ["echo", "other"]
+    (bundle / "etc").mkdir()
+    (bundle / "etc/other.json").write_text(json.dumps(config))
+    assert runtime.call("run", "--config", "etc/other.json", "a", cwd=bundle).out == "other\n"
+    assert "etc/none.json" in runtime.call("run", "-f", "etc/none.json", "a", cwd=bundle, code=1).err
+
+
 def test_later_edits_of_the_bundle_have_no_effect(runtime):
     runtime.create("a", ["sh", "-c", "echo first; sleep 1000"])
     runtime.bundle("a", ["sh", "-c", "echo second"])
@@ -142,9 +155,16 @@ def test_preserved_descriptors(runtime):
     assert (first.read_text(), second.read_text(), third.read_text()) == ("one\n", "two\n", "")
     # The last is ls's own, of the directory.
     assert out.read_text().split() == ["0", "1", "2", "3", "4", "5"]
-    done = shell(runtime, f"3>{first} 4>&-", "create", "--preserve-fds", "2", "--bundle", bundle, "b")
-    assert done.returncode == 1
-    assert b"descriptor 4 is not open" in done.stderr
+
+
+def test_descriptors_to_preserve_that_are_not_open_stay_so(runtime):
+    """As crun does it; above all nothing of ours may be found under their numbers."""
+    first, out = runtime.base / "first", runtime.base / "out"
+    bundle = runtime.bundle("a", ["ls", "-1", "/proc/self/fd"])
+    assert shell(runtime, f"3>{first} >{out}", "run", "--preserve-fds", "50", "--bundle", bundle, "a").returncode == 0
+    assert out.read_text().split() == ["0", "1", "2", "3", "4"]
+    assert shell(runtime, f"3>&- >{out}", "run", "--preserve-fds", "50", "--bundle", bundle, "a").returncode == 0
+    assert out.read_text().split() == ["0", "1", "2", "3"]
 
 
 def test_many_preserved_descriptors(runtime):

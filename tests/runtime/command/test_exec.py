@@ -119,6 +119,8 @@ def test_capabilities(runtime):
     plain = runtime.call("exec", "a", "grep", "CapEff", "/proc/self/status").out
     more = runtime.call("exec", "--cap", "CAP_SYS_PTRACE", "a", "grep", "CapEff", "/proc/self/status").out
     assert int(more.split()[1], 16) == int(plain.split()[1], 16) | 1 << 19
+    sets = runtime.call("exec", "--cap", "CAP_SYS_PTRACE", "a", "grep", "-E", "CapInh|CapAmb", "/proc/self/status").out
+    assert [int(line.split()[1], 16) for line in sets.splitlines()] == [0, 0]
     # What the kernel does not know is left out, with a warning (OCI config.md, "capabilities").
     assert "CAP_NOPE" in runtime.call("exec", "--cap", "CAP_NOPE", "a", "true").err
 

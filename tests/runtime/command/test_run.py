@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -166,6 +167,21 @@ def test_a_terminal_is_passed_through(runtime, verb):
         assert termios.tcgetattr(terminal.slave) == terminal.before
     finally:
         terminal.close()
+
+
+def test_a_terminal_somebody_else_has(runtime):
+    """In the foreground too: the master goes to the socket, the command waits."""
+    path = runtime.base / "console.sock"
+    process = {"terminal": True, "cwd": "/", "env": ["PATH=/bin"], "args": ["sh", "-c", "echo there; exit 5"]}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        runtime.call("run", "--console-socket", path, "--bundle", runtime.bundle("a", [], process=process), "a", code=5)
+        connection, _ = listener.accept()
+        with connection:
+            _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+    with open(fds[0], "rb", buffering=0) as master:
+        assert master.read(100) == b"there\r\n"
 
 
 def test_orphans_are_adopted_and_reaped(runtime):

@@ -65,8 +65,8 @@ def test_an_unknown_container(runtime, verb):
 
 @pytest.mark.parametrize("ident", ["a/b", "..", ".", "", ".hidden", "a b", "ä", "x" * 300])
 def test_a_bad_id(runtime, ident):
-    wrong(runtime.call("create", "--bundle", runtime.bundle("x", ["true"]), ident, code=1), "invalid container id")
-    wrong(runtime.call("delete", "--force", ident, code=1), "invalid container id")
+    wrong(runtime.call("create", "--bundle", runtime.bundle("x", ["true"]), ident, code=1), "invalid character", "container ID")
+    wrong(runtime.call("delete", "--force", ident, code=1), "invalid character", "container ID")
 
 
 def test_start_needs_a_created_container(runtime):
@@ -136,6 +136,33 @@ def test_delete_removes_groups_the_container_made(runtime):
     runtime.wait_status("a", "stopped")
     runtime.call("delete", "a")
     assert not runtime.group("a").exists()
+
+
+def test_delete_by_a_pattern(runtime):
+    for ident in ("one-a", "one-b", "two"):
+        runtime.create(ident)
+    runtime.call("delete", "--force", "--regex", "^one-.$")
+    assert runtime.ids() == ["two"]
+    wrong(runtime.call("delete", "--regex", "(", code=1), "--regex")
+
+
+def test_delete_of_one_frozen_by_somebody_else(runtime):
+    """A cgroup v1 process that was put into a frozen group that is not its container's does not even die by KILL."""
+    pid = runtime.start("a")["pid"]
+    group = runtime.group("a")
+    freezer = group.directory("freezer")
+    if group.version != 1 or freezer is None:
+        pytest.skip("a process is frozen apart from its other cgroups on cgroup v1 only")
+    foreign = Path(freezer).parent / "foreign"
+    foreign.mkdir()
+    try:
+        (foreign / "cgroup.procs").write_text(str(pid))
+        (foreign / "freezer.state").write_text("FROZEN")
+        runtime.call("delete", "--force", "a")
+        assert not runtime.runs(pid)
+    finally:
+        (foreign / "freezer.state").write_text("THAWED")
+        runtime.wait_for("removal", lambda: foreign.rmdir() is None)
 
 
 def test_pause_and_resume(runtime):
@@ -321,6 +348,13 @@ def test_the_log_is_what_containerd_reads(runtime):
             assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", entry["time"])
         else:
             assert re.fullmatch(r'time="[^"]+" level=error msg="container .nobody. does not exist.*"\n', line)
+
+
+def test_a_log_that_cannot_be_written(runtime):
+    wrong(runtime.call("--log", runtime.base / "no/log", "list", code=1), "--log", "No such file")
+    wrong(runtime.call("--log", "syslog:x", "list", code=1), "only a file")
+    runtime.call("--log", f"file:{runtime.base}/log", "state", "nobody", code=1)
+    assert "does not exist" in (runtime.base / "log").read_text()
 
 
 def test_debug_says_what_is_done(runtime):

@@ -64,6 +64,7 @@ _PRESERVE = Option("preserve-fds", "number", "how many descriptors from 3 on the
 _DETACH = Option("detach d", "flag", "do not wait for the process")
 _CREATE = (
     Option("bundle b", "text", "directory of config.json (default: the current one)"),
+    Option("config f", "text", "another config file; what it names lies in the bundle still"),
     _CONSOLE,
     _PID_FILE,
     Option("no-pivot", "flag", "move the root instead of swapping it; for a root on a ramdisk, and weaker"),
@@ -87,7 +88,11 @@ VERBS: dict[str, Verb] = {
     ),
     "state": Verb("print a container's state as JSON", "id"),
     "kill": Verb("send a signal (default TERM) to a container", "id [signal]", (Option("all a", "flag", "to every process"),)),
-    "delete": Verb("remove a stopped container", "id", (Option("force f", "flag", "kill it first if it runs"),)),
+    "delete": Verb(
+        "remove a stopped container",
+        "id",
+        (Option("force f", "flag", "kill it first if it runs"), Option("regex r", "flag", "id is a pattern: all that match")),
+    ),
     "list": Verb("list the containers of --root", "", (_FORMAT, Option("quiet q", "flag", "ids only"))),
     "ps": Verb("list the processes of a container", "id options...", (_FORMAT,)),
     "pause": Verb("freeze a container's processes", "id"),

@@ -13,9 +13,12 @@ from worker.runtime import seccomp, spec
 _CGROUP_PARENT = "/covey-runtime"
 
 
-def load(directory: str, ident: str) -> spec.Config:
-    """The checked config, with ``covey.seccomp.instructions`` (base64) where it has a filter. Raises SpecFault."""
-    config = spec.load(directory, ident, _CGROUP_PARENT)
+def load(directory: str, ident: str, file: str = "") -> spec.Config:
+    """The checked config of a bundle, or of ``file`` in its place. Raises SpecFault.
+
+    Where it has a filter, ``covey.seccomp.instructions`` holds it in base64.
+    """
+    config = spec.load(directory, ident, _CGROUP_PARENT, file)
     filter_ = seccomp.of_config(config, directory)
     if filter_ is not None:
         text = base64.b64encode(filter_["instructions"]).decode("ascii")

@@ -16,8 +16,8 @@ def check(*, terminal: bool, detached: bool, console_socket: str) -> None:
         raise CommandError(
             "process.terminal needs somebody at its other end: name a --console-socket, or run it without --detach"
         )
-    if console_socket and not (terminal and detached):
-        raise CommandError("--console-socket is for a terminal that outlives the command: set process.terminal and --detach")
+    if console_socket and not terminal:
+        raise CommandError("--console-socket is for a terminal: set process.terminal, or leave it out")
 
 
 def send(path: str, master: int) -> None:

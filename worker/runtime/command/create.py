@@ -54,7 +54,7 @@ def _build(arguments: Arguments, log: Log, *, detached: bool) -> Built:
     ident = arguments.operands["id"]
     directory = os.path.realpath(options["bundle"] or ".")
     store = Store(arguments.globals["root"])
-    config = bundle.load(directory, ident)
+    config = bundle.load(directory, ident, options["config"])
     process = config["process"]
     console.check(terminal=bool(process.get("terminal")), detached=detached, console_socket=options["console_socket"])
     listening = listen_fds()

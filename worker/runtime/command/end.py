@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 from worker.kernel import process as kernel_process
 from worker.runtime.command import ending
-from worker.runtime.command.arguments import Arguments
+from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Missing, Store
 
@@ -53,12 +54,26 @@ def signal_number(word: str) -> int:
 def delete(arguments: Arguments, log: Log) -> int:
     """A created container is killed, as runc does; one that runs only with --force, which also forgives an unknown id."""
     force = arguments.options["force"]
-    ident = arguments.operands["id"]
+    store = Store(arguments.globals["root"])
+    if not arguments.options["regex"]:
+        _delete(store, arguments.operands["id"], force, log)
+        return 0
     try:
-        entry = Store(arguments.globals["root"]).lock(ident)
+        pattern = re.compile(arguments.operands["id"])
+    except re.error as error:
+        raise UsageError(f"--regex {arguments.operands['id']!r}: {error}") from None
+    for ident in store.ids():
+        if pattern.search(ident):
+            _delete(store, ident, force, log)
+    return 0
+
+
+def _delete(store: Store, ident: str, force: bool, log: Log) -> None:
+    try:
+        entry = store.lock(ident)
     except Missing:
         if force:
-            return 0
+            return
         raise
     status = entry.status()
     if status in ("running", "paused") and not force:
@@ -66,7 +81,7 @@ def delete(arguments: Arguments, log: Log) -> int:
             f"cannot delete container {ident!r} that is not stopped: it is {status}: kill it first, or use --force"
         )
     ending.remove(entry, log)
-    return 0
+    entry.unlock()
 
 
 def clear(store: Store, ident: str, log: Log) -> None:

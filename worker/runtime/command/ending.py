@@ -11,6 +11,7 @@ import signal
 import time
 
 from worker.kernel import process as kernel_process
+from worker.runtime import cgroups
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Entry
@@ -46,6 +47,7 @@ def _empty(group: Cgroup, entry: Entry) -> None:
             # A frozen task of cgroup v1 does not even die.
             with contextlib.suppress(OSError, RuntimeFault):
                 group.freeze(False)
+                _leave_foreign_freezer(group)
         if group.remove() and not entry.alive():
             return
         if time.monotonic() > deadline:
@@ -53,6 +55,17 @@ def _empty(group: Cgroup, entry: Entry) -> None:
             raise CommandError(f"cgroup {group.path} still holds {len(left)} processes after {_PATIENCE:.0f} s: {left[:5]}")
         _reap()
         time.sleep(_POLL)
+
+
+def _leave_foreign_freezer(group: Cgroup) -> None:
+    """Bring processes back that somebody has put into a frozen cgroup elsewhere: in ours, which is thawed, they can die."""
+    freezer = group.directory("freezer")
+    if group.version == 2 or freezer is None:
+        return
+    missing = set(group.pids()) - {int(line) for line in cgroups.read(f"{freezer}/cgroup.procs").split()}
+    for pid in missing:
+        with contextlib.suppress(ProcessLookupError):
+            cgroups.write(f"{freezer}/cgroup.procs", str(pid))
 
 
 def _reap() -> None:

@@ -123,9 +123,9 @@ def _process(arguments: Arguments, config: spec.Config) -> dict[str, Any]:
 
 
 def _with_capabilities(sets: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """As runc: into every set but the ambient one, into which only what is inheritable already may go."""
+    """Never into the inheritable set, from which a program's file capabilities would raise it again (CVE-2022-29162)."""
     named = [name if name.startswith("CAP_") else f"CAP_{name}" for name in (word.upper() for word in names)]
-    return {**sets, **{key: [*(sets.get(key) or []), *named] for key in ("bounding", "effective", "inheritable", "permitted")}}
+    return {**sets, **{key: [*(sets.get(key) or []), *named] for key in ("bounding", "effective", "permitted")}}
 
 
 def _user(user: dict[str, Any], word: str, groups: list[str]) -> dict[str, Any]:

@@ -66,11 +66,13 @@ def _command(line: list[str], *, again: bool) -> int:
             _say(arguments.help_text(verb))
             return 0
         _check_globals(parsed)
+        log.check()
         if verb in _SEALED and again:
-            _check_preserved(parsed.options["preserve_fds"])
             from worker.runtime.command import sealed
 
             sealed.run_again(line)
+        if verb in _SEALED:
+            _reserve(parsed.options["preserve_fds"] + listen_fds())
         log.debug(f"{verb} {parsed.operands}")
         return int(
             getattr(import_module(f"worker.runtime.command.{_MODULE[verb]}"), verb.replace("list", "list_"))(parsed, log)
@@ -121,13 +123,19 @@ def _check_globals(parsed: Arguments) -> None:
         given["root"] = default_root()
 
 
-def _check_preserved(count: int) -> None:
-    """Before anything is opened: a number that is free would be taken by something of ours, and kept."""
-    for fd in range(3, 3 + count + listen_fds()):
+def _reserve(count: int) -> None:
+    """Keep the numbers of descriptors to be passed on that the caller has not opened: nothing of ours may come to be one.
+
+    They are closed again by the program's execve.
+    """
+    for fd in range(3, 3 + count):
         try:
             os.fstat(fd)
         except OSError:
-            raise UsageError(f"--preserve-fds: descriptor {fd} is not open: pass {count} descriptors from 3 on") from None
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            if null != fd:
+                os.dup2(null, fd, inheritable=False)
+                os.close(null)
 
 
 def _open_stdio() -> None:

@@ -24,10 +24,22 @@ class Log:
     """Where the global options --log, --log-format, --log-level and --debug send words."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._path = options["log"]
+        self._path = options["log"].removeprefix("file:")
         self._json = options["log_format"] == "json"
         level = {"warning": "warn", "fatal": "error", "panic": "error"}.get(options["log_level"], options["log_level"])
         self._least = LEVELS.index("debug" if options["debug"] else level if level in LEVELS else "info")
+
+    def check(self) -> None:
+        """Raise CommandError when the log file cannot be written: better now than when there is something to tell."""
+        scheme = self._path.partition(":")[0]
+        if scheme in ("syslog", "journald"):
+            raise CommandError(f"--log {self._path}: only a file can be written to here")
+        if self._path:
+            try:
+                os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+            except OSError as error:
+                path, self._path = self._path, ""
+                raise CommandError(f"--log {path}: {error.strerror}") from None
 
     def debug(self, message: str) -> None:
         self._say("debug", message)

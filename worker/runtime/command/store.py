@@ -41,7 +41,8 @@ class Missing(CommandError):
 def check_id(ident: str) -> None:
     """Raise CommandError for what cannot be the name of a directory here; names with a dot first are ours."""
     if not _ID.fullmatch(ident) or ident in (".", "..") or ident.startswith(".") or len(os.fsencode(ident)) > 255:
-        raise CommandError(f"invalid container id {ident!r}: use letters, digits and _ + - .")
+        words = "letters, digits and _ + - . do, but a dot not first, and 255 at most"
+        raise CommandError(f"invalid character or form of container ID {ident!r}: {words}")
 
 
 class Entry:
