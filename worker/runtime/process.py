@@ -31,9 +31,9 @@ class Launch:
     ready and claimed are those of a sandbox made ahead (worker.runtime.sandbox).
     """
 
-    def __init__(self, pid: int, channel: sync.Channel) -> None:
+    def __init__(self, pid: int, pidfd: int, channel: sync.Channel) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = pidfd
         self.start_time = kernel_process.start_time(pid) or 0
         self.channel = channel
         self.phase = "creating"
@@ -44,6 +44,15 @@ class Launch:
         self.on_request: Callable[[str, dict[str, Any]], None] | None = None
         """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
+
+    @classmethod
+    def running(cls, pid: int, start_time: int) -> Launch:
+        """The end of a launch that another process has seen through, of a child of ours that nobody has reaped."""
+        launched = cls.__new__(cls)
+        launched.pid, launched.start_time = pid, start_time
+        launched.pidfd = os.pidfd_open(pid)
+        launched.phase, launched.fault, launched.warnings = "started", None, []
+        return launched
 
     def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
         """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
@@ -111,12 +120,14 @@ def launch(
     entered_pid: int | None = None,
     trees: Sequence[MappedTree] = (),
     detachment: Detachment | None = None,
+    sibling: bool = False,
 ) -> Launch:
     """Fork a process that executes what ``prepare`` answers in it. Raises RuntimeFault or OSError, leaving no process.
 
     ``group``: where the parent has to place a process of a user namespace, which cannot enter by itself.
     ``entered_pid``: the container's init, whose namespaces an exec enters. ``trees``: mounts to make for it.
-    ``detachment``: the process is to outlive this one.
+    ``detachment``: the process is to outlive this one. ``sibling``: it is our parent's child, who hears of its end and whose
+    death is its own; not for a birth inside another user namespace.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
         if fd is not None and birth.placed_by_parent:
@@ -125,7 +136,7 @@ def launch(
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(birth, prepare, child, stdio, entered, detachment)
+        pid, pidfd = _fork(birth, prepare, child, stdio, entered, detachment, syscalls.CLONE_PARENT if sibling else 0)
     except BaseException:
         parent.close()
         raise
@@ -133,7 +144,7 @@ def launch(
         child.close()
         if entered is not None:
             os.close(entered)
-    launched = Launch(pid, parent)
+    launched = Launch(pid, pidfd, parent)
     try:
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)
@@ -175,7 +186,8 @@ def _fork(
     stdio: Stdio,
     entered: int | None,
     detachment: Detachment | None,
-) -> int:
+    more_flags: int,
+) -> tuple[int, int]:
     joined: list[int] = []
     try:
         if entered is not None:
@@ -186,11 +198,12 @@ def _fork(
             joined.append(own)
             namespaces.join(path, kind)
         if birth.user_namespace:
-            return _fork_inside(birth, prepare, channel, stdio, detachment)
-        pid = syscalls.fork_into(birth.clone_flags)
+            pid = _fork_inside(birth, prepare, channel, stdio, detachment)
+            return pid, os.pidfd_open(pid)
+        pid, pidfd = syscalls.fork_with_pidfd(birth.clone_flags | more_flags)
         if pid == 0:
             init.run(prepare, channel, stdio, entered, detachment)
-        return pid
+        return pid, pidfd
     finally:
         for fd in joined:
             syscalls.setns(fd)
@@ -249,7 +262,10 @@ def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:
     for kind, text in maps.items():
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ProcessLookupError(errno.ESRCH, "has ended") from None
         try:
             os.write(fd, text.encode())
         finally:

@@ -27,8 +27,8 @@ _LIMIT = 65536
 _MOST_FDS = 8
 _ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
 # As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
-_AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
-_SCM_RIGHTS, _MSG_NOSIGNAL, _MSG_CMSG_CLOEXEC = (
+AF_UNIX, SOCK_SEQPACKET, SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
+SCM_RIGHTS, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = (
     int(socket.SCM_RIGHTS),
     int(socket.MSG_NOSIGNAL),
     int(socket.MSG_CMSG_CLOEXEC),
@@ -62,8 +62,8 @@ class Channel:
             message["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
         data = compact_json.dumps(message)
         passed = [*fds] if fd is None else [fd, *fds]
-        rights = [(_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(passed)}i", *passed))] if passed else []
-        self.socket.sendmsg([data], rights, _MSG_NOSIGNAL)
+        rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(passed)}i", *passed))] if passed else []
+        self.socket.sendmsg([data], rights, MSG_NOSIGNAL)
 
     def receive(self) -> tuple[str, RuntimeFault | None, int | None]:
         """(kind, fault, descriptor); kind is "" at end of file."""
@@ -75,13 +75,13 @@ class Channel:
 
     def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
-            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # The other end closed with a message of ours unread; that is told first, its last words come after.
-            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, MSG_CMSG_CLOEXEC)
         fds: list[int] = []
         for level, kind, packed in rights:
-            if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 fds += struct.unpack(f"{len(packed) // 4}i", packed[: len(packed) & ~3])
         if not data:
             return None, fds
@@ -101,18 +101,18 @@ class Channel:
 
 def pair() -> tuple[Channel, Channel]:
     """(parent's end, child's end)."""
-    parent, child = _socket.socketpair(_AF_UNIX, _SOCK_SEQPACKET)
+    parent, child = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
     return Channel(parent), Channel(child)
 
 
 def adopt(fd: int) -> Channel:
     """The channel whose socket is ``fd``."""
-    return Channel(_socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, fd))
+    return Channel(_socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, fd))
 
 
 def accept(listener: int) -> Channel:
     """The next connection to a listening socket of this kind."""
-    sock = socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, listener)
+    sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, listener)
     try:
         return adopt(sock.accept()[0].detach())
     finally:

@@ -1,8 +1,8 @@
 """The zygote: a small, single-threaded process with everything imported, from which every shim is forked.
 
-It listens on a socket of its own, answers length-prefixed JSON, and forks ``child`` with a listening socket for it. It
-holds no state of containers: its death, or that of whoever started it, touches no shim. What a shim does is the
-caller's function, so that the runtime need not know it.
+It listens on a socket of its own, answers length-prefixed JSON, and forks shims with a listening socket each. It holds no
+state of containers: its death, or that of whoever started it, touches no shim. What a shim does is its caller's, so that
+the runtime need not know it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
 _PEER = struct.Struct("iII")
 # As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
-_AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+AF_UNIX, SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 
-Child = Callable[[dict[str, Any], socket.socket], None]
+Divide = Callable[[int], Any]
+"""Forks the new process once more; the parent is the shim that is told of, and closes the descriptor it is given. Answers in
+the child what ``Begin`` needs of it, and None in the parent, once that one's life is over."""
+Begin = Callable[[dict[str, Any], socket.socket, Any], None]
+"""What the child does: (the request, its listener, the answer of ``Divide``)."""
 
 
 def listen(path: str) -> socket.socket:
@@ -61,7 +65,7 @@ def listen(path: str) -> socket.socket:
 
 def peer_allowed(fd: int) -> bool:
     """Only root and our own user may speak to us over the connected socket ``fd``."""
-    connection = _socket.socket(_AF_UNIX, _SOCK_STREAM, 0, fd)
+    connection = _socket.socket(AF_UNIX, SOCK_STREAM, 0, fd)
     try:
         _, uid, _ = _PEER.unpack(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _PEER.size))
     finally:
@@ -75,15 +79,16 @@ def frame(body: dict[str, Any]) -> bytes:
 
 
 class Zygote:
-    """Serves until told to stop, then returns; in a forked shim it returns after ``child`` has.
+    """Serves until told to stop, then returns; in a forked shim it returns when that has ended.
 
     What it does between two forks is as little as can be: each page it writes is a copy that the shim before it is left
     alone with. So a request for a shim is read, carried out and answered by the shim itself.
     """
 
-    def __init__(self, path: str, child: Child) -> None:
+    def __init__(self, path: str, divide: Divide, begin: Begin) -> None:
         self._path = path
-        self._child = child
+        self._divide = divide
+        self._begin = begin
         self._listener = listen(path)
         self._identity = os.stat(path).st_ino
         self._poll = select.poll()
@@ -187,6 +192,13 @@ class Zygote:
         """In the child. The shim's socket is made before the answer: whoever has that can connect."""
         os.setsid()
         self._listener.close()
+        for fd in self._buffers:
+            if fd != asker:
+                os.close(fd)
+        self._buffers.clear()
+        divided = self._divide(asker)
+        if divided is None:
+            return
         try:
             request = compact_json.loads(body)
             if request["op"] != "fork_shim":
@@ -196,12 +208,10 @@ class Zygote:
         except (OSError, ValueError, KeyError, TypeError) as error:
             _say(asker, _fault(error))
             return
-        pid = os.getpid()
+        pid = os.getppid()
         _say(asker, {"pid": pid, "start_time": process.start_time(pid)})
-        for fd in self._buffers:
-            os.close(fd)
-        self._buffers.clear()
-        self._child(request, listener)
+        os.close(asker)
+        self._begin(request, listener, divided)
 
 
 def _say(fd: int, reply: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import sys
 from worker.kernel import safe_paths, syscalls
 from worker.runtime import cgroups, init
 from worker.runtime.zygote import Zygote
-from worker.shim import main as shim
+from worker.shim import handover, keeper
 from worker.shim.rehearsal import rehearse
 
 _OOM_SCORE = -998
@@ -32,7 +32,11 @@ def main() -> None:
     if len(sys.argv) > 2:
         _enter(sys.argv[2], found)
     rehearse(found)
-    Zygote(sys.argv[1], lambda request, listener: shim.main(request, listener, found)).serve()
+    Zygote(
+        sys.argv[1],
+        lambda asker: keeper.divide(asker, lambda handed: handover.resume(handed, found)),
+        lambda request, listener, channel: handover.begin(request, listener, channel, found),
+    ).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     # The interpreter's own clean-up would touch, and so copy, pages that are shared with every other shim.

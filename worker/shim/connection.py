@@ -54,6 +54,15 @@ class Connection:
         """Whether there is output that the client has not taken."""
         return bool(self._outbox)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is under way: another process that has ``fd`` could go on from here."""
+        return self._mode != "attached" and not (self._busy or self._inbox or self._outbox)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
     def reply(self, body: dict[str, Any]) -> None:
         """Answer the request in hand; the next one is taken up then."""
         self._busy = False
@@ -65,6 +74,7 @@ class Connection:
 
     def become_events(self) -> None:
         self._mode = "events"
+        self._busy = False
 
     def event(self, body: dict[str, Any]) -> None:
         if len(self._outbox) > _EVENTS_LIMIT:

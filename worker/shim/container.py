@@ -23,6 +23,7 @@ from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
 from worker.shim import bundle, logs, records
+from worker.shim.logfile import LogFile
 from worker.shim.logs import Log
 from worker.shim.loop import PRIORITY, READ, Loop
 from worker.shim.outside import Outside
@@ -36,7 +37,10 @@ _KEPT_EXECS = 256
 
 
 class Container:
-    """``broadcast``: tells every listener of events. ``hierarchies``: the machine's, for the container's cgroups."""
+    """``broadcast``: tells every listener of events. ``hierarchies``: the machine's, for the container's cgroups.
+
+    ``keeper``: the pid the shim is known by; it is the parent of the first process, if that has a pid namespace of its own.
+    """
 
     def __init__(
         self,
@@ -45,29 +49,34 @@ class Container:
         directory: str,
         broadcast: Callable[[dict[str, Any]], None],
         hierarchies: list[Hierarchy],
+        keeper: int,
     ) -> None:
         self._loop = loop
         self._directory = directory
         self._broadcast = broadcast
         self._hierarchies = hierarchies
+        self._keeper = keeper
+        self._log_wanted: dict[str, Any] | None = None
         self._log: Log | None = None
         self._group: Cgroup | None = None
         self._bundle = ""
         self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
         self._oom_fd = -1
+        self._hand_over = False
         self._children: dict[int, Process] = {}
         self.ident = ident
         self.state = "empty"
         self.process: Process | None = None
         self.exit: dict[str, Any] | None = None
+        self.on_running: Callable[[], None] = lambda: None
 
     def describe(self) -> dict[str, Any]:
         """The answer to ``hello`` and ``state``."""
         return {
             "version": records.VERSION,
             "id": self.ident,
-            "pid": os.getpid(),
+            "pid": self._keeper,
             "state": self.state,
             "init_pid": self.process.pid if self.process else None,
             "init_start_time": self.process.start_time if self.process else None,
@@ -81,8 +90,8 @@ class Container:
         """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
         body = {
             "id": self.ident,
-            "pid": os.getpid(),
-            "start_time": kernel_process.start_time(os.getpid()),
+            "pid": self._keeper,
+            "start_time": kernel_process.start_time(self._keeper),
             "cgroup": self._group.path if self._group else None,
         }
         records.write(self._directory, "shim.json", body, durable=False)
@@ -133,11 +142,20 @@ class Container:
         ask = partial(self._on_request, process)
         try:
             self.process = process
-            process.create(born, made, self._group, stdin=stdin, answer=answer, sandbox=wait, trees=trees, on_request=ask)
+            process.create(
+                born, made, self._group, stdin=stdin, answer=answer, sandbox=wait, trees=trees, on_request=ask,
+                sibling=self._is_keepers(born),
+            )  # fmt: skip
         except BaseException:
             self._abandon()
             raise
         self._children[process.pid] = process
+        self._hand_over = self._is_keepers(born)
+
+    def _is_keepers(self, born: Birth) -> bool:
+        """Whether its parent is the keeper. Not if orphans come to its parent, who has said so, or if that does more for it."""
+        own_pids = born.clone_flags & syscalls.CLONE_NEWPID
+        return bool(own_pids) and not born.user_namespace and not born.outside and self._keeper != os.getpid()
 
     def create(self, request: dict[str, Any], reply: Reply) -> None:
         """``birth``: that of the bundle's first process, if the caller knows it; else the bundle is read here.
@@ -152,7 +170,8 @@ class Container:
         load = partial(bundle.load, ident=self.ident)
         outside = self._outside = Outside(self._loop, load(place, with_init), self.ident, place) if born.outside else None
         self._bundle = place
-        self._log = logs.opened(self._loop, request.get("log"))
+        self._log_wanted = request.get("log")
+        self._log = logs.opened(self._loop, self._log_wanted)
 
         def created(fault: RuntimeFault | None) -> None:
             if fault is not None:
@@ -237,6 +256,7 @@ class Container:
                 return
             if self.state == "created":
                 self.state = "running"
+                self.on_running()
             if self._outside is None:
                 reply({})
             else:
@@ -431,12 +451,57 @@ class Container:
         else:
             wind_up(self._loop, self._group, removed, wanted=lambda: True)
 
+    def handed(self) -> tuple[dict[str, Any], list[tuple[str, int]]] | None:
+        """(what a successor has to ``take``, its descriptors); None while something is under way that it could not go on with."""
+        process, log = self.process, self._log
+        if not self._hand_over or self.state != "running" or process is None or self._execs or not process.streams.at_rest:
+            return None
+        logged = log.handed() if isinstance(log, LogFile) else None
+        if self._group is None or (log is not None and logged is None):
+            return None
+        body = {
+            "id": self.ident,
+            "dir": self._directory,
+            "bundle": self._bundle,
+            "cgroup": self._group.path,
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "started_at": process.started_at,
+            "log": self._log_wanted,
+            "logged": logged,
+        }
+        oom = [("oom", self._oom_fd)] if self._oom_fd >= 0 else []
+        return body, oom + process.streams.descriptors()
+
+    def take(self, handed: dict[str, Any], fds: list[tuple[str, int]]) -> None:
+        """Be the running container that another process of this shim has ``handed`` over."""
+        self._bundle = handed["bundle"]
+        self._group = Cgroup(handed["cgroup"], self._hierarchies)
+        if handed["logged"] is not None:
+            self._log_wanted = handed["log"]
+            self._log = logs.opened(self._loop, self._log_wanted)
+            assert isinstance(self._log, LogFile)
+            self._log.take(handed["logged"])
+        process = self.process = Process(self._loop, self._log, self._on_init_exit)
+        process.resume(handed["pid"], handed["start_time"], handed["started_at"])
+        self._children[process.pid] = process
+        self.state = "running"
+        for name, fd in fds:
+            if name == "oom":
+                self._await_oom(fd, priority=self._group.version == 2)
+            else:
+                process.streams.take(name, fd)
+        process.streams.pump()
+
     def _watch_oom(self) -> None:
         assert self._group is not None
         opened = self._group.open_oom_events()
         if opened is not None:
-            self._oom_fd, priority = opened
-            self._loop.add(self._oom_fd, PRIORITY if priority else READ, self._on_oom)
+            self._await_oom(*opened)
+
+    def _await_oom(self, fd: int, priority: bool) -> None:
+        self._oom_fd = fd
+        self._loop.add(fd, PRIORITY if priority else READ, self._on_oom)
 
     def _on_oom(self, _: int) -> None:
         os.read(self._oom_fd, 4096)

@@ -13,12 +13,14 @@ import signal
 import struct
 import time
 import zlib
+from typing import Any
 
 from worker.kernel import syscalls
 
 ENTRY_LIMIT = 16 * 1024
 STREAM_NAME = {1: "stdout", 2: "stderr"}
 _CHUNK = 1 << 16
+_MUCH = 4096
 # RFC 1952: deflate, with an extra field (Docker's last time) and a comment (which file it was).
 _GZIP_HEAD = b"\x1f\x8b\x08\x14\x00\x00\x00\x00\x00\xff"
 
@@ -70,6 +72,18 @@ class LogFile:
         if entries:
             del buffer[:start]
             self.sink(entries)
+
+    def handed(self) -> dict[str, Any] | None:
+        """What a successor with the same settings has to ``take``; None while there is too much of it, or a file is open."""
+        if self._compressing >= 0 or self.sink != self.store or sum(map(len, self._partial.values())) > _MUCH:
+            return None
+        partial = {str(stream): text.decode("latin-1") for stream, text in self._partial.items() if text}
+        return {"partial": partial, "lost": self.lost_bytes}
+
+    def take(self, handed: dict[str, Any]) -> None:
+        self.lost_bytes = handed["lost"]
+        for stream, text in handed["partial"].items():
+            self._partial[int(stream)] += text.encode("latin-1")
 
     def end(self, stream: int) -> None:
         """The stream is over: log what had no newline."""

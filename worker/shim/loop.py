@@ -52,9 +52,13 @@ class Loop:
         return timer
 
     def watch_children(self, callback: Callable[[int, int], None]) -> None:
-        """Reap every child and call ``callback(pid, wait status)``. SIGCHLD has a handler: the zygote's."""
+        """Reap every child, also who has ended before, and call ``callback(pid, wait status)`` in ``run``.
+
+        SIGCHLD has a handler: the zygote's.
+        """
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        os.write(write, b"\0")
 
         def reap(_: int) -> None:
             try:
@@ -72,6 +76,11 @@ class Loop:
 
         self.add(read, READ, reap)
         self._pipe = (read, write)
+
+    @property
+    def timed(self) -> bool:
+        """Whether something is to be called later."""
+        return bool(self._timers)
 
     def close(self) -> None:
         """Let go of the kernel's objects; what was added is its owners' to close."""

@@ -1,13 +1,13 @@
-"""The life of one shim, from the zygote's fork to ``delete``: its socket, its clients, its place in the cgroups.
+"""The life of one shim, to ``delete``: its socket and its clients.
 
 Which request does what is a table here; what it does is worker.shim.container.
 """
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
-import socket
 import time
 from typing import Any
 
@@ -30,27 +30,42 @@ _OPERATIONS = frozenset(
 
 
 class Shim:
-    def __init__(self, request: dict[str, Any], listener: socket.socket, hierarchies: list[Hierarchy]) -> None:
-        self._request = request
-        self._hierarchies = hierarchies
-        self._directory: str = request["dir"]
+    """``keeper``: the pid of its process that stays (worker.shim.keeper); each of the two has one of these."""
+
+    def __init__(
+        self, ident: str, directory: str, listener: _socket.socket, hierarchies: list[Hierarchy], keeper: int
+    ) -> None:
+        self._directory = directory
         self._listener = listener
         self.loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self.container = Container(self.loop, request["id"], self._directory, self._broadcast, hierarchies)
+        self.container = Container(self.loop, ident, directory, self._broadcast, hierarchies, keeper)
         self._deadline: float | None = None
 
-    def run(self) -> None:
+    def begin(self) -> None:
         self.loop.watch_children(self.container.on_child)
         self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
-        self.container.record_identity()
-        self.loop.run()
+
+    def handed(self) -> list[tuple[str, int]] | None:
+        """Our descriptors, which ``take`` takes; None while a client is served."""
+        if not all(client.at_rest for client in self._connections):
+            return None
+        clients = [("events" if client in self._listening else "client", client.fd) for client in self._connections]
+        return [("listener", self._listener.fileno()), *clients]
+
+    def take(self, clients: list[tuple[str, int]]) -> None:
+        for name, fd in clients:
+            connection = Connection(self.loop, fd, self._perform, self._on_closed)
+            self._connections.append(connection)
+            if name == "events":
+                connection.become_events()
+                self._listening.append(connection)
 
     def accept(self) -> None:
         # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
-            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+            fd, _ = self._listener._accept()
         except OSError:
             return
         if peer_allowed(fd):
@@ -134,11 +149,3 @@ def _replier(connection: Connection) -> Reply:
             connection.reply(body)
 
     return reply
-
-
-def main(request: dict[str, Any], listener: socket.socket, hierarchies: list[Hierarchy]) -> None:
-    """What the zygote calls in the forked child; it has looked up the cgroup ``hierarchies`` once for all shims."""
-    name = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(name, b"covey-shim")
-    os.close(name)
-    Shim(request, listener, hierarchies).run()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from worker.runtime import sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
@@ -59,6 +60,7 @@ class Process:
         sandbox: bool = False,
         trees: Sequence[MappedTree] = (),
         on_request: Callable[[Launch, str, dict[str, Any]], None] | None = None,
+        sibling: bool = False,
     ) -> None:
         """Fork it up to where it waits for ``start`` (a ``sandbox``: for ``claim``, which gives it its streams).
 
@@ -68,7 +70,7 @@ class Process:
         pipes = not birth.terminal and not sandbox
         stdio = self.streams.make_pipes(stdin=stdin) if pipes else Stdio(None, None, None)
         try:
-            self._launch = launch(birth, prepare, stdio, group, entered_pid, trees)
+            self._launch = launch(birth, prepare, stdio, group, entered_pid, trees, sibling=sibling)
         except BaseException:
             self.streams.close()
             raise
@@ -83,6 +85,12 @@ class Process:
         self._loop.add(self._launch.channel.fileno(), READ, lambda _: self._on_handshake())
         if self._launch.phase == "failed":
             self._settle(self._launch.fault)
+
+    def resume(self, pid: int, start_time: int, started_at: float) -> None:
+        """Be a process that another shim process has started, with ``streams`` that have been taken over."""
+        self._launch = Launch.running(pid, start_time)
+        self.pid, self.start_time = pid, start_time
+        self.started, self.started_at = True, started_at
 
     def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
         """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
@@ -147,13 +155,8 @@ class Process:
         """The kernel's wait status has come: take the last words of the handshake and the pipes, then tell."""
         assert self._launch is not None
         code = os.waitstatus_to_exitcode(status)
-        channel = self._launch.channel
-        if channel.fileno() >= 0:
-            for _ in range(_LAST_WORDS):
-                if channel.fileno() >= 0:
-                    self._on_handshake()
-            self._loop.remove(channel.fileno())
-            channel.close()
+        if self._launch.phase != "started":
+            self._hear_last_words(self._launch.channel)
         self.exit_signal = -code if code < 0 else None
         self.exit_code = 128 - code if code < 0 else code
         if not self.started and self.fault is not None and code >= 0:
@@ -162,3 +165,11 @@ class Process:
         self.streams.drain()
         self._on_exit(self)
         self.streams.process_ended()
+
+    def _hear_last_words(self, channel: sync.Channel) -> None:
+        for _ in range(_LAST_WORDS):
+            if channel.fileno() >= 0:
+                self._on_handshake()
+        if channel.fileno() >= 0:
+            self._loop.remove(channel.fileno())
+            channel.close()

@@ -113,7 +113,7 @@ def _make(directory: str) -> None:
 def _live(directory: str, hierarchies: list[Hierarchy]) -> None:
     """A shim with one client, and a process of the host's own that runs ``true``, from its fork to its end."""
     listener = zygote.listen(os.path.join(directory, "shim.sock"))
-    shim = Shim({"id": "rehearsal", "dir": directory, "cgroup_parent": "/covey-rehearsal"}, listener, hierarchies)
+    shim = Shim("rehearsal", directory, listener, hierarchies, os.getpid())
     loop, container = shim.loop, shim.container
     client = socket.socket(socket.AF_UNIX)
     client.connect(f"{directory}/shim.sock")

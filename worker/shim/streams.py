@@ -19,6 +19,7 @@ from worker.shim.logs import Log
 from worker.shim.loop import READ, WRITE, Loop
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+_NAMES = ("stdin", "stdout", "stderr")
 _CHUNK = 65536
 _STDIN_HIGH = 262144
 _AFTER_EXIT = 2.0
@@ -80,6 +81,26 @@ class Streams:
         self._console = master
         self._outputs[master] = STDOUT
         self._stdin = os.dup(master)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody is attached and nothing is under way: another process that has ``descriptors`` could go on."""
+        return not (self._attachers or self._stdin_queue or self._stdin_closing or self._exited)
+
+    def descriptors(self) -> list[tuple[str, int]]:
+        """What ``take`` takes: (stdin, stdout, stderr or console, our end of it)."""
+        if self._console >= 0:
+            return [("console", self._console)]
+        found = [(_NAMES[stream], fd) for fd, stream in self._outputs.items()]
+        return found if self._stdin < 0 else [("stdin", self._stdin), *found]
+
+    def take(self, name: str, fd: int) -> None:
+        if name == "console":
+            self.take_console(fd)
+        elif name == "stdin":
+            self._stdin = fd
+        else:
+            self._outputs[fd] = _NAMES.index(name)
 
     def pump(self) -> None:
         """Begin to read output."""

@@ -39,7 +39,7 @@ def begin(entry: Entry, log: Log) -> None:
     except OSError as error:
         raise CommandError(f"container {entry.ident!r} does not answer: {error.strerror}") from None
     outside = Outside(entry, entry.config())
-    launched = Launch(entry.record["pid"], sync.Channel(connection))
+    launched = Launch(entry.record["pid"], os.pidfd_open(entry.record["pid"]), sync.Channel(connection))
     try:
         launched.on_request = outside.answer(launched, "created")
         launched.start()
