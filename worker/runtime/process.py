@@ -46,11 +46,10 @@ class Launch:
         self._announced = False
 
     @classmethod
-    def running(cls, pid: int, start_time: int) -> Launch:
-        """The end of a launch that another process has seen through, of a child of ours that nobody has reaped."""
+    def running(cls, pid: int, pidfd: int, start_time: int) -> Launch:
+        """The end of a launch that another process has seen through."""
         launched = cls.__new__(cls)
-        launched.pid, launched.start_time = pid, start_time
-        launched.pidfd = os.pidfd_open(pid)
+        launched.pid, launched.pidfd, launched.start_time = pid, pidfd, start_time
         launched.phase, launched.fault, launched.warnings = "started", None, []
         return launched
 

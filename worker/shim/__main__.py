@@ -34,7 +34,7 @@ def main() -> None:
     rehearse(found)
     Zygote(
         sys.argv[1],
-        lambda asker: keeper.divide(asker, lambda handed: handover.resume(handed, found)),
+        lambda asker: keeper.divide(asker, lambda handed, channel: handover.resume(handed, channel, found)),
         lambda request, listener, channel: handover.begin(request, listener, channel, found),
     ).serve()
     sys.stdout.flush()

@@ -69,7 +69,6 @@ class Container:
         self.state = "empty"
         self.process: Process | None = None
         self.exit: dict[str, Any] | None = None
-        self.on_running: Callable[[], None] = lambda: None
 
     def describe(self) -> dict[str, Any]:
         """The answer to ``hello`` and ``state``."""
@@ -256,7 +255,6 @@ class Container:
                 return
             if self.state == "created":
                 self.state = "running"
-                self.on_running()
             if self._outside is None:
                 reply({})
             else:
@@ -454,12 +452,16 @@ class Container:
     def handed(self) -> tuple[dict[str, Any], list[tuple[str, int]]] | None:
         """(what a successor has to ``take``, its descriptors); None while something is under way that it could not go on with."""
         process, log = self.process, self._log
-        if not self._hand_over or self.state != "running" or process is None or self._execs or not process.streams.at_rest:
+        if not self._hand_over or self.state not in ("running", "paused") or process is None or not process.streams.at_rest:
+            return None
+        if not all(entry.over for entry in self._execs.values()):
             return None
         logged = log.handed() if isinstance(log, LogFile) else None
         if self._group is None or (log is not None and logged is None):
             return None
         body = {
+            "state": self.state,
+            "execs": [(name, entry.pid, entry.exit_code) for name, entry in self._execs.items()],
             "id": self.ident,
             "dir": self._directory,
             "bundle": self._bundle,
@@ -470,12 +472,13 @@ class Container:
             "log": self._log_wanted,
             "logged": logged,
         }
-        oom = [("oom", self._oom_fd)] if self._oom_fd >= 0 else []
-        return body, oom + process.streams.descriptors()
+        oom = [("oom-v2" if self._group.version == 2 else "oom", self._oom_fd)] if self._oom_fd >= 0 else []
+        return body, [("process", process.pidfd), *oom, *process.streams.descriptors()]
 
     def take(self, handed: dict[str, Any], fds: list[tuple[str, int]]) -> None:
         """Be the running container that another process of this shim has ``handed`` over."""
         self._bundle = handed["bundle"]
+        self._hand_over = True
         self._group = Cgroup(handed["cgroup"], self._hierarchies)
         if handed["logged"] is not None:
             self._log_wanted = handed["log"]
@@ -483,15 +486,19 @@ class Container:
             assert isinstance(self._log, LogFile)
             self._log.take(handed["logged"])
         process = self.process = Process(self._loop, self._log, self._on_init_exit)
-        process.resume(handed["pid"], handed["start_time"], handed["started_at"])
-        self._children[process.pid] = process
-        self.state = "running"
+        self._children[handed["pid"]] = process
+        self.state = handed["state"]
         for name, fd in fds:
-            if name == "oom":
-                self._await_oom(fd, priority=self._group.version == 2)
+            if name == "process":
+                process.resume(handed["pid"], fd, handed["start_time"], handed["started_at"])
+            elif name.startswith("oom"):
+                self._await_oom(fd, priority=name == "oom-v2")
             else:
                 process.streams.take(name, fd)
         process.streams.pump()
+        for ident, pid, code in handed["execs"]:
+            self._execs[ident] = Process(self._loop, None, self._on_init_exit)
+            self._execs[ident].be_over(pid, code)
 
     def _watch_oom(self) -> None:
         assert self._group is not None

@@ -1,73 +1,67 @@
-"""What the launcher of a shim leaves to its keeper once the container runs: when, and what is in the message.
+"""What one worker of a shim leaves to its keeper, and the next takes up: when, and what is in the message.
 
-It is left when nothing is under way: no attached client, no exec on record, no half-read request. Everything that comes
-while it travels waits in the sockets and pipes that travel with it, and a child's end at the keeper, whose child it is.
-A shim with an exec, an unusual log or something to do outside the container keeps its two processes.
+It is left when nothing is under way: no attached client, no living exec, no half-read request. Everything that comes while
+it travels waits in the sockets and pipes that travel with it, and a child's end at the keeper, whose child it is. A shim
+with an unusual log or something to do outside the container keeps its worker. One that is woken again and again keeps it
+longer each time.
 """
 
 from __future__ import annotations
 
 import _socket
+import marshal
 import os
 from typing import Any
 
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.zygote import AF_UNIX, SOCK_STREAM
+from worker.shim.keeper import EXCEPTIONAL, READABLE, Channel, Handed
 from worker.shim.loop import READ
-from worker.shim.keeper import MOST_FDS, Channel, Handed
 from worker.shim.main import Shim
 
-QUIET = (0.4, 60.0)
-"""Seconds after the start at which the launcher first tries, and the longest between two tries, each twice as long."""
-
-
-def try_later(shim: Shim, channel: Channel, seconds: float = QUIET[0]) -> None:
-    """Hand over when the time has come, and end this process; while something is under way, try again later."""
-
-    def attempt() -> None:
-        if shim.container.state != "running":
-            if shim.container.state == "paused":
-                try_later(shim, channel, seconds)
-            return
-        if _hand_over(shim, channel):
-            # The interpreter's own clean-up would only copy pages.
-            os._exit(0)
-        try_later(shim, channel, min(seconds * 2, QUIET[1]))
-
-    shim.loop.call_later(seconds, attempt)
-
-
-def _hand_over(shim: Shim, channel: Channel) -> bool:
-    handed, clients = shim.container.handed(), shim.handed()
-    if handed is None or clients is None or shim.loop.timed:
-        return False
-    body, ours = handed
-    fds = [*clients, *ours]
-    if len(fds) > MOST_FDS:
-        return False
-    return channel.hand_over({**body, "fds": [name for name, _ in fds]}, [fd for _, fd in fds])
+_QUIET = (0.4, 60.0)
+"""Seconds without an event after which a worker leaves: at first, and at most."""
+_LONG_SLEEP = 20.0
+"""Seconds between two workers after which the next one is taken for a first; below, it waits twice as long as the last."""
+_UNWATCHED = {"stdin": 0, "oom-v2": EXCEPTIONAL}
 
 
 def begin(request: dict[str, Any], listener: _socket.socket, channel: Channel, hierarchies: list[Hierarchy]) -> None:
-    """In the launcher: be the shim until all is handed over, or to its end."""
+    """The first worker: start the container, and see to it until it is quiet."""
     shim = Shim(request["id"], request["dir"], listener, hierarchies, os.getppid())
+    shim.container.record_identity()
+    _work(shim, channel, _QUIET[0])
+
+
+def resume(handed: Handed, channel: Channel, hierarchies: list[Hierarchy]) -> None:
+    """A later one: see to what has woken the keeper."""
+    body = marshal.loads(handed.body)
+    named = list(zip(body["fds"], handed.fds, strict=True))
+    listener = _socket.socket(AF_UNIX, SOCK_STREAM, 0, named[0][1])
+    shim = Shim(body["id"], body["dir"], listener, hierarchies, os.getppid())
+    shim.container.take(body, [one for one in named[1:] if one[0] not in ("events", "client")])
+    shim.take([one for one in named if one[0] in ("events", "client")])
+    for pid, status in handed.ended:
+        shim.container.on_child(pid, status)
+    quiet = _QUIET[0] if handed.slept > _LONG_SLEEP else min(body["quiet"] * 2, _QUIET[1])
+    _work(shim, channel, quiet)
+
+
+def _work(shim: Shim, channel: Channel, quiet: float) -> None:
     shim.begin()
     shim.loop.add(channel.fileno(), READ, lambda _: shim.container.on_child(*channel.ended()))
-    shim.container.on_running = lambda: try_later(shim, channel)
-    shim.container.record_identity()
+    shim.loop.when_quiet(quiet, lambda: _leave(shim, channel, quiet))
     shim.loop.run()
 
 
-def resume(handed: Handed, hierarchies: list[Hierarchy]) -> None:
-    """In the keeper: be the shim from here on, to its end."""
-    body, fds, ended = handed
-    named = list(zip(body["fds"], fds, strict=True))
-    own = [one for one in named if one[0] not in ("events", "client")]
-    listener = _socket.socket(AF_UNIX, SOCK_STREAM, 0, own.pop(0)[1])
-    shim = Shim(body["id"], body["dir"], listener, hierarchies, os.getpid())
-    shim.begin()
-    shim.container.take(body, own)
-    shim.take([one for one in named if one[0] in ("events", "client")])
-    for pid, status in ended:
-        shim.container.on_child(pid, status)
-    shim.loop.run()
+def _leave(shim: Shim, channel: Channel, quiet: float) -> None:
+    """End this process and leave all to the keeper, if all can be left."""
+    handed, clients = shim.container.handed(), shim.handed()
+    if handed is None or clients is None:
+        return
+    body, own = handed
+    named = [*clients, *own]
+    body = {**body, "quiet": quiet, "fds": [name for name, _ in named]}
+    if channel.hand_over(body, [(fd, _UNWATCHED.get(name, READABLE)) for name, fd in named]):
+        # The interpreter's own clean-up would only copy pages.
+        os._exit(0)

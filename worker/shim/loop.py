@@ -32,6 +32,8 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._running = True
+        self._quiet: tuple[float, Callable[[], None]] | None = None
+        self._disturbed = True
         self._pipe: tuple[int, ...] = ()
 
     def add(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
@@ -77,10 +79,9 @@ class Loop:
         self.add(read, READ, reap)
         self._pipe = (read, write)
 
-    @property
-    def timed(self) -> bool:
-        """Whether something is to be called later."""
-        return bool(self._timers)
+    def when_quiet(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it once nothing has happened for so long and no timer runs; again only after something has happened."""
+        self._quiet = (seconds, call)
 
     def close(self) -> None:
         """Let go of the kernel's objects; what was added is its owners' to close."""
@@ -93,7 +94,13 @@ class Loop:
 
     def run(self) -> None:
         while self._running:
-            for fd, events in self._epoll.poll(self._timeout()):
+            ready = self._epoll.poll(self._timeout())
+            if ready:
+                self._disturbed = True
+            elif not self._timers and self._disturbed and self._quiet:
+                self._disturbed = False
+                self._quiet[1]()
+            for fd, events in ready:
                 # A callback before this one may have removed it.
                 callback = self._callbacks.get(fd)
                 if callback is not None:
@@ -102,7 +109,7 @@ class Loop:
 
     def _timeout(self) -> float:
         if not self._timers:
-            return -1
+            return self._quiet[0] if self._quiet and self._disturbed else -1
         return max(0.0, min(timer.when for timer in self._timers) - time.monotonic())
 
     def _fire_timers(self) -> None:

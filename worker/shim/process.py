@@ -86,9 +86,24 @@ class Process:
         if self._launch.phase == "failed":
             self._settle(self._launch.fault)
 
-    def resume(self, pid: int, start_time: int, started_at: float) -> None:
-        """Be a process that another shim process has started, with ``streams`` that have been taken over."""
-        self._launch = Launch.running(pid, start_time)
+    @property
+    def over(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self.exit_code is not None and self.streams.ended
+
+    def be_over(self, pid: int, code: int) -> None:
+        """Be a process that was over in another process of the shim."""
+        self.pid, self.exit_code, self.started = pid, code, True
+        self.streams.ended = True
+
+    @property
+    def pidfd(self) -> int:
+        assert self._launch is not None
+        return self._launch.pidfd
+
+    def resume(self, pid: int, pidfd: int, start_time: int, started_at: float) -> None:
+        """Be a process that another process of the shim has started; its streams ``take`` what there is of them."""
+        self._launch = Launch.running(pid, pidfd, start_time)
         self.pid, self.start_time = pid, start_time
         self.started, self.started_at = True, started_at
 
