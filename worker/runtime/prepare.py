@@ -86,6 +86,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
     """A sandbox: made by the template, then waiting until it is claimed for a bundle. ``place``: see ``sandbox.ahead``."""
 
     def prepare(made: Init) -> LaunchPlan:
+        spec.check(template)
         group = Cgroup(template["linux"]["cgroupsPath"], hierarchies)
         make_group(template, group)
         host = host_of(group)

@@ -34,14 +34,14 @@ _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 Divide = Callable[[int], Any]
 """Forks the new process once more; the parent is the shim that is told of, and closes the descriptor it is given. Answers in
 the child what ``Begin`` needs of it, and None in the parent, once that one's life is over."""
-Begin = Callable[[dict[str, Any], socket.socket, Any], None]
+Begin = Callable[[dict[str, Any], _socket.socket, Any], None]
 """What the child does: (the request, its listener, the answer of ``Divide``)."""
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str) -> _socket.socket:
     """A listening socket at ``path``, mode 0600; the path may be longer than a socket address can hold."""
     directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _socket.socket(AF_UNIX, SOCK_STREAM)
     try:
         name = os.path.basename(path)
         try:
@@ -119,6 +119,7 @@ class Zygote:
                         signal.set_wakeup_fd(-1)
                         os.close(wake_read)
                         os.close(wake_write)
+                        os.close(accepting)
                         self._become_shim(fd, wanted)
                         return
         with contextlib.suppress(FileNotFoundError):
@@ -191,7 +192,6 @@ class Zygote:
     def _become_shim(self, asker: int, body: bytes) -> None:
         """In the child. The shim's socket is made before the answer: whoever has that can connect."""
         os.setsid()
-        self._listener.close()
         for fd in self._buffers:
             if fd != asker:
                 os.close(fd)

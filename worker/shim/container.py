@@ -117,7 +117,6 @@ class Container:
         if self.state != "empty":
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
         template = request["template"]
-        spec.check(template)
         self._group = Cgroup(template["linux"]["cgroupsPath"], self._hierarchies)
         self.record_identity()
         process = Process(self._loop, None, self._on_init_exit)
@@ -450,7 +449,7 @@ class Container:
             wind_up(self._loop, self._group, removed, wanted=lambda: True)
 
     def handed(self) -> tuple[dict[str, Any], list[tuple[str, int]]] | None:
-        """(what a successor has to ``take``, its descriptors); None while something is under way that it could not go on with."""
+        """(what the next worker has to ``take``, its descriptors); None while something is under way."""
         process, log = self.process, self._log
         if not self._hand_over or self.state not in ("running", "paused") or process is None or not process.streams.at_rest:
             return None
@@ -476,7 +475,7 @@ class Container:
         return body, [("process", process.pidfd), *oom, *process.streams.descriptors()]
 
     def take(self, handed: dict[str, Any], fds: list[tuple[str, int]]) -> None:
-        """Be the running container that another process of this shim has ``handed`` over."""
+        """Be the container that the worker before has ``handed`` over."""
         self._bundle = handed["bundle"]
         self._hand_over = True
         self._group = Cgroup(handed["cgroup"], self._hierarchies)

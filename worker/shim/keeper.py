@@ -30,7 +30,7 @@ _ENDED = struct.Struct("ii")
 _FATAL = int(signal.SIGKILL)
 _DONTWAIT = int(_socket.MSG_DONTWAIT)
 _FORK_AGAIN = 0.1
-_NO_HANGUP = os.WNOHANG
+
 
 READABLE, EXCEPTIONAL = select.POLLIN, select.POLLPRI
 
@@ -85,18 +85,18 @@ def divide(asker: int, resume: Callable[[Handed, Channel], None]) -> Channel | N
     name = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
     os.write(name, b"covey-shim")
     os.close(name)
-    worker, channel = _fork()
+    worker, channel = fork()
     if worker == 0:
         return Channel(channel)
     os.close(asker)
     while True:
-        handed = _outlast(worker, channel)
+        handed = outlast(worker, channel)
         if handed is None:
             return None
-        _sleep(handed)
+        sleep(handed)
         while True:
             try:
-                worker, channel = _fork()
+                worker, channel = fork()
                 break
             except OSError:
                 time.sleep(_FORK_AGAIN)
@@ -107,7 +107,7 @@ def divide(asker: int, resume: Callable[[Handed, Channel], None]) -> Channel | N
             os.close(fd)
 
 
-def _fork() -> tuple[int, _socket.socket]:
+def fork() -> tuple[int, _socket.socket]:
     """(the worker's pid, the keeper's end); in the worker (0, its end)."""
     ours, theirs = _socket.socketpair(AF_UNIX, SOCK_SEQPACKET)
     keeper = os.getpid()
@@ -122,7 +122,7 @@ def _fork() -> tuple[int, _socket.socket]:
     return 0, theirs
 
 
-def _outlast(worker: int, channel: _socket.socket) -> Handed | None:
+def outlast(worker: int, channel: _socket.socket) -> Handed | None:
     """Wait until the worker has ended, and tell it of other children that do; what it has handed over, None if nothing."""
     ended = []
     while True:
@@ -149,7 +149,7 @@ def _outlast(worker: int, channel: _socket.socket) -> Handed | None:
     return handed
 
 
-def _sleep(handed: Handed) -> None:
+def sleep(handed: Handed) -> None:
     """Until there is something to do: the one long moment of a shim, spent in a process that has touched next to nothing."""
     began = time.monotonic()
     count = handed.body[0]
@@ -164,7 +164,7 @@ def _sleep(handed: Handed) -> None:
     handed.slept = time.monotonic() - began
     try:
         while True:
-            pid, status = os.waitpid(-1, _NO_HANGUP)
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
             handed.ended.append((pid, status))

@@ -74,8 +74,8 @@ class LogFile:
             self.sink(entries)
 
     def handed(self) -> dict[str, Any] | None:
-        """What a successor with the same settings has to ``take``; None while there is too much of it, or a file is open."""
-        if self._compressing >= 0 or self.sink != self.store or sum(map(len, self._partial.values())) > _MUCH:
+        """What another process's log with the same settings has to ``take``; None while it could not go on from there."""
+        if self.sink != self.store or sum(map(len, self._partial.values())) > _MUCH or not self._is_compressed():
             return None
         partial = {str(stream): text.decode("latin-1") for stream, text in self._partial.items() if text}
         return {"partial": partial, "lost": self.lost_bytes}
@@ -139,7 +139,7 @@ class LogFile:
 
     def _rotate(self) -> None:
         """Move path.N up by one and begin anew; a file that cannot be moved leaves the log growing."""
-        self._wait_compressed()
+        self._is_compressed(wait=True)
         try:
             for number in range(self._max_file - 1, 0, -1):
                 self._shift(number)
@@ -182,13 +182,15 @@ class LogFile:
         finally:
             os._exit(0)
 
-    def _wait_compressed(self) -> None:
-        """The child has ended: its file is about to get another name. By descriptor: a loop may have reaped it long ago."""
+    def _is_compressed(self, *, wait: bool = False) -> bool:
+        """Whether no child is at it, whose file is to keep its name. By descriptor: a loop may have reaped it long ago."""
         if self._compressing >= 0:
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._compressing, os.WEXITED)
+                if os.waitid(os.P_PIDFD, self._compressing, os.WEXITED | (0 if wait else os.WNOHANG)) is None:
+                    return False
             os.close(self._compressing)
             self._compressing = -1
+        return True
 
 
 def compress(source: str, target: str) -> None:

@@ -32,9 +32,7 @@ _OPERATIONS = frozenset(
 class Shim:
     """``keeper``: the pid of its process that stays (worker.shim.keeper); each of the two has one of these."""
 
-    def __init__(
-        self, ident: str, directory: str, listener: _socket.socket, hierarchies: list[Hierarchy], keeper: int
-    ) -> None:
+    def __init__(self, ident: str, directory: str, listener: _socket.socket, hierarchies: list[Hierarchy], keeper: int) -> None:
         self._directory = directory
         self._listener = listener
         self.loop = Loop()
@@ -65,7 +63,7 @@ class Shim:
     def accept(self) -> None:
         # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
-            fd, _ = self._listener._accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         if peer_allowed(fd):

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from typing import Any
 
 from worker.kernel import mounts, safe_paths
@@ -21,7 +19,7 @@ from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan, Step
-from worker.shim import logs, records
+from worker.shim import keeper, logs, records
 from worker.shim.loop import READ
 from worker.shim.main import Shim
 from worker.shim.process import Process
@@ -67,15 +65,27 @@ _CONFIG: dict[str, Any] = {
 def rehearse(hierarchies: list[Hierarchy]) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for _ in range(_ROUNDS):
-        directory = tempfile.mkdtemp(prefix="covey-rehearsal-")
+        # The machine's /tmp by hand: tempfile and shutil would bring along what makes every fork dearer.
+        directory = f"/tmp/covey-rehearsal-{os.urandom(8).hex()}"
+        os.mkdir(directory, 0o700)
         try:
             with contextlib.suppress(OSError):
                 _plan(hierarchies)
                 _make(directory)
                 _live(directory, hierarchies)
+                _keep()
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
-    signal.set_wakeup_fd(-1)
+            with contextlib.suppress(OSError):
+                _remove(directory)
+
+
+def _remove(directory: str) -> None:
+    for base, directories, files in os.walk(directory, topdown=False):
+        for name in files:
+            os.unlink(f"{base}/{name}")
+        for name in directories:
+            os.rmdir(f"{base}/{name}")
+    os.rmdir(directory)
 
 
 def _plan(hierarchies: list[Hierarchy]) -> None:
@@ -150,6 +160,22 @@ def _live(directory: str, hierarchies: list[Hierarchy]) -> None:
     if log is not None:
         log.close()
     loop.close()
+    signal.set_wakeup_fd(-1)
+
+
+def _keep() -> None:
+    """A keeper whose worker leaves a pipe with something in it."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    os.write(write, b"x")
+    worker, channel = keeper.fork()
+    if worker == 0:
+        keeper.Channel(channel).hand_over({}, [(read, keeper.READABLE), (write, 0)])
+        os._exit(0)
+    handed = keeper.outlast(worker, channel)
+    if handed is not None:
+        keeper.sleep(handed)
+        for fd in (*handed.fds, read, write):
+            os.close(fd)
 
 
 def _planned(steps: list[Step]) -> Any:

@@ -85,7 +85,8 @@ class Streams:
     @property
     def at_rest(self) -> bool:
         """Whether nobody is attached and nothing is under way: another process that has ``descriptors`` could go on."""
-        return not (self._attachers or self._stdin_queue or self._stdin_closing or self._exited)
+        hung_up = self._console >= 0 and self._console not in self._outputs
+        return not (self._attachers or self._stdin_queue or self._stdin_closing or self._exited or hung_up)
 
     def descriptors(self) -> list[tuple[str, int]]:
         """What ``take`` takes: (stdin, stdout, stderr or console, our end of it)."""
