@@ -162,6 +162,9 @@ def clear_cgroups(name: str) -> None:
     deadline = time.monotonic() + 10
     for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
         top = hierarchy / name.lstrip("/")
+        if not (hierarchy / "cgroup.procs").exists():
+            # What hides the unified hierarchy: there crun leaves plain files.
+            shutil.rmtree(top, ignore_errors=True)
         while top.is_dir() and not hierarchy.is_symlink():
             for directory, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):

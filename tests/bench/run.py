@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 #: Name of a table → the module beside this file whose ``run(rounds)`` measures it, prints it and returns an exit code.
-TABLES = {"cluster": "cluster", "start": "start"}
+TABLES = {"cluster": "cluster", "memory": "memory", "start": "start"}
 #: How often a table measures unless it is told, where it is not 5.
-ROUNDS = {"start": 50}
+ROUNDS = {"start": 50, "memory": 1}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure Covey beside its peers, in one run.")
     parser.add_argument("table", nargs="?", default="cluster", help=f"one of {', '.join(TABLES)}")
-    parser.add_argument("--rounds", type=int, help="how often each is measured; medians are printed (5; start: 50)")
+    parser.add_argument("--rounds", type=int, help="how often each is measured; medians are printed (5; start: 50; memory: 1)")
     options = parser.parse_args(argv)
     if options.table not in TABLES:
         sys.stderr.write(f"bench: there is no table {options.table!r}; there are: {', '.join(TABLES)}\n")

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from api import Connection
 from crun import Crun
+from processes import own
 from rivals import COLD, COVEY, DOCKER, Rival, clear_cgroups, running
 
 from worker.kernel import syscalls
@@ -106,7 +107,7 @@ Contenders = dict[str, Callable[[], float]]
 
 def run(rounds: int) -> int:
     """Measure and print; 0 also when an aim is missed, which the table says: a measurement is no test."""
-    _hide_unified()
+    hide_unified()
     with tempfile.TemporaryDirectory(prefix="covey-bench-") as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o755)
@@ -118,7 +119,7 @@ def run(rounds: int) -> int:
             with archive.open("rb") as data:
                 rival.client.images.load(data)
             nodes[kind.name] = Node(rival)
-        crun = stack.enter_context(_crun())
+        crun = stack.enter_context(crun_peer())
         rows = _rounds(nodes, crun, max(rounds, 1))
         print("\n".join(_table(rows)))
         print("\n".join(_cost(nodes, crun)))
@@ -127,7 +128,7 @@ def run(rounds: int) -> int:
 
 
 @contextmanager
-def _crun() -> Iterator[Crun]:
+def crun_peer() -> Iterator[Crun]:
     """crun with its files on a tmpfs, its root a busybox's."""
     parent = f"/covey-bench-{os.getpid()}-crun"
     base = Path(f"/run/covey-bench-{os.getpid()}")
@@ -234,7 +235,7 @@ def _cost(nodes: dict[str, Node], crun: Crun) -> list[str]:
     lines.append(_ratio("warm, refill included / crun", spent["covey"] / spent["crun"], 1.5))
     pool = nodes["covey"].rival
     shims, boxes = pool.processes("shims"), pool.processes("sandboxes")
-    held = sum(_own(one.pid) for one in (*shims, *boxes)) / 1024
+    held = sum(own(one.pid) for one in (*shims, *boxes)) / 1024
     lines += [f"pool: {len(boxes)} sandboxes, {held:.1f} MiB of their own in all", ""]
     return lines
 
@@ -274,12 +275,6 @@ def _counted(crun: Crun, ident: str) -> None:
         raise SystemExit("bench: crun run failed while its CPU time was counted")
 
 
-def _own(pid: int) -> int:
-    """Bytes a process shares with nobody, in KiB."""
-    fields = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
-    return sum(int(words[1]) for words in fields if words[0] in ("Private_Clean:", "Private_Dirty:"))
-
-
 def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     """Rates of BURST starts, FLIGHT at a time, and of their removal."""
     starts, removals = {}, {}
@@ -307,7 +302,7 @@ def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     ]
 
 
-def _hide_unified() -> None:
+def hide_unified() -> None:
     """In a mount namespace of this process's own, leave one version of cgroups: crun refuses a machine that mixes them."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

@@ -1,4 +1,4 @@
-"""A shim's keeper and workers: what an idle one owns, that nothing is lost when they change, that neither outlives the other."""
+"""A shim's keeper and workers: what an idle one owns; nothing is lost when they change; neither outlives the other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .conftest import Box, Boxes, default_bundle, read_all, wait_until
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 
 OWN_KIB = 850
-"""Of an idle container's shim; 600 on the machine this was written on, where one that kept its first worker's pages had 2000."""
+"""Of an idle container's shim: 600 where this was written, and 2000 when it kept what its first worker touches."""
 DEATH = 2.0
 PATIENCE = 30.0
 """For a worker to leave: it stays longer each time it is needed."""

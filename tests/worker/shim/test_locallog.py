@@ -29,7 +29,7 @@ def read(path: Path, **query: int) -> list[Entry]:
 
 
 def wait_compressed(log: LogFile) -> None:
-    log._wait_compressed()
+    log._is_compressed(wait=True)
 
 
 def test_what_dockerd_wrote_is_read() -> None:
