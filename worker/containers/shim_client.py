@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +27,15 @@ from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 
 VERSION = 1
+log = logging.getLogger(__name__)
+
 _LENGTH = struct.Struct(">I")
 _FRAME = struct.Struct(">BxxxI")
 _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
 _GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
 _IDLE_LIMIT = 2
 _FORK_PATIENCE = 15.0
+_END_PATIENCE, _POLL = 5.0, 0.01
 
 
 class ShimGone(Exception):
@@ -306,6 +312,17 @@ def sweep(directory: Path) -> bool:
         with contextlib.suppress(FileNotFoundError):
             (directory / name).unlink()
     return True
+
+
+async def end_shim(pid: int, started: int) -> None:
+    """Kills a shim, and by that its container, and waits until it is gone."""
+    process.kill_verified(pid, started, signal.SIGKILL)
+    deadline = time.monotonic() + _END_PATIENCE
+    while process.is_alive(pid, started):
+        if time.monotonic() > deadline:
+            log.error("shim %s does not end after SIGKILL", pid)
+            return
+        await asyncio.sleep(_POLL)
 
 
 class Zygote:

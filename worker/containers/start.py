@@ -31,7 +31,7 @@ from worker.containers import (
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Shim, ShimGone
+from worker.containers.shim_client import Shim, ShimGone, end_shim
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -151,7 +151,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         sandbox = host.pool.take(container.host_config) if warm and _has_links(attachment) else None
         bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
-            undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
+            undo.push_async_callback(host.pool.give_up, sandbox)
             plugging = host.network.plug(container.id, sandbox.pid, sandbox.spare)
             config, attachment = await _both(bundled, plugging)
             shim, pid, started = await _take_over(host, live, directory, config, sandbox)
@@ -379,7 +379,7 @@ def _shared_memory(host: Host, container: Container, directory: Path) -> str:
 
 async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
     pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent)
-    undo.push_async_callback(teardown.end_shim, pid, started)
+    undo.push_async_callback(end_shim, pid, started)
     return await Shim.connect(directory)
 
 

@@ -222,12 +222,14 @@ class Container:
             wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
     def discard(self, finished: Callable[[], None]) -> None:
-        """End a sandbox that nobody will claim, and all it holds."""
-        assert self.process is not None
-        assert self._group is not None
+        """End a sandbox that nobody will claim, or one that is being made, and all it holds."""
         self.state = "empty"
-        self.process.signal(signal.SIGKILL)
-        wind_up(self._loop, self._group, finished, wanted=lambda: True)
+        if self.process is not None:
+            self.process.signal(signal.SIGKILL)
+        if self._group is None:
+            finished()
+        else:
+            wind_up(self._loop, self._group, finished, wanted=lambda: True)
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")

@@ -62,8 +62,8 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self.container.state == "prepared" and not self._connections:
-            # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
+        if self.container.state in ("empty", "prepared") and not self._connections:
+            # Nobody is left who could make this a container: the daemon that wanted it is gone.
             self.container.discard(self.loop.stop)
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
