@@ -6,6 +6,7 @@ It decides the order and Docker's words and exit codes for what fails. What happ
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from contextlib import AsyncExitStack
@@ -22,6 +23,7 @@ from worker.containers import (
     log_options,
     network_requests,
     record,
+    runtimes,
     seccomp,
     supervise,
     surroundings,
@@ -147,7 +149,8 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         joins = namespace_joins(host, container)
         attachment = await _reserve(host, container, undo)
         config = await host.run(_bundle, host, container, directory, attachment, joins)
-        sandbox = host.pool.take(config) if warm and attachment is not None else None
+        ours = not _program(host, container)
+        sandbox = host.pool.take(config) if warm and ours and attachment is not None else None
         if sandbox is not None and attachment is not None:
             shim, pid, started, attachment = await _take_over(host, container, directory, config, sandbox, undo)
         else:
@@ -327,6 +330,9 @@ def _bundle(
             shm=_shared_memory(host, container, directory),
         )
     )
+    if _program(host, container):
+        uname = os.uname()
+        config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     (directory / "config.json").write_bytes(msgspec.json.encode(config))
     return config
 
@@ -350,8 +356,19 @@ def _shared_memory(host: Host, container: Container, directory: Path) -> str:
     return ""
 
 
+def _program(host: Host, container: Container) -> str:
+    """The path of the OCI runtime that is to run it, "" for our own. Raises InvalidArgument for one that is gone."""
+    name = str(container.host_config.get("Runtime") or runtimes.OWN)
+    if name == runtimes.OWN:
+        return ""
+    if name not in host.options.runtimes:
+        raise InvalidArgument(f"unknown or invalid runtime name: {name}: start the daemon with --add-runtime {name}=PATH")
+    return host.options.runtimes[name]
+
+
 async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
-    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent)
+    program = _program(host, container)
+    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
     undo.push_async_callback(teardown.end_shim, pid, started)
     return await Shim.connect(directory)
 

@@ -18,13 +18,13 @@ def load(bundle: str, with_init: bool) -> spec.Config:
     """The config of ``bundle``. Raises SpecFault, or RuntimeFault when there is no init program to put first."""
     config = spec.load(bundle)
     if with_init:
-        _put_init_first(config)
+        put_init_first(config)
     if config.get("covey", {}).get("seccomp"):
         config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
     return config
 
 
-def _put_init_first(config: spec.Config) -> None:
+def put_init_first(config: spec.Config) -> None:
     """Have the machine's tini reap orphans as the container's first process, unless the bundle has done so."""
     args = config["process"]["args"]
     if args[0] == _INIT_PATH:

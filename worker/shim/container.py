@@ -74,13 +74,15 @@ class Container:
 
     def record_identity(self) -> None:
         """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
-        body = {
+        records.write(self._directory, "shim.json", self.identity(), durable=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
             "id": self.ident,
             "pid": os.getpid(),
             "start_time": kernel_process.start_time(os.getpid()),
             "cgroup": self._group.path if self._group else None,
         }
-        records.write(self._directory, "shim.json", body, durable=False)
 
     def require(self, *states: str) -> Process:
         if self.state not in states or self.process is None:

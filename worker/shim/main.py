@@ -19,6 +19,7 @@ from worker.runtime.errors import RuntimeFault
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
+from worker.shim.foreign import ForeignContainer
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
@@ -36,7 +37,8 @@ class Shim:
         self._loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self._container = Container(self._loop, request["id"], self._directory, self._broadcast, hierarchies)
+        of = (self._loop, request["id"], self._directory, self._broadcast, hierarchies)
+        self._container = ForeignContainer(*of, request["runtime"]) if request.get("runtime") else Container(*of)
         self._deadline: float | None = None
         container = self._container
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {

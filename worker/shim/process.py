@@ -19,7 +19,7 @@ from worker.shim.loop import READ, Loop
 from worker.shim.streams import Streams
 
 # What a shell, and Docker after it, answers for a program that could not be run.
-_LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
+LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
 
 # created, exec or error, end of file.
 _LAST_WORDS = 4
@@ -110,9 +110,19 @@ class Process:
         self._loop.remove(self._launch.channel.fileno())
         self._launch.channel.close()
         if self._launch.phase == "started":
-            self.started = True
-            self.started_at = time.time()
+            self.begun()
         self._settle(self._launch.fault)
+
+    def begun(self) -> None:
+        self.started = True
+        self.started_at = time.time()
+
+    def ended(self, code: int) -> None:
+        """``code`` as os.waitstatus_to_exitcode has it: negative for a signal."""
+        self.exit_signal = -code if code < 0 else None
+        self.exit_code = 128 - code if code < 0 else code
+        if not self.started and self.fault is not None and code >= 0:
+            self.exit_code = LAUNCH_EXIT.get(self.fault.code, 128)
 
     def _settle(self, fault: RuntimeFault | None) -> None:
         self.fault = self.fault or fault
@@ -135,10 +145,7 @@ class Process:
                     self._on_handshake()
             self._loop.remove(channel.fileno())
             channel.close()
-        self.exit_signal = -code if code < 0 else None
-        self.exit_code = 128 - code if code < 0 else code
-        if not self.started and self.fault is not None and code >= 0:
-            self.exit_code = _LAUNCH_EXIT.get(self.fault.code, 128)
+        self.ended(code)
         self._launch.close()
         self.streams.drain()
         self._on_exit(self)
