@@ -123,6 +123,21 @@ def _cpu(host: dict[str, Any], cpus: int) -> None:
         raise InvalidArgument("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if (host["CpuShares"] or 0) < 0:
         raise InvalidArgument(f"invalid CPU shares ({host['CpuShares']}): value must be a positive integer")
+    wanted = host["CpusetCpus"] or ""
+    if max(cpu_list(wanted), default=0) >= cpus:
+        available = f"0-{cpus - 1}" if cpus > 1 else "0"
+        raise InvalidArgument(f"Requested CPUs are not available - requested {wanted}, available: {available}")
+
+
+def cpu_list(text: str) -> set[int]:
+    """The numbers of ``0-2,4``. Raises InvalidArgument in Docker's words."""
+    found: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first) or int(last or first) > 8191:
+            raise InvalidArgument(f"Invalid value {text} for cpuset cpus")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def restart_policy(given: Mapping[str, Any] | None) -> dict[str, Any]:
