@@ -141,6 +141,6 @@ async def _kill(live: Live, one: Exec | None) -> None:
     if one is None or live.shim is None:
         return
     try:
-        await live.shim.kill(int(signal.SIGKILL), exec_id=one.id)
+        await live.shim.kill(int(signal.SIGKILL), exec_id=one.id, everything=True)
     except (RuntimeFault, ShimGone) as fault:
         log.info("health check of container %s was not killed: %s", live.container.short, fault)

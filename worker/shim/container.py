@@ -262,7 +262,8 @@ class Container:
         if not 0 < number < signal.NSIG:
             raise RuntimeFault("invalid", f"{number} is not the number of a signal")
         if request.get("exec_id"):
-            self.find_exec(request["exec_id"]).signal(number)
+            process = self.find_exec(request["exec_id"])
+            (process.signal_group if request.get("all") else process.signal)(number)
             reply({})
             return
         process = self.require("created", "running", "paused")

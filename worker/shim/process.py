@@ -5,6 +5,7 @@ It is told by the loop, and tells its owner by callbacks. Which states a contain
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -133,6 +134,14 @@ class Process:
     def signal(self, number: int) -> bool:
         """False when it has ended."""
         return self.exit_code is None and self._launch is not None and self._launch.signal(number)
+
+    def signal_group(self, number: int) -> bool:
+        """As ``signal``, and to what it has started that has not left its process group."""
+        if self.exit_code is not None or not self.pid:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+        return True
 
     def on_reaped(self, status: int) -> None:
         """The kernel's wait status has come: take the last words of the handshake and the pipes, then tell."""
