@@ -81,7 +81,11 @@ class Engine:
             default_bridge=options.default_bridge,
             namespace=options.network_namespace,
         )
-        zygote = ZygoteLink(options.zygote_socket or options.exec_root / "zygote.sock", own=options.zygote_socket is None)
+        zygote = ZygoteLink(
+            options.zygote_socket or options.exec_root / "zygote.sock",
+            options.cgroup_parent,
+            own=options.zygote_socket is None,
+        )
         stack.callback(zygote.close)
         loop = asyncio.get_running_loop()
 

@@ -31,6 +31,7 @@ _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ im
 _GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
 _IDLE_LIMIT = 2
 _FORGET_SECONDS = 10.0
+_FORK_PATIENCE = 15.0
 
 
 class ShimGone(Exception):
@@ -333,9 +334,12 @@ class Zygote:
         return cls(client, hello["pid"])
 
     @classmethod
-    async def spawn(cls, socket_path: Path, log_path: Path, *, patience: float = 10.0) -> Zygote:
-        """Start one in a session of its own, standard library only; its words go to ``log_path``."""
-        pid = _spawn(socket_path, log_path)
+    async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
+        """Start one in a session of its own, standard library only; its words go to ``log_path``.
+
+        It and its shims are in a cgroup below ``cgroup_parent``.
+        """
+        pid = _spawn(socket_path, log_path, cgroup_parent)
         deadline = asyncio.get_running_loop().time() + patience
         while True:
             try:
@@ -351,7 +355,11 @@ class Zygote:
         request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
         if runtime:
             request["runtime"] = runtime
-        answer = await self._client.request(request)
+        try:
+            async with asyncio.timeout(_FORK_PATIENCE):
+                answer = await self._client.request(request)
+        except TimeoutError:
+            raise ShimGone(f"the shim of {directory} died before it answered") from None
         return answer["pid"], answer["start_time"]
 
     async def ping(self) -> None:
@@ -380,12 +388,12 @@ def _last_words(log_path: Path) -> str:
     return log_path.read_text(errors="replace")[-2000:]
 
 
-def _spawn(socket_path: Path, log_path: Path) -> int:
+def _spawn(socket_path: Path, log_path: Path, cgroup_parent: str) -> int:
     """posix_spawn rather than asyncio's subprocess, whose transport would kill the zygote with its event loop."""
     with contextlib.suppress(FileNotFoundError):
         socket_path.unlink()
     root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path)]
+    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path), cgroup_parent]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     interpreter = _sealed(sys.executable)
     try:

@@ -6,12 +6,12 @@ specification asks; what is known and cannot be met is refused. It makes nothing
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from typing import Any
 
+from worker.runtime import compact_json
 from worker.runtime.errors import SpecFault
 
 _NOT_MET = (
@@ -76,8 +76,8 @@ def load(bundle: str) -> Config:
     """The checked config of a bundle directory; root.path is made absolute. Raises SpecFault."""
     path = os.path.join(bundle, "config.json")
     try:
-        with open(path, "rb") as file:
-            config = json.load(file)
+        with open(path, "rb", buffering=0) as file:
+            config = compact_json.loads(file.readall())
     except FileNotFoundError:
         raise SpecFault("config.json", f"there is none in bundle {bundle}") from None
     except ValueError as error:

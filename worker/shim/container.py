@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import process as kernel_process
+from worker.kernel import syscalls
 from worker.runtime import birth, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
@@ -164,6 +165,9 @@ class Container:
             assert self.process is not None
             self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
             return
+        if not born.clone_flags & syscalls.CLONE_NEWPID:
+            # Orphans of a process with a pid namespace of its own are that namespace's.
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         group = Cgroup(born.cgroup, self._hierarchies)
         if self._group is None or self._group.path != group.path:
             prepare.check_unused(group)

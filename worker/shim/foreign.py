@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import process as kernel_process
+from worker.kernel import syscalls
 from worker.runtime import prepare
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
@@ -110,6 +111,8 @@ class ForeignContainer(Container):
         group = Cgroup(config["linux"]["cgroupsPath"], self._hierarchies)
         prepare.check_unused(group)
         self._group = group
+        # What the program makes becomes our child when the program has ended.
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         self.record_identity()
         self._log = logs.opened(self._loop, request.get("log"))
         terminal = bool(config["process"].get("terminal"))

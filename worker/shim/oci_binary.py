@@ -117,7 +117,7 @@ class Binary:
 
 
 #: The shim ignores these; what it starts must not.
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def _message(line: str) -> str:
