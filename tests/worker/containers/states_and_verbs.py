@@ -116,6 +116,8 @@ VERBS = (
     Verb("exec", "POST", "/containers/{}/exec", {"Cmd": ["true"]}),
     Verb("exec of nothing", "POST", "/containers/{}/exec", {"Cmd": []}),
     Verb("attach", "POST", "/containers/{}/attach?stream=1&stdout=1", upgrade=True),
+    Verb("attach with bad keys", "POST", "/containers/{}/attach?stream=1&stdout=1&detachKeys=nope", upgrade=True),
+    Verb("exec with bad keys", "POST", "/containers/{}/exec", {"Cmd": ["true"], "DetachKeys": "nope"}),
     Verb("resize", "POST", "/containers/{}/resize?h=20&w=70"),
     Verb("update", "POST", "/containers/{}/update", {"Memory": 64 << 20, "MemorySwap": -1}),
     Verb("update of the policy", "POST", "/containers/{}/update", {"RestartPolicy": {"Name": "unless-stopped"}}, alone=True),

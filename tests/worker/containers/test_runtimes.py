@@ -91,7 +91,11 @@ def test_exec(node: Node, runtime: str) -> None:
     assert "executable file not found in $PATH" in done.stdout + done.stderr
     for _ in range(10):
         assert node.out("exec", "theirs", "true") == "", "one that ends before its pid is known"
-    node.docker("exec", "-d", "theirs", "sh", "-c", "echo 1 > /made")
+    node.docker("exec", "-d", "theirs", "sh", "-c", "echo 1 > /made; sleep 100")
+    (ident,) = [
+        one for one in node.inspect("theirs")["ExecIDs"] if Caller(node.socket).must("GET", f"/exec/{one}/json")["Running"]
+    ]
+    assert Path(f"/proc/{Caller(node.socket).must('GET', f'/exec/{ident}/json')['Pid']}").exists()
     wait_until(lambda: node.docker("exec", "theirs", "cat", "/made", code=None).stdout == "1\n", "a detached one runs")
 
 
