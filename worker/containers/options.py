@@ -15,7 +15,7 @@ from worker.network.networks import DEFAULT_BRIDGE
 class EngineOptions:
     """``zygote_socket``: a zygote that somebody else supervises; None, and the engine starts or adopts its own.
 
-    ``require_seccomp``: refuse to start a container whose filter cannot be compiled (no libseccomp); False starts it
+    ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
     sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
     OCI runtimes by name and path.

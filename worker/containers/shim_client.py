@@ -146,6 +146,8 @@ class Shim:
     def __init__(self, directory: Path, client: _Client, hello: dict[str, Any]) -> None:
         self.directory = directory
         self.hello = hello
+        self.warnings: list[str] = []
+        """What the last ``create`` or ``delete`` has left out or met, without failing."""
         self._client = client
 
     @classmethod
@@ -189,6 +191,7 @@ class Shim:
         if start:
             request["start"] = True
         answer = await self._client.request(request)
+        self.warnings = answer.get("warnings") or []
         return answer["init_pid"], answer["init_start_time"]
 
     async def start(self) -> None:
@@ -266,7 +269,8 @@ class Shim:
 
     async def delete(self) -> None:
         """After the exit: remove its cgroups; the shim ends."""
-        await self._client.request({"op": "delete"})
+        answer = await self._client.request({"op": "delete"})
+        self.warnings = answer.get("warnings") or []
         self.close()
 
     def moved(self, directory: Path) -> None:

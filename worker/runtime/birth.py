@@ -8,39 +8,51 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.kernel import syscalls
+from worker.runtime import hooks
 from worker.runtime.errors import SpecFault
+from worker.runtime.mount_options import has_mapped_trees, map_text
+from worker.runtime.namespaces import FLAGS
 
-CLONE_FLAG = {
-    "user": syscalls.CLONE_NEWUSER,
-    "pid": syscalls.CLONE_NEWPID,
-    "network": syscalls.CLONE_NEWNET,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "uts": syscalls.CLONE_NEWUTS,
-    "mount": syscalls.CLONE_NEWNS,
-    "cgroup": syscalls.CLONE_NEWCGROUP,
-}
+# Into these the parent goes for its child where that is not its root: in a user namespace.
+_PARENT_CAN_JOIN = ("network", "ipc", "uts", "cgroup")
+CLONE_FLAG = FLAGS
 AT_CLONE = ("user", "pid")
 """Namespaces a process is born in; it enters the others itself."""
 
 
 class Birth:
-    """``clone_flags``: namespaces the process is born in. ``joins``: (clone flag, path) the parent enters for its
-    children before the fork. ``id_maps``: {"uid": text, "gid": text} for /proc/PID/{uid,gid}_map, or None without a user
-    namespace. ``stdio_owner``: with a user namespace the uid, as the host counts, that must be able to open its pipes
-    again (/dev/stdout); without one the process sees to it itself. ``cgroup``: its path.
+    """``clone_flags``: namespaces the process is born in. ``joins``: (OCI type, path) of those the parent enters for its
+    children before the fork. ``user_namespace``: the path of one to join before that, or "". ``id_maps``: {"uid": text,
+    "gid": text} for /proc/PID/{uid,gid}_map, or None without a new user namespace. ``placed_by_parent``: the parent makes
+    its cgroup and puts it in. ``stdio_owner``: with a user namespace the uid, as the host counts, that must be able to open
+    its pipes again (/dev/stdout); without one the process sees to it itself. ``outside``: the parent has to read the bundle
+    too, for hooks, a seccomp listener, network devices or mounts that it makes. ``cgroup``: its path.
     """
 
-    __slots__ = ("cgroup", "clone_flags", "id_maps", "joins", "stdio_owner", "terminal")
+    __slots__ = (
+        "cgroup",
+        "clone_flags",
+        "id_maps",
+        "joins",
+        "outside",
+        "placed_by_parent",
+        "stdio_owner",
+        "terminal",
+        "user_namespace",
+    )
 
     def __init__(
         self,
         clone_flags: int,
-        joins: list[tuple[int, str]],
+        joins: list[tuple[str, str]],
         terminal: bool,
         id_maps: dict[str, str] | None,
         stdio_owner: int,
         cgroup: str = "",
+        *,
+        user_namespace: str = "",
+        placed_by_parent: bool = False,
+        outside: bool = False,
     ) -> None:
         self.clone_flags = clone_flags
         self.joins = joins
@@ -48,13 +60,16 @@ class Birth:
         self.id_maps = id_maps
         self.stdio_owner = stdio_owner
         self.cgroup = cgroup
+        self.user_namespace = user_namespace
+        self.placed_by_parent = placed_by_parent
+        self.outside = outside
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Birth:
-        return cls(**{**body, "joins": [(flag, path) for flag, path in body["joins"]]})
+        return cls(**{**body, "joins": [(kind, path) for kind, path in body["joins"]]})
 
 
 def of_container(config: dict[str, Any]) -> Birth:
@@ -66,10 +81,29 @@ def of_container(config: dict[str, Any]) -> Birth:
     for kind in AT_CLONE:
         if kind in namespaces and not namespaces[kind]:
             flags |= CLONE_FLAG[kind]
-    joins = [(CLONE_FLAG["pid"], namespaces["pid"])] if namespaces.get("pid") else []
-    maps = _id_maps(linux) if "user" in namespaces else None
-    owner = host_uid(linux, process) if maps else 0
-    return Birth(flags, joins, bool(process.get("terminal")), maps, owner, linux.get("cgroupsPath") or "")
+    joins = [("pid", namespaces["pid"])] if namespaces.get("pid") else []
+    inside = "user" in namespaces
+    if inside:
+        joins += [(kind, namespaces[kind]) for kind in _PARENT_CAN_JOIN if namespaces.get(kind)]
+    return Birth(
+        flags,
+        joins,
+        bool(process.get("terminal")),
+        _id_maps(linux) if inside and not namespaces["user"] else None,
+        host_uid(linux, process) if inside else 0,
+        linux.get("cgroupsPath") or "",
+        # With a joined pid namespace the way through another process would not tell its pid: it joins by itself.
+        user_namespace=namespaces.get("user", "") if not namespaces.get("pid") else "",
+        placed_by_parent=inside,
+        outside=needs_parent(config),
+    )
+
+
+def needs_parent(config: dict[str, Any]) -> bool:
+    """Whether something of the bundle is done by the parent: hooks, a seccomp listener, mapped binds, network devices."""
+    linux = config.get("linux") or {}
+    listens = bool((linux.get("seccomp") or {}).get("listenerPath"))
+    return bool(hooks.entries(config, *hooks.KINDS) or listens or linux.get("netDevices") or has_mapped_trees(config))
 
 
 def of_exec(process: dict[str, Any]) -> Birth:
@@ -92,5 +126,5 @@ def _id_maps(linux: dict[str, Any]) -> dict[str, str]:
         entries = linux.get(field) or []
         if not entries:
             raise SpecFault(f"linux.{field}", "is required with a user namespace")
-        maps[key] = "".join(f"{e['containerID']} {e['hostID']} {e['size']}\n" for e in entries)
+        maps[key] = map_text(entries)
     return maps

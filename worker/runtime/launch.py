@@ -1,8 +1,8 @@
 """PURE: turns a checked OCI config into a LaunchPlan, the ordered kernel steps of one process.
 
 A step is a name and its arguments; worker.runtime.init has one function a name. The order here is the meaning: mounts
-before masks, sysctls before /proc turns read-only, seccomp before the privileges it needs are dropped, unless
-no_new_privileges makes them needless. Nothing is opened, read or mounted here.
+before masks, sysctls before /proc turns read-only, hooks before the pivot, seccomp before the privileges it needs are
+dropped, unless no_new_privileges makes them needless. Nothing is opened, read or mounted here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from worker.kernel import mounts, syscalls
-from worker.runtime import capabilities, devices
+from worker.runtime import birth, capabilities, devices, hooks, mount_options, scheduling
 from worker.runtime.birth import AT_CLONE, CLONE_FLAG
 from worker.runtime.errors import SpecFault
+from worker.runtime.mount_options import is_bind as is_bind
 from worker.runtime.spec import Config
+from worker.runtime.spec_linux import sysctl_namespace
 
+_HOOKS_OF_CREATE = (*hooks.EARLY, "createContainer", "startContainer")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_IGNORED_OPTIONS = ("bind", "rbind", "defaults", "auto", "noauto", "user", "nouser", "_netdev")
 
 
 class Step:
@@ -38,13 +40,17 @@ class Step:
 
 
 class LaunchPlan:
-    """Everything one process does, decided. create: steps until it waits. start: steps from there to execve."""
+    """Everything one process does, decided. create: steps until it waits. start: steps from there to execve.
 
-    __slots__ = ("create", "start")
+    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
+    """
 
-    def __init__(self, create: list[Step], start: list[Step]) -> None:
+    __slots__ = ("create", "start", "warnings")
+
+    def __init__(self, create: list[Step], start: list[Step], warnings: list[str] | None = None) -> None:
         self.create = create
         self.start = start
+        self.warnings = warnings or []
 
 
 class Host:
@@ -69,24 +75,71 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     linux = config["linux"]
     process = config["process"]
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux["namespaces"]}
-    for kind in ("mount", "user", "cgroup"):
-        if namespaces.get(kind):
-            raise SpecFault("linux.namespaces", f"joining a {kind} namespace by path is not possible here")
+    joined = {kind for kind, _ in birth.of_container(config).joins}
     # First of all, while /proc is surely the host's.
-    create = [oom_step(process), *_namespace_steps(namespaces), *private_steps(linux)]
-    if _root_propagation(linux) & syscalls.MS_SHARED:
-        create.append(Step("private_parent", path=config["root"]["path"]))
+    create = [oom_step(process), *_foreign_steps(namespaces, linux.get("sysctl") or {}), *_label_checks(process, linux)]
+    create += _namespace_steps(namespaces, linux, joined)
+    if not namespaces["mount"]:
+        # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
+        create += private_steps(linux)
+        if _root_propagation(linux) & syscalls.MS_SHARED:
+            create.append(Step("private_parent", path=config["root"]["path"]))
     create.append(Step("open_root", path=config["root"]["path"]))
-    create += mount_steps(config.get("mounts") or [], host)
+    create += mount_steps(config.get("mounts") or [], host, label=linux.get("mountLabel") or "")
     create += device_steps(linux, user_namespace="user" in namespaces)
     create += naming_steps(config)
     create += hiding_steps(linux)
     # The root of a user namespace may not write there: then the parent places it, which init waits for.
     entrances = [] if "user" in namespaces else host.cgroup_entrances
-    create.append(Step("join_cgroup", namespace="cgroup" in namespaces, entrances=entrances))
+    new_cgroup_namespace = "cgroup" in namespaces and not namespaces["cgroup"]
+    create.append(Step("join_cgroup", namespace=new_cgroup_namespace, entrances=entrances))
+    if hooks.entries(config, *_HOOKS_OF_CREATE) or linux.get("netDevices"):
+        create.append(Step("hooks_of_create", entries=hooks.entries(config, "createContainer")))
     create.append(Step("pivot"))
     create += root_steps(config)
-    return LaunchPlan(create, process_steps(process, host, config.get("covey") or {}))
+    start = process_steps(process, host, config.get("covey") or {}, linux, hooks.entries(config, "startContainer"))
+    return LaunchPlan(create, start, warnings_of(process, host))
+
+
+def warnings_of(process: dict[str, Any], host: Host) -> list[str]:
+    return capabilities.warnings(process.get("capabilities"), host.capabilities)
+
+
+def cgroup_owner(config: Config) -> int | None:
+    """The uid, as the host counts, to give a v2 cgroup to, whose container may write in it; or None.
+
+    OCI config-linux.md, "Cgroup ownership".
+    """
+    linux = config["linux"]
+    own = any(entry["type"] == "cgroup" and not entry.get("path") for entry in linux["namespaces"])
+    writes = any(
+        mount.get("type") in ("cgroup", "cgroup2")
+        and mount["destination"].rstrip("/") == "/sys/fs/cgroup"
+        and "ro" not in (mount.get("options") or [])
+        for mount in config.get("mounts") or []
+    )
+    return birth.host_uid(linux, config["process"]) if own and writes else None
+
+
+def _foreign_steps(namespaces: dict[str, str], sysctls: dict[str, str]) -> list[Step]:
+    """Checks that a sysctl meets no namespace of the machine's own that was "joined" by its path."""
+    wanted: dict[str, list[str]] = {}
+    for key in sysctls:
+        wanted.setdefault(sysctl_namespace(key) or "", []).append(key)
+    return [
+        Step("foreign_namespace", kind=kind, path=namespaces[kind], keys=keys)
+        for kind, keys in wanted.items()
+        if namespaces.get(kind)
+    ]
+
+
+def _label_checks(process: dict[str, Any], linux: dict[str, Any]) -> list[Step]:
+    wanted = (
+        ("apparmor", "process.apparmorProfile", process.get("apparmorProfile")),
+        ("selinux", "process.selinuxLabel", process.get("selinuxLabel")),
+        ("selinux", "linux.mountLabel", linux.get("mountLabel")),
+    )
+    return [Step("require_module", module=module, field=field) for module, field, value in wanted if value]
 
 
 def oom_step(process: dict[str, Any]) -> Step:
@@ -103,9 +156,13 @@ def private_steps(linux: dict[str, Any]) -> list[Step]:
     return [Step("private_mounts", propagation=_root_propagation(linux))]
 
 
-def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0) -> list[Step]:
-    """``first``: the number of the first entry among the bundle's mounts, for messages."""
-    return [_mount_step(mount, first + index, host) for index, mount in enumerate(entries)]
+def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0, label: str = "") -> list[Step]:
+    """``first``: the number of the first entry among the bundle's mounts, for messages. ``label``: linux.mountLabel."""
+    steps = []
+    for index, mount in enumerate(entries):
+        name, arguments = mount_options.step(mount, first + index, host.cgroup_mounts, label)
+        steps.append(Step(name, **arguments))
+    return steps
 
 
 def naming_steps(config: Config) -> list[Step]:
@@ -148,18 +205,29 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     flags = 0
     for kind in kinds - {"pid"}:
         flags |= CLONE_FLAG[kind]
-    create = [
-        oom_step(process),
-        Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances),
-        Step("enter", flags=flags, user="user" in kinds),
-    ]
+    create = [oom_step(process)]
+    create += _label_checks(process, {})
+    processors = {key: value for key, value in (process.get("execCPUAffinity") or {}).items() if value}
+    for key, field in (("initial", "process.execCPUAffinity.initial"), ("final", "process.execCPUAffinity.final")):
+        if key == "final":
+            create.append(Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances))
+        if processors.get(key):
+            create.append(Step("affinity", field=field, processors=sorted(scheduling.numbers(processors[key], field))))
+    create.append(Step("enter", flags=flags, user="user" in kinds))
     if process.get("terminal"):
         create.append(Step("console", size=process.get("consoleSize") or {}, bind=False, uid=_user(process)["uid"]))
-    return LaunchPlan(create, process_steps(process, host, config.get("covey") or {}))
+    start = process_steps(process, host, config.get("covey") or {}, config["linux"])
+    return LaunchPlan(create, start, warnings_of(process, host))
 
 
-def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) -> list[Step]:
-    """From "start" to execve: limits, credentials, seccomp, program."""
+def process_steps(
+    process: dict[str, Any],
+    host: Host,
+    covey: dict[str, Any],
+    linux: dict[str, Any],
+    start_hooks: hooks.Entries | None = None,
+) -> list[Step]:
+    """From "start" to execve: limits, credentials, seccomp, hooks inside, program."""
     user = _user(process)
     sets = capabilities.masks(process.get("capabilities"))
     sets = {name: mask & host.capabilities for name, mask in sets.items()}
@@ -170,28 +238,28 @@ def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) ->
     steps = [
         Step("rlimit", name=limit["type"], soft=limit["soft"], hard=limit["hard"]) for limit in process.get("rlimits") or []
     ]
+    steps += [Step(name, **arguments) for name, arguments in scheduling.steps(process, linux)]
     steps.append(Step("stdio", terminal=bool(process.get("terminal"))))
     steps.append(Step("session_keyring"))
     steps.append(Step("find_program", args=list(process["args"]), env=list(process.get("env") or [])))
     steps.append(Step("working_directory", path=process["cwd"], last=False))
+    if process.get("apparmorProfile"):
+        steps.append(Step("label", module="apparmor", text=f"exec {process['apparmorProfile']}"))
+    if process.get("selinuxLabel"):
+        steps.append(Step("label", module="", text=process["selinuxLabel"]))
     steps.append(Step("announce_exec"))
     if not no_new_privileges:
         steps += seccomp
     steps.append(Step("bounding", keep=sets["bounding"]))
     steps.append(Step("identity", uid=user["uid"], gid=user["gid"], groups=user["groups"], umask=user["umask"]))
-    steps.append(
-        Step(
-            "capabilities",
-            effective=sets["effective"],
-            permitted=sets["permitted"],
-            inheritable=sets["inheritable"],
-            ambient=sets["ambient"],
-        )
-    )
+    steps.append(Step("capabilities", **{name: mask for name, mask in sets.items() if name != "bounding"}))
     steps.append(Step("working_directory", path=process["cwd"], last=True))
     if no_new_privileges:
         steps.append(Step("no_new_privileges"))
         steps += seccomp
+    if start_hooks:
+        # As the container's own user and behind its filter: the programs are the image's.
+        steps.append(Step("hooks_of_start", entries=start_hooks))
     steps.append(Step("execve"))
     return steps
 
@@ -206,19 +274,29 @@ def _user(process: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _namespace_steps(namespaces: dict[str, str]) -> list[Step]:
-    steps = [
-        Step("join_namespace", flag=CLONE_FLAG[kind], path=path)
-        for kind, path in namespaces.items()
-        if path and kind not in AT_CLONE
-    ]
-    if "user" in namespaces:
-        steps.append(Step("become_mapped_root"))
+def _namespace_steps(namespaces: dict[str, str], linux: dict[str, Any], joined: set[str]) -> list[Step]:
+    steps = []
+    if namespaces.get("user"):
+        if namespaces.get("pid"):
+            steps.append(Step("join_namespace", kind="user", path=namespaces["user"]))
+        steps.append(Step("become_mapped_root", wait=False))
+    elif "user" in namespaces:
+        steps.append(Step("become_mapped_root", wait=True))
+    # The mount namespace comes last: the paths of the others are the runtime's.
+    for kind, path in sorted(namespaces.items(), key=lambda entry: entry[0] == "mount"):
+        if path and kind not in AT_CLONE and kind not in joined:
+            steps.append(Step("join_namespace", kind=kind, path=path))
     new = 0
     for kind, path in namespaces.items():
-        if not path and kind not in AT_CLONE and kind != "cgroup":
+        if not path and kind not in AT_CLONE and kind not in ("cgroup", "time"):
             new |= CLONE_FLAG[kind]
     steps.append(Step("unshare", flags=new))
+    if "time" in namespaces and not namespaces["time"]:
+        offsets = [
+            (clock, int(entry.get("secs") or 0), int(entry.get("nanosecs") or 0))
+            for clock, entry in (linux.get("timeOffsets") or {}).items()
+        ]
+        steps.append(Step("time_namespace", offsets=offsets))
     return steps
 
 
@@ -229,44 +307,6 @@ def _propagation(name: str, default: str) -> int:
     if wanted not in mounts.PROPAGATION:
         raise SpecFault("linux.rootfsPropagation", f"{name!r} is not one of shared, slave, private, unbindable")
     return mounts.PROPAGATION[wanted]
-
-
-def is_bind(mount: dict[str, Any]) -> bool:
-    options = mount.get("options") or []
-    return mount.get("type") == "bind" or "bind" in options or "rbind" in options
-
-
-def _mount_step(mount: dict[str, Any], index: int, host: Host) -> Step:
-    """One OCI mount: attributes (plain and recursive), propagation and filesystem options told apart."""
-    options = list(mount.get("options") or [])
-    kind = mount.get("type") or ""
-    plain_set = plain_clear = recursive_set = recursive_clear = 0
-    propagation: list[int] = []
-    data: list[str] = []
-    for option in options:
-        if option in mounts.ATTRIBUTES:
-            on, off, recursive = mounts.ATTRIBUTES[option]
-            if recursive:
-                recursive_set, recursive_clear = (recursive_set & ~off) | on, (recursive_clear & ~on) | off
-            else:
-                plain_set, plain_clear = (plain_set & ~off) | on, (plain_clear & ~on) | off
-        elif option in mounts.PROPAGATION:
-            propagation.append(mounts.PROPAGATION[option])
-        elif option not in _IGNORED_OPTIONS:
-            data.append(option)
-    arguments: dict[str, Any] = {
-        "destination": mount["destination"],
-        "attributes": (plain_set, plain_clear),
-        "recursive_attributes": (recursive_set, recursive_clear),
-        "propagation": propagation,
-    }
-    if kind in ("cgroup", "cgroup2"):
-        return Step("mount_cgroup", directories=host.cgroup_mounts, **arguments)
-    if is_bind(mount):
-        if data:
-            raise SpecFault(f"mounts[{index}].options", f"{', '.join(data)}: not possible with a bind")
-        return Step("mount_bind", source=mount["source"], recursive="rbind" in options, **arguments)
-    return Step("mount_filesystem", fstype=kind, source=mount.get("source"), options=data, **arguments)
 
 
 def device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from worker.kernel import mounts, syscalls
+from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import birth, capabilities, init, launch, sandbox, spec, sync
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -42,6 +42,9 @@ def check_unused(group: Cgroup) -> None:
 def make_group(config: Config, group: Cgroup) -> None:
     group.create()
     group.apply(config["linux"].get("resources") or {})
+    owner = launch.cgroup_owner(config)
+    if owner and group.version == 2:
+        group.give_to(owner)
 
 
 def container(load: Load, bundle: str, with_init: bool, hierarchies: list[Hierarchy]) -> init.Prepare:
@@ -87,6 +90,9 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
         make_group(template, group)
         host = host_of(group)
         init.perform(made, sandbox.ahead(template, host, place))
+        name = safe_paths.open_proc("self/comm", os.O_WRONLY)
+        os.write(name, b"covey-sandbox")
+        os.close(name)
         made.step = "claim"
         made.channel.send(sync.READY)
         claim, fds = made.channel.expect(sync.CLAIM)
@@ -104,8 +110,8 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
             for path, recursive in sandbox.sources(template, config):
                 made.sources.setdefault((path, recursive), []).append(_clone(path, recursive))
         _own_pipes(config, config["process"])
-        steps = launch.process_steps(config["process"], host, config.get("covey") or {})
-        return LaunchPlan(sandbox.rest(template, config, host), steps)
+        steps = launch.process_steps(config["process"], host, config.get("covey") or {}, config["linux"])
+        return LaunchPlan(sandbox.rest(template, config, host), steps, launch.warnings_of(config["process"], host))
 
     return prepare
 

@@ -7,16 +7,22 @@ channel is readable and answers what has happened. The caller keeps the event lo
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
-from worker.runtime import init, sync
+from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.init import Stdio
+from worker.runtime.init import Detachment, Stdio
+from worker.runtime.mount_options import MappedTree
+
+_NULL = os.makedev(1, 3)
 
 
 class Launch:
@@ -33,6 +39,10 @@ class Launch:
         self.phase = "creating"
         self.console: int | None = None
         self.fault: RuntimeFault | None = None
+        self.warnings: list[str] = []
+        """What of the bundle is left out, told by the process once it is created (OCI runtime.md, "Warnings")."""
+        self.on_request: Callable[[str, dict[str, Any]], None] | None = None
+        """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
 
     def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
@@ -51,6 +61,14 @@ class Launch:
         self.phase = "starting"
         self.channel.send(sync.START)
 
+    def resume(self, body: dict[str, Any]) -> None:
+        """Answer a request of the process."""
+        self.channel.send(sync.RESUME, body=body)
+
+    def take_descriptor(self, number: int) -> int:
+        """A copy of one of the process's own descriptors."""
+        return syscalls.pidfd_getfd(self.pidfd, number)
+
     def on_readable(self) -> bool:
         """Take one message; True when the phase has changed (or a fault ended the launch)."""
         try:
@@ -59,9 +77,14 @@ class Launch:
             return False
         if kind in (sync.CREATED, sync.READY):
             self.phase, self.console = kind, fd
+            self.warnings = self.channel.body.get("warnings") or []
             return True
         if kind == sync.EXEC:
             self._announced = True
+            return False
+        if kind in (sync.HOOKS, sync.LISTENER):
+            if self.on_request is not None:
+                self.on_request(kind, self.channel.body)
             return False
         if kind == sync.ERROR:
             self.fault = fault
@@ -80,20 +103,29 @@ class Launch:
         os.close(self.pidfd)
 
 
-def launch(birth: Birth, prepare: init.Prepare, stdio: Stdio, group: Cgroup, entered_pid: int | None = None) -> Launch:
+def launch(
+    birth: Birth,
+    prepare: init.Prepare,
+    stdio: Stdio,
+    group: Cgroup,
+    entered_pid: int | None = None,
+    trees: Sequence[MappedTree] = (),
+    detachment: Detachment | None = None,
+) -> Launch:
     """Fork a process that executes what ``prepare`` answers in it. Raises RuntimeFault or OSError, leaving no process.
 
     ``group``: where the parent has to place a process of a user namespace, which cannot enter by itself.
-    ``entered_pid``: the container's init, whose namespaces an exec enters.
+    ``entered_pid``: the container's init, whose namespaces an exec enters. ``trees``: mounts to make for it.
+    ``detachment``: the process is to outlive this one.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
-        if fd is not None and birth.id_maps:
-            os.fchown(fd, birth.stdio_owner, -1)
+        if fd is not None and birth.placed_by_parent:
+            hand_over(fd, birth.stdio_owner)
     parent, child = sync.pair()
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(birth, prepare, child, stdio, entered)
+        pid = _fork(birth, prepare, child, stdio, entered, detachment)
     except BaseException:
         parent.close()
         raise
@@ -106,11 +138,17 @@ def launch(birth: Birth, prepare: init.Prepare, stdio: Stdio, group: Cgroup, ent
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)
             parent.send(sync.MAPPED)
+        for tree in trees:
+            _send_tree(parent, tree)
+        if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
     except (ProcessLookupError, BrokenPipeError):
         # It has ended already; what it said before is in the channel.
         pass
+    except RuntimeFault as fault:
+        launched.phase, launched.fault = "failed", fault
+        launched.signal(signal.SIGKILL)
     except OSError as error:
         launched.phase = "failed"
         launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
@@ -118,31 +156,95 @@ def launch(birth: Birth, prepare: init.Prepare, stdio: Stdio, group: Cgroup, ent
     return launched
 
 
-def _fork(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
-    joins: list[tuple[int, int]] = []
+def hand_over(fd: int, owner: int) -> None:
+    """Let ``owner`` open its stdio again; the machine's /dev/null, a read-only file or another's is left as it is."""
+    entry = os.fstat(fd)
+    if entry.st_uid == owner or entry.st_rdev == _NULL:
+        return
+    try:
+        os.fchown(fd, owner, -1)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL):
+            raise
+
+
+def _fork(
+    birth: Birth,
+    prepare: init.Prepare,
+    channel: sync.Channel,
+    stdio: Stdio,
+    entered: int | None,
+    detachment: Detachment | None,
+) -> int:
+    joined: list[int] = []
     try:
         if entered is not None:
             syscalls.setns(entered, syscalls.CLONE_NEWPID)
-        for flag, path in birth.joins:
-            joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), flag))
-            syscalls.setns(*joins[-1])
+            joined.append(_own_namespace("pid"))
+        for kind, path in birth.joins:
+            own = _own_namespace(kind)
+            joined.append(own)
+            namespaces.join(path, kind)
+        if birth.user_namespace:
+            return _fork_inside(birth, prepare, channel, stdio, detachment)
         pid = syscalls.fork_into(birth.clone_flags)
         if pid == 0:
-            init.run(prepare, channel, stdio, entered)
+            init.run(prepare, channel, stdio, entered, detachment)
         return pid
     finally:
-        for fd, _ in joins:
+        for fd in joined:
+            syscalls.setns(fd)
             os.close(fd)
-        if joins or entered is not None:
-            _return_to_own_pid_namespace()
 
 
-def _return_to_own_pid_namespace() -> None:
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+def _own_namespace(kind: str) -> int:
+    """Where children go back to: of pid, our own, not the one our children are born in."""
+    return os.open(f"/proc/self/ns/{namespaces.PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _fork_inside(
+    birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, detachment: Detachment | None
+) -> int:
+    """Fork through a process that has joined the user namespace at ``birth.user_namespace``, to which the new ones belong.
+
+    The process is our own child nevertheless (CLONE_PARENT). The one between ends at once and says the real pid.
+    """
+    fd = namespaces.open_namespace(birth.user_namespace, "user")
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
-        syscalls.setns(own, syscalls.CLONE_NEWPID)
+        between = syscalls.fork_into(0)
+        if between == 0:
+            answer = "0"
+            try:
+                syscalls.setns(fd, syscalls.CLONE_NEWUSER)
+                pid = syscalls.fork_into(birth.clone_flags | syscalls.CLONE_PARENT)
+                if pid == 0:
+                    init.run(prepare, channel, stdio, None, detachment)
+                answer = str(pid)
+            except OSError as error:
+                answer = f"linux.namespaces: user namespace {birth.user_namespace}: {error.strerror}"
+            finally:
+                os.write(write_end, answer.encode())
+                os._exit(0)
+        os.close(write_end)
+        write_end = -1
+        words = os.read(read_end, 4096).decode()
+        os.waitpid(between, 0)
     finally:
-        os.close(own)
+        for end in (fd, read_end, write_end):
+            if end >= 0:
+                os.close(end)
+    if not words.isdecimal():
+        raise RuntimeFault("kernel", words or "the process between died", "setns")
+    return int(words)
+
+
+def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
+    copy = idmap.make_tree(tree)
+    try:
+        parent.send(sync.TREE, fd=copy)
+    finally:
+        os.close(copy)
 
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:

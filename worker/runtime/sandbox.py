@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from worker.runtime import launch
-from worker.runtime.birth import CLONE_FLAG
+from worker.runtime.birth import CLONE_FLAG, needs_parent
 from worker.runtime.launch import Host, Step
 
 Config = dict[str, Any]
@@ -20,6 +20,8 @@ TREES = ("/proc", "/sys", "/dev")
 _OF_THE_BUNDLE = ("cgroupsPath", "resources", "seccomp")
 """Members of ``linux`` that a sandbox takes on afterwards; in all others bundle and template must agree."""
 _MADE_AHEAD = frozenset(("pid", "network", "mount", "ipc", "uts", "cgroup"))
+_LABELS = ("apparmorProfile", "selinuxLabel")
+"""Of the process: whether the machine has the module is asked where its files are still in sight."""
 _MASKED_LAST = ("/proc", "/sys")
 """A later mount in one of these would come before the masks of an ordinary start, and after those of a sandbox."""
 
@@ -39,7 +41,8 @@ def fits(template: Config, config: Config) -> bool:
     return (
         mounts[: len(made)] == made
         and not any(_lies_below(mount["destination"], _MASKED_LAST) for mount in mounts[len(made) :])
-        and not config.get("hooks")
+        and not needs_parent(config)
+        and not any(config["process"].get(key) for key in _LABELS)
         and _agreed(config["linux"]) == _agreed(template["linux"])
         and _covers(template["linux"].get("resources") or {}, config["linux"].get("resources") or {})
     )

@@ -1,9 +1,11 @@
 """The handshake between a starting process and its parent: typed messages over a socket pair that execve closes.
 
 Child → parent: ``ready`` (a sandbox waits to be claimed), ``created`` (with the console's descriptor when there is one),
-``exec`` (about to execve), ``error``. Parent → child: ``mapped`` (id maps are written), ``placed`` (in its cgroup),
-``claim`` (what a ready sandbox is to become, with descriptors), ``start``. End of file after ``exec`` means that execve
-succeeded; before it, that the child died. It knows neither namespaces nor containers.
+``exec`` (about to execve), ``error``; ``hooks`` (the tree stands: run what runs outside) and ``listener`` (the number of a
+seccomp listener's descriptor), which are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree``
+(a mount's descriptor), ``placed`` (in its cgroup), ``claim`` (what a ready sandbox is to become, with descriptors),
+``start``, or ``detach`` (the child is on record and is to wait for its start elsewhere). End of file after ``exec`` means
+that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
 READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
-MAPPED, PLACED, CLAIM, START = "mapped", "placed", "claim", "start"
+MAPPED, PLACED, CLAIM, START, DETACH = "mapped", "placed", "claim", "start", "detach"
+HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
 _MOST_FDS = 8
 _ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
@@ -34,10 +37,11 @@ _WORDS = 2048
 
 
 class Channel:
-    """One end of the handshake; the socket keeps message boundaries."""
+    """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that was received."""
 
     def __init__(self, sock: _socket.socket) -> None:
         self.socket = sock
+        self.body: dict[str, Any] = {}
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -79,7 +83,10 @@ class Channel:
         for level, kind, packed in rights:
             if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
                 fds += struct.unpack(f"{len(packed) // 4}i", packed[: len(packed) & ~3])
-        return (compact_json.loads(data) if data else None), fds
+        if not data:
+            return None, fds
+        self.body = compact_json.loads(data)
+        return self.body, fds
 
     def expect(self, kind: str) -> tuple[dict[str, Any], list[int]]:
         """Wait for ``kind``: its body and descriptors. The process ends without a word when the parent has gone."""
@@ -101,3 +108,12 @@ def pair() -> tuple[Channel, Channel]:
 def adopt(fd: int) -> Channel:
     """The channel whose socket is ``fd``."""
     return Channel(_socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, fd))
+
+
+def accept(listener: int) -> Channel:
+    """The next connection to a listening socket of this kind."""
+    sock = socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, listener)
+    try:
+        return adopt(sock.accept()[0].detach())
+    finally:
+        sock.detach()

@@ -14,13 +14,17 @@ _TINI = ("/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/do
 _INIT_PATH = "/sbin/docker-init"
 
 
-def load(bundle: str, with_init: bool) -> spec.Config:
-    """The config of ``bundle``. Raises SpecFault, or RuntimeFault when there is no init program to put first."""
-    config = spec.load(bundle)
+def load(bundle: str, with_init: bool, ident: str = "") -> spec.Config:
+    """The config of ``bundle``. Raises SpecFault, or RuntimeFault when there is no init program to put first.
+
+    ``ident``: the container's, for a cgroup that the config does not name.
+    """
+    config = spec.load(bundle, ident)
     if with_init:
         put_init_first(config)
-    if config.get("covey", {}).get("seccomp"):
-        config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
+    filter_ = seccomp.of_config(config, bundle)
+    if filter_ is not None:
+        config["covey"] = {**(config.get("covey") or {}), "seccomp": filter_}
     return config
 
 

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from worker.kernel import process as kernel_process
@@ -20,9 +21,11 @@ from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Prepare
+from worker.runtime.process import Launch
 from worker.shim import bundle, logs, records
 from worker.shim.logs import Log
 from worker.shim.loop import PRIORITY, READ, Loop
+from worker.shim.outside import Outside
 from worker.shim.process import Answer, Process
 from worker.shim.reaper import wind_up
 
@@ -50,6 +53,7 @@ class Container:
         self._log: Log | None = None
         self._group: Cgroup | None = None
         self._bundle = ""
+        self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
         self._oom_fd = -1
         self._children: dict[int, Process] = {}
@@ -127,9 +131,11 @@ class Container:
         self, process: Process, born: Birth, made: Prepare, answer: Answer, *, stdin: bool = False, wait: bool = False
     ) -> None:
         assert self._group is not None
+        trees = self._outside.mapped_trees if self._outside else ()
+        ask = partial(self._on_request, process)
         try:
             self.process = process
-            process.create(born, made, self._group, stdin=stdin, answer=answer, sandbox=wait)
+            process.create(born, made, self._group, stdin=stdin, answer=answer, sandbox=wait, trees=trees, on_request=ask)
         except BaseException:
             self._abandon()
             raise
@@ -144,14 +150,16 @@ class Container:
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
         place, with_init, stdin = request["bundle"], bool(request.get("init")), bool(request.get("stdin"))
         known = request.get("birth")
-        born = Birth.from_json(known) if known else birth.of_container(spec.load(place))
+        born = Birth.from_json(known) if known else birth.of_container(spec.load(place, self.ident))
+        load = partial(bundle.load, ident=self.ident)
+        outside = self._outside = Outside(self._loop, load(place, with_init), self.ident, place) if born.outside else None
         self._bundle = place
         self._log = logs.opened(self._loop, request.get("log"))
 
         def created(fault: RuntimeFault | None) -> None:
             if fault is not None:
                 self._abandon()
-                reply(fault)
+                _after(outside, lambda _: reply(fault))
                 return
             self.state = "created"
             self._watch_oom()
@@ -173,15 +181,25 @@ class Container:
             prepare.check_unused(group)
         self._group = group
         self.record_identity()
-        if born.id_maps:
+        if born.placed_by_parent:
             # Its child is nobody on the host, and cannot make a cgroup.
-            prepare.make_group(bundle.load(place, False), self._group)
-        made = prepare.container(bundle.load, place, with_init, self._hierarchies)
+            prepare.make_group(load(place, False), self._group)
+        made = prepare.container(load, place, with_init, self._hierarchies)
         self._fork(Process(self._loop, self._log, self._on_init_exit), born, made, created, stdin=stdin)
 
     def _identity(self) -> dict[str, Any]:
         assert self.process is not None
-        return {"init_pid": self.process.pid, "init_start_time": self.process.start_time}
+        more = {"warnings": self.process.warnings} if self.process.warnings else {}
+        return {"init_pid": self.process.pid, "init_start_time": self.process.start_time, **more}
+
+    def _on_request(self, process: Process, launched: Launch, kind: str, body: dict[str, Any]) -> None:
+        """What a starting process asks its parent for."""
+        if self._outside is None:
+            process.fail(RuntimeFault("invalid", f"the bundle has been changed since its birth was told: {kind}"))
+            return
+        status = self.state if self.state in ("created", "running") else "creating"
+        init_pid = self.process.pid if self.process and self.process.pid else launched.pid
+        self._outside.answer(launched, kind, body, status, init_pid, process.fail)
 
     def _rename(self, request: dict[str, Any], born: Birth) -> None:
         """A sandbox takes the container's name, run directory and cgroup; v2 cannot rename the last."""
@@ -216,12 +234,20 @@ class Container:
         process = self.require("created")
 
         def started(fault: RuntimeFault | None) -> None:
-            if fault is None:
-                if self.state == "created":
-                    self.state = "running"
+            if fault is not None:
+                reply(fault)
+                return
+            if self.state == "created":
+                self.state = "running"
+            if self._outside is None:
                 reply({})
             else:
-                reply(fault)
+                self._outside.after_start(process.pid, after_hooks)
+
+        def after_hooks(fault: RuntimeFault | None) -> None:
+            if fault is not None:
+                process.signal(signal.SIGKILL)
+            reply(fault or {})
 
         process.start(started)
 
@@ -348,11 +374,19 @@ class Container:
                 process.signal(signal.SIGKILL)
             reply(fault or {"pid": process.pid})
 
-        made = prepare.entering(bundle.load, self._bundle, request["process"], self._group)
+        made = prepare.entering(partial(bundle.load, ident=self.ident), self._bundle, request["process"], self._group)
         born = birth.of_exec(request["process"])
         self._execs[ident] = process
         try:
-            process.create(born, made, self._group, stdin=bool(request.get("stdin")), entered_pid=container.pid, answer=created)
+            process.create(
+                born,
+                made,
+                self._group,
+                stdin=bool(request.get("stdin")),
+                entered_pid=container.pid,
+                answer=created,
+                on_request=partial(self._on_request, process),
+            )
         except BaseException:
             self._execs.pop(ident, None)
             raise
@@ -389,8 +423,11 @@ class Container:
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}: kill it first")
 
         def removed() -> None:
+            _after(self._outside if self.state == "exited" else None, gone)
+
+        def gone(warnings: list[str]) -> None:
             finished()
-            reply({})
+            reply({"warnings": warnings} if warnings else {})
 
         if self._group is None:
             removed()
@@ -417,3 +454,11 @@ class Container:
             self._loop.remove(self._oom_fd)
             os.close(self._oom_fd)
             self._oom_fd = -1
+
+
+def _after(outside: Outside | None, done: Callable[[list[str]], None]) -> None:
+    """Call ``done`` with the warnings of the poststop hooks, if there are any to run first."""
+    if outside is None:
+        done([])
+    else:
+        outside.after_stop(done)

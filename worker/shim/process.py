@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Prepare, Stdio
+from worker.runtime.mount_options import MappedTree
 from worker.runtime.process import Launch, launch
 from worker.shim.logs import Log
 from worker.shim.loop import READ, Loop
@@ -55,15 +58,18 @@ class Process:
         answer: Answer,
         entered_pid: int | None = None,
         sandbox: bool = False,
+        trees: Sequence[MappedTree] = (),
+        on_request: Callable[[Launch, str, dict[str, Any]], None] | None = None,
     ) -> None:
         """Fork it up to where it waits for ``start`` (a ``sandbox``: for ``claim``, which gives it its streams).
 
-        ``answer`` gets None or the fault. The rest as in ``launch``.
+        ``answer`` gets None or the fault. ``on_request``: told of what it asks its parent for (see Launch.on_request).
+        The rest as in ``launch``.
         """
         pipes = not birth.terminal and not sandbox
         stdio = self.streams.make_pipes(stdin=stdin) if pipes else Stdio(None, None, None)
         try:
-            self._launch = launch(birth, prepare, stdio, group, entered_pid)
+            self._launch = launch(birth, prepare, stdio, group, entered_pid, trees)
         except BaseException:
             self.streams.close()
             raise
@@ -71,6 +77,9 @@ class Process:
             Streams.release(stdio)
         self.pid, self.start_time = self._launch.pid, self._launch.start_time
         self._answer = answer
+        launched = self._launch
+        if on_request is not None:
+            launched.on_request = lambda kind, body: on_request(launched, kind, body)
         self.streams.pump()
         self._loop.add(self._launch.channel.fileno(), READ, lambda _: self._on_handshake())
         if self._launch.phase == "failed":
@@ -124,6 +133,16 @@ class Process:
         self.exit_code = 128 - code if code < 0 else code
         if not self.started and self.fault is not None and code >= 0:
             self.exit_code = LAUNCH_EXIT.get(self.fault.code, 128)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the bundle the process has left out."""
+        return self._launch.warnings if self._launch is not None else []
+
+    def fail(self, fault: RuntimeFault) -> None:
+        """End it for a fault of its surroundings, which is the answer to whoever waits."""
+        self.signal(signal.SIGKILL)
+        self._settle(fault)
 
     def _settle(self, fault: RuntimeFault | None) -> None:
         self.fault = self.fault or fault

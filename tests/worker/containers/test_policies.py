@@ -49,6 +49,24 @@ def test_a_stop_ends_the_waiting_and_a_start_begins_anew(node: Node) -> None:
 
 
 @pytest.mark.root
+def test_a_stop_at_any_moment_of_a_restart_loop_is_final(node: Node) -> None:
+    """Also one that comes while the policy's start is under way."""
+    caller = Caller(node.socket)
+    node.docker("create", "--name", "loop", "--restart", "always", "busybox", "sh", "-c", "echo run; exit 1")
+    for number in range(25):
+        node.docker("start", "loop")
+        begun = len(starts(node, "loop"))
+        wait_until(lambda begun=begun: len(starts(node, "loop")) > begun, "its policy starts it")
+        time.sleep(number * 0.007)
+        assert caller.call("POST", "/containers/loop/stop?t=0").status in (204, 304)
+        state = node.state("loop")
+        assert (state["Status"], state["Restarting"]) == ("exited", False), number
+    count = len(starts(node, "loop"))
+    time.sleep(0.5)
+    assert len(starts(node, "loop")) == count, "none comes later"
+
+
+@pytest.mark.root
 def test_a_manual_start_has_all_its_tries_again(node: Node) -> None:
     node.run("--name", "few", "--restart", "on-failure:1", "busybox", "sh", "-c", "echo run; exit 1")
     wait_until(lambda: (node.state("few")["Status"], len(starts(node, "few"))) == ("exited", 2), "one restart")
