@@ -26,8 +26,10 @@ from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
 from worker.agent.engine_runtime import EngineRuntime
 from worker.cluster_life import ClusterLife, LifeOptions
+from worker.containers import runtimes
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
+from worker.containers.runtimes import OWN
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -43,7 +45,8 @@ TLS_PORT = 2376
 class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
-    ``manager_argv`` is how this program starts a manager; options are appended.
+    ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
+    appended.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -59,6 +62,8 @@ class DaemonOptions:
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
+    runtimes: Sequence[str] = ()
+    default_runtime: str = OWN
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
     log_level: str = "info"
 
@@ -165,12 +170,15 @@ async def _daemon(options: DaemonOptions) -> None:
 
 
 def _engine_options(options: DaemonOptions) -> EngineOptions:
+    added = runtimes.parse(options.runtimes)
     return EngineOptions(
         data_root=options.data_root,
         exec_root=options.exec_root,
         cgroup_parent=options.cgroup_parent,
         name=options.name,
         labels=tuple(options.labels),
+        runtimes=added,
+        default_runtime=runtimes.check_default(options.default_runtime, added),
         warm_pool=options.warm_pool,
     )
 

@@ -101,7 +101,7 @@ def _start_by_policy(host: Host) -> None:
     for live in list(host.lives.values()):
         container = live.container
         policy = container.host_config.get("RestartPolicy") or {}
-        if container.state.status == record.RESTARTING:
+        if container.state.status == record.RESTARTING and live.restart is None:
             live.restart = host.spawn(supervise.restart(host, live), f"container {container.short}: restart")
         elif (
             container.state.status == record.EXITED

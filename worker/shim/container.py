@@ -79,13 +79,15 @@ class Container:
 
     def record_identity(self) -> None:
         """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
-        body = {
+        records.write(self._directory, "shim.json", self.identity(), durable=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
             "id": self.ident,
             "pid": os.getpid(),
             "start_time": kernel_process.start_time(os.getpid()),
             "cgroup": self._group.path if self._group else None,
         }
-        records.write(self._directory, "shim.json", body, durable=False)
 
     def require(self, *states: str) -> Process:
         if self.state not in states or self.process is None:
@@ -293,7 +295,8 @@ class Container:
         if not 0 < number < signal.NSIG:
             raise RuntimeFault("invalid", f"{number} is not the number of a signal")
         if request.get("exec_id"):
-            self.find_exec(request["exec_id"]).signal(number)
+            process = self.find_exec(request["exec_id"])
+            (process.signal_group if request.get("all") else process.signal)(number)
             reply({})
             return
         process = self.require("created", "running", "paused")

@@ -15,17 +15,18 @@ from pathlib import Path
 
 from covey.engine_api.listeners import listen_unix
 from covey.engine_api.server import Server
+from worker.containers import runtimes
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
 from worker.routes.handlers import handlers
 
 
-async def serve(root: Path, cgroup: str) -> None:
+async def serve(root: Path, cgroup: str, added: list[str]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    options = EngineOptions(root / "data", root / "run", cgroup, name="test-node", warm_pool=2)
+    options = EngineOptions(root / "data", root / "run", cgroup, name="test-node", warm_pool=2, runtimes=runtimes.parse(added))
     async with Engine(options) as engine, listen_unix(Server(handlers(engine)), root / "docker.sock"):
         print("ready", flush=True)
         await stopped.wait()
@@ -34,4 +35,4 @@ async def serve(root: Path, cgroup: str) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2]))
+    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))
