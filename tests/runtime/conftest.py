@@ -153,6 +153,20 @@ async def wait_until(what: str, condition: Callable[[], Any], patience: float = 
         await asyncio.sleep(0.005)
 
 
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with whole keys changed: mounts are appended, objects merged, None takes a key away."""
+    for key, value in copy.deepcopy(changes).items():
+        if key == "mounts":
+            config["mounts"] += value
+        elif isinstance(value, dict):
+            config[key] = {**config.get(key, {}), **value}
+        elif value is None:
+            config.pop(key, None)
+        else:
+            config[key] = value
+    return config
+
+
 class Boxes:
     def __init__(self, zygote: Zygote, rootfs: Path, base: Path, parent: str) -> None:
         self.zygote = zygote
@@ -164,16 +178,7 @@ class Boxes:
     def bundle(self, args: list[str], ident: str, **changes: Any) -> dict[str, Any]:
         config = default_bundle(self.rootfs, f"{self.parent}/{ident}")
         config["process"]["args"] = args
-        for key, value in copy.deepcopy(changes).items():
-            if key == "mounts":
-                config["mounts"] += value
-            elif isinstance(value, dict):
-                config[key] = {**config.get(key, {}), **value}
-            elif value is None:
-                config.pop(key, None)
-            else:
-                config[key] = value
-        return config
+        return merged(config, changes)
 
     async def shim(self) -> tuple[Shim, Path, int]:
         ident = f"box{len(self._made)}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.clock import rfc3339
-from covey.errors import CoveyError, Forbidden, InvalidArgument, NotFound
+from covey.errors import Conflict, CoveyError, Forbidden, InvalidArgument, NotFound
 from worker.containers import surroundings, tree_put, tree_tar
 from worker.containers.host import Host, Live
 from worker.images.compression import Readable
@@ -55,6 +55,9 @@ async def opened(host: Host, live: Live, path: str) -> AsyncIterator[tuple[int, 
     if state.running and process.is_alive(state.pid, state.pid_start):
         fd = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            # Looked at again with the root held: the pid may have become another process's, whose root is the host's.
+            if not process.is_alive(state.pid, state.pid_start):
+                raise Conflict(f"container {container.name} ended meanwhile: try again")
             yield fd, path
         finally:
             os.close(fd)

@@ -27,12 +27,10 @@ _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts
 def read_inside(root_fd: int, path: str) -> str:
     """A regular file of the container's tree, "" when there is none; at most 4 MiB."""
     try:
-        fd = safe_paths.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = safe_paths.open_regular_in_root(root_fd, path)
     except OSError:
         return ""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return ""
         with open(fd, "rb", closefd=False) as file:
             return file.read(_FILE_LIMIT).decode("utf-8", "replace")
     finally:

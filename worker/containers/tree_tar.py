@@ -16,7 +16,6 @@ from worker.kernel import safe_paths
 CHUNK = 256 * 1024
 BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _KEPT_XATTRS = ("security.capability", "user.")
 
 _TYPES = {
@@ -104,7 +103,7 @@ def _regular(
         yield _bytes(info)
         return
     links[key] = info.name
-    fd = os.open(name, _FILE, dir_fd=parent_fd)
+    fd = safe_paths.open_regular(parent_fd, name)
     try:
         info.size = os.fstat(fd).st_size
         for attribute in os.listxattr(fd):

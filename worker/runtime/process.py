@@ -10,7 +10,7 @@ import os
 import signal
 
 from worker.kernel import process as kernel_process
-from worker.kernel import syscalls
+from worker.kernel import safe_paths, syscalls
 from worker.runtime import init, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
@@ -136,8 +136,4 @@ def _return_to_own_pid_namespace() -> None:
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:
     for kind, text in maps.items():
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        safe_paths.write_proc(f"{pid}/{kind}_map", text)
