@@ -76,16 +76,16 @@ class Rival:
     def __init__(self, kind: Kind, root: int, client: docker.DockerClient) -> None:
         self.kind = kind
         self.client = client
-        self._root = root
+        self.root = root
 
     def memory(self) -> dict[str, float]:
         """MiB of PSS by part; containers' own processes belong to none."""
-        processes = descendants(self._root)
+        processes = descendants(self.root)
         return {part: sum(pss(one.pid) for one in processes if ours(one)) / 1024 for part, ours in self.kind.parts.items()}
 
     def kill_process(self, pid: int) -> None:
         """SIGKILL for the process the node knows as ``pid``. Raises LookupError when there is none."""
-        for process in descendants(self._root):
+        for process in descendants(self.root):
             # Seen from here, from the node's namespace (two levels: unshare's), from the container's own.
             if len(process.inner) > 2 and process.inner[-2] == pid:
                 os.kill(process.pid, signal.SIGKILL)

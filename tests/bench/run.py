@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 #: Name of a table → the module beside this file whose ``run(rounds)`` measures it, prints it and returns an exit code.
-TABLES = {"cluster": "cluster"}
+TABLES = {"cluster": "cluster", "posture": "posture"}
 
 
 def main(argv: list[str]) -> int:
