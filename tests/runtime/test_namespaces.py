@@ -47,7 +47,7 @@ async def test_path_of_the_wrong_type_is_refused(boxes):
     from worker.runtime.errors import RuntimeFault
 
     spaces = [{"type": "mount"}, {"type": "network", "path": "/proc/self/ns/uts"}]
-    with pytest.raises(RuntimeFault, match="setns") as caught:
+    with pytest.raises(RuntimeFault, match="uts namespace, not a network one") as caught:
         await boxes.make(["true"], linux={"namespaces": spaces}, hostname=None)
     assert "join_namespace /proc/self/ns/uts" in caught.value.step
 

@@ -163,7 +163,6 @@ async def test_killed_before_it_was_started(boxes):
 
 
 async def test_seccomp(boxes, tmp_path):
-    pytest.importorskip("pyseccomp")
     from worker.runtime.seccomp_compile import compiled_file
 
     profile = {
@@ -182,7 +181,6 @@ async def test_seccomp(boxes, tmp_path):
 
 
 async def test_dockers_profile_lets_a_shell_work(boxes, tmp_path):
-    pytest.importorskip("pyseccomp")
     from worker.runtime.seccomp_compile import compiled_file
 
     reference = Path("/work/shared/reference/seccomp-default.json")

@@ -13,7 +13,7 @@ from worker.network.networks import DEFAULT_BRIDGE
 class EngineOptions:
     """``zygote_socket``: a zygote that somebody else supervises; None, and the engine starts or adopts its own.
 
-    ``require_seccomp``: refuse to start a container whose filter cannot be compiled (no libseccomp); False starts it
+    ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once.
     """
 

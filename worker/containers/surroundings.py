@@ -117,7 +117,7 @@ def devices(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
 def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path, required: bool) -> str:
     """The file with the profile's compiled program, "" for unconfined; kept in ``cache`` by what it depends on.
 
-    Without libseccomp: Internal if ``required``, else a warning and "".
+    Where it cannot be compiled or kept: Internal if ``required``, else a warning and "".
     """
     if text is None:
         return ""
@@ -125,8 +125,8 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path,
 
     try:
         return str(seccomp_compile.compiled_file(cache, json.loads(text), capabilities, os.uname().machine))
-    except (ImportError, OSError, RuntimeError) as error:
-        words = f"seccomp filters cannot be compiled ({error}): install libseccomp2 and pyseccomp"
+    except OSError as error:
+        words = f"seccomp filters cannot be compiled ({error}): see to {cache}"
         if required:
             raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)

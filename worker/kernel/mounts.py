@@ -23,6 +23,9 @@ _FLAGS: dict[str, tuple[int, int]] = {
     "noatime": (syscalls.MOUNT_ATTR_NOATIME, syscalls.MOUNT_ATTR_ATIME),
     "relatime": (syscalls.MOUNT_ATTR_RELATIME, syscalls.MOUNT_ATTR_ATIME),
     "strictatime": (syscalls.MOUNT_ATTR_STRICTATIME, syscalls.MOUNT_ATTR_ATIME),
+    "atime": (syscalls.MOUNT_ATTR_RELATIME, syscalls.MOUNT_ATTR_ATIME),
+    "norelatime": (syscalls.MOUNT_ATTR_RELATIME, syscalls.MOUNT_ATTR_ATIME),
+    "nostrictatime": (syscalls.MOUNT_ATTR_RELATIME, syscalls.MOUNT_ATTR_ATIME),
     "nodiratime": (syscalls.MOUNT_ATTR_NODIRATIME, 0),
     "diratime": (0, syscalls.MOUNT_ATTR_NODIRATIME),
     "nosymfollow": (syscalls.MOUNT_ATTR_NOSYMFOLLOW, 0),
@@ -33,7 +36,10 @@ ATTRIBUTES: dict[str, tuple[int, int, bool]] = {
     **{name: (on, off, False) for name, (on, off) in _FLAGS.items()},
     **{f"r{name}": (on, off, True) for name, (on, off) in _FLAGS.items()},
 }
-"""Mount option → (attributes to set, to clear, recursive); mount(8) names, ``r…`` forms of the OCI spec."""
+"""Mount option → (attributes to set, to clear, recursive); mount(8) names, ``r…`` forms of the OCI spec.
+
+What undoes one way of access times leaves the kernel's default, relatime (mount(8)).
+"""
 
 PROPAGATION: dict[str, int] = {
     "shared": syscalls.MS_SHARED,
@@ -53,10 +59,7 @@ def new_filesystem(fstype: str, options: list[str], attributes: int = 0, source:
     try:
         if source:
             syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", source)
-        for option in options:
-            key, separator, value = option.partition("=")
-            command = syscalls.FSCONFIG_SET_STRING if separator else syscalls.FSCONFIG_SET_FLAG
-            syscalls.fsconfig(context, command, key, value if separator else None)
+        _configure(context, options)
         syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
         return syscalls.fsmount(context, attributes=attributes)
     except OSError as error:
@@ -64,6 +67,13 @@ def new_filesystem(fstype: str, options: list[str], attributes: int = 0, source:
         raise OSError(error.errno, f"{error.strerror}{words}", fstype) from None
     finally:
         os.close(context)
+
+
+def _configure(context: int, options: list[str]) -> None:
+    for option in options:
+        key, separator, value = option.partition("=")
+        command = syscalls.FSCONFIG_SET_STRING if separator else syscalls.FSCONFIG_SET_FLAG
+        syscalls.fsconfig(context, command, key, value if separator else None)
 
 
 def _kernel_words(context: int) -> str:
@@ -83,6 +93,24 @@ def clone(path: str, dirfd: int = syscalls.AT_FDCWD, *, recursive: bool = False)
     if not path:
         flags |= syscalls.AT_EMPTY_PATH
     return syscalls.open_tree(dirfd, path, flags)
+
+
+def map_ids(mount_fd: int, userns_fd: int, *, recursive: bool = False) -> None:
+    """Have a detached mount show its owners through the id maps of a user namespace (MOUNT_ATTR_IDMAP)."""
+    flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
+    syscalls.mount_setattr(mount_fd, "", flags, syscalls.MOUNT_ATTR_IDMAP, 0, 0, userns_fd)
+
+
+def reconfigure(place_fd: int, fstype: str, options: list[str]) -> None:
+    """Change the options of the filesystem mounted at an open place, as mount -o remount does."""
+    context = syscalls.fspick(place_fd, "", syscalls.FSPICK_CLOEXEC | syscalls.FSPICK_EMPTY_PATH)
+    try:
+        _configure(context, options)
+        syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_RECONFIGURE)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}{_kernel_words(context)}", fstype) from None
+    finally:
+        os.close(context)
 
 
 def set_attributes(mount_fd: int, set_: int, clear: int, *, recursive: bool = False, propagation: int = 0) -> None:

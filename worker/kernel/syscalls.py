@@ -16,14 +16,16 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "unshare": 272, "setns": 308, "prctl": 157, "capget": 125, "capset": 126, "seccomp": 317, "keyctl": 250,
         "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
         "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 138,
-        "rt_sigaction": 13,
+        "rt_sigaction": 13, "bpf": 321, "fspick": 433, "pidfd_getfd": 438, "sched_setattr": 314, "ioprio_set": 251,
+        "personality": 135, "set_mempolicy": 238,
     },
     "aarch64": {
         "clone": 220, "mount": 40, "umount2": 39, "pivot_root": 41, "sethostname": 161, "setdomainname": 162,
         "unshare": 97, "setns": 268, "prctl": 167, "capget": 90, "capset": 91, "seccomp": 277, "keyctl": 219,
         "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
         "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 44,
-        "rt_sigaction": 134,
+        "rt_sigaction": 134, "bpf": 280, "fspick": 433, "pidfd_getfd": 438, "sched_setattr": 274, "ioprio_set": 30,
+        "personality": 92, "set_mempolicy": 237,
     },
 }  # fmt: skip
 
@@ -38,6 +40,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -67,6 +70,9 @@ FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_CMD_CREATE = 6
+FSCONFIG_CMD_RECONFIGURE = 7
+FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -77,6 +83,7 @@ MOUNT_ATTR_RELATIME = 0x0
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 
 RESOLVE_NO_XDEV = 0x01
@@ -99,10 +106,19 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_TSYNC = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 KEYCTL_JOIN_SESSION_KEYRING = 1
 CLOSE_RANGE_CLOEXEC = 4
+
+BPF_PROG_LOAD = 5
+BPF_PROG_ATTACH = 8
+BPF_PROG_TYPE_CGROUP_DEVICE = 15
+BPF_CGROUP_DEVICE = 6
+BPF_F_ALLOW_MULTI = 2
 
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -137,6 +153,42 @@ class _CapData(ctypes.Structure):
 
 class _SockFprog(ctypes.Structure):
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class _SchedAttr(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+class _BpfProgLoad(ctypes.Structure):
+    """The head of union bpf_attr for BPF_PROG_LOAD."""
+
+    _fields_ = (
+        ("prog_type", ctypes.c_uint32),
+        ("insn_cnt", ctypes.c_uint32),
+        ("insns", ctypes.c_uint64),
+        ("license", ctypes.c_uint64),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_uint64),
+    )
+
+
+class _BpfProgAttach(ctypes.Structure):
+    _fields_ = (
+        ("target_fd", ctypes.c_uint32),
+        ("attach_bpf_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+    )
 
 
 def _argument(value: object) -> object:
@@ -258,10 +310,13 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _call("capset", ctypes.byref(header), ctypes.byref(data))
 
 
-def seccomp_set_filter(instructions: bytes, flags: int = 0) -> None:
-    """Load a classic BPF filter: ``instructions`` is an array of struct sock_filter (8 bytes each)."""
+def seccomp_set_filter(instructions: bytes, flags: int = 0) -> int:
+    """Load a classic BPF filter: ``instructions`` is an array of struct sock_filter (8 bytes each).
+
+    Answers the listener's descriptor with SECCOMP_FILTER_FLAG_NEW_LISTENER, otherwise 0.
+    """
     program = _SockFprog(len(instructions) // 8, instructions)
-    _call("seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
+    return _call("seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
 
 
 def default_signal_action(signal: int) -> None:
@@ -298,3 +353,50 @@ def filesystem_magic(fd: int) -> int:
     buffer = (ctypes.c_long * 32)()
     _call("fstatfs", fd, ctypes.byref(buffer))
     return int(buffer[0])
+
+
+def fspick(dirfd: int, path: str, flags: int = FSPICK_CLOEXEC) -> int:
+    """A filesystem context of a mounted filesystem, to change its options with."""
+    return _call("fspick", dirfd, path, flags)
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A copy (close-on-exec) of another process's descriptor ``fd``."""
+    return _call("pidfd_getfd", pidfd, fd, 0)
+
+
+def personality(persona: int) -> None:
+    _call("personality", persona)
+
+
+def ioprio_set(which: int, who: int, ioprio: int) -> None:
+    _call("ioprio_set", which, who, ioprio)
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
+    """Set this process's scheduling policy; times are in nanoseconds."""
+    size = ctypes.sizeof(_SchedAttr)
+    attr = _SchedAttr(size, policy, flags, nice, priority, runtime, deadline, period)
+    _call("sched_setattr", 0, ctypes.byref(attr), 0)
+
+
+def set_mempolicy(mode: int, nodes: int) -> None:
+    """Set this process's memory policy; ``nodes`` is a bit mask of memory nodes."""
+    words = (ctypes.c_ulong * 17)(*((nodes >> 64 * index) & (2**64 - 1) for index in range(16)))
+    _call("set_mempolicy", mode, ctypes.byref(words) if nodes else None, 64 * 16 + 1 if nodes else 0)
+
+
+def bpf_load_device_program(instructions: bytes) -> int:
+    """Load an eBPF program (8 bytes an instruction) of type BPF_PROG_TYPE_CGROUP_DEVICE; answers its descriptor."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    words = ctypes.create_string_buffer(b"Apache-2.0")
+    attr = _BpfProgLoad(
+        BPF_PROG_TYPE_CGROUP_DEVICE, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(words), 0, 0, 0
+    )
+    return _call("bpf", BPF_PROG_LOAD, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def bpf_attach_device_program(cgroup_fd: int, program_fd: int) -> None:
+    """Have a program decide on device access of all in a cgroup v2 directory, beside those of its ancestors."""
+    attr = _BpfProgAttach(cgroup_fd, program_fd, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
+    _call("bpf", BPF_PROG_ATTACH, ctypes.byref(attr), ctypes.sizeof(attr))

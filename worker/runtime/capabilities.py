@@ -25,15 +25,32 @@ _NUMBER = {name: number for number, name in enumerate(NAMES)}
 
 
 def masks(capabilities: dict[str, Any] | None, field: str = "process.capabilities") -> dict[str, int]:
-    """OCI capability lists as one bit mask a set; no object means no capability at all. Raises SpecFault."""
+    """OCI capability lists as one bit mask a set; no object means no capability at all. Raises SpecFault.
+
+    A name nobody knows is left out: the specification wants a warning (``warnings``) and no failure.
+    """
     result = dict.fromkeys(SETS, 0)
     for name, values in (capabilities or {}).items():
         if name not in SETS:
-            raise SpecFault(f"{field}.{name}", f"is not one of {', '.join(SETS)}")
+            continue
+        if not isinstance(values or [], list) or not all(isinstance(value, str) for value in values or []):
+            raise SpecFault(f"{field}.{name}", "must be a list of names")
         for value in values or []:
-            if value not in _NUMBER:
-                raise SpecFault(f"{field}.{name}", f"{value!r} is not a capability")
-            result[name] |= 1 << _NUMBER[value]
+            if value in _NUMBER:
+                result[name] |= 1 << _NUMBER[value]
+    return result
+
+
+def warnings(capabilities: dict[str, Any] | None, can_give: int) -> list[str]:
+    """One sentence each for names nobody knows and for capabilities this machine cannot give."""
+    wanted = {value for name in SETS for value in (capabilities or {}).get(name) or []}
+    unknown = sorted(value for value in wanted if value not in _NUMBER)
+    lacking = sorted(value for value in wanted if value in _NUMBER and not can_give >> _NUMBER[value] & 1)
+    result = []
+    if unknown:
+        result.append(f"process.capabilities: {', '.join(unknown)}: no such capability, left out")
+    if lacking:
+        result.append(f"process.capabilities: {', '.join(lacking)}: not held by this runtime, so the process lacks it")
     return result
 
 

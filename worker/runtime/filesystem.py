@@ -12,6 +12,8 @@ import stat
 from typing import Any, Protocol
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.runtime import sync
+from worker.runtime.copy_up import copy_up as copy_tree
 from worker.runtime.errors import RuntimeFault
 
 _TYPE_BITS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
@@ -23,6 +25,7 @@ Attributes = tuple[int, int]
 
 class Tree(Protocol):
     root_fd: int
+    channel: sync.Channel
 
 
 def private_mounts(tree: Tree, propagation: int) -> None:
@@ -43,12 +46,31 @@ def private_parent(tree: Tree, path: str) -> None:
 
 def open_root(tree: Tree, path: str) -> None:
     """Make the rootfs a mount of its own, private so that nothing put into it shows on the host, and open it."""
-    copy = mounts.clone(path, recursive=True)
+    try:
+        copy = mounts.clone(path, recursive=True)
+    except PermissionError:
+        raise RuntimeFault("invalid", f"root.path: {_closed_directory(path)}", "open_root") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise RuntimeFault("invalid", f"root.path: there is no directory {path}", "open_root") from None
     mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
-    target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except NotADirectoryError:
+        raise RuntimeFault("invalid", f"root.path: {path} is not a directory", "open_root") from None
     mounts.attach(copy, target)
     os.close(target)
     tree.root_fd = copy
+
+
+def _closed_directory(path: str) -> str:
+    """Which directory on the way keeps the mapped root of a user namespace out, in words."""
+    way = os.path.dirname(path)
+    parts = [part for part in way.split("/") if part]
+    for index in range(len(parts) + 1):
+        directory = "/" + "/".join(parts[:index])
+        if not os.access(directory, os.X_OK, effective_ids=True):
+            return f"directory {directory} is closed to the container's root user: it needs the x permission for it"
+    return f"{path} is closed to the container's root user"
 
 
 def _finish(
@@ -76,18 +98,53 @@ def _finish(
 
 def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
     try:
-        is_directory = stat.S_ISDIR(os.stat(source).st_mode)
+        copy = mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
         raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
-    copy = mounts.clone(source, recursive=recursive)
-    if is_directory:
+    _attach_bind(tree, copy, destination, how)
+
+
+def mount_mapped(tree: Tree, source: str, destination: str, **how: Any) -> None:
+    """A bind whose owners are mapped: the parent has made it."""
+    copy = tree.channel.expect(sync.TREE)
+    assert copy is not None
+    _attach_bind(tree, copy, destination, how)
+
+
+def _attach_bind(tree: Tree, copy: int, destination: str, how: dict[str, Any]) -> None:
+    if stat.S_ISDIR(os.fstat(copy).st_mode):
         target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
     else:
         target = safe_paths.create_file_in_root(tree.root_fd, destination)
     _finish(tree, copy, target, **how)
 
 
-def mount_filesystem(tree: Tree, fstype: str, source: str | None, options: list[str], destination: str, **how: Any) -> None:
+def remount(
+    tree: Tree,
+    fstype: str,
+    options: list[str],
+    destination: str,
+    attributes: Attributes,
+    recursive_attributes: Attributes,
+) -> None:
+    """Change what is mounted at the place already: the mount's attributes, then its filesystem's own options."""
+    target = safe_paths.open_in_root(tree.root_fd, destination)
+    try:
+        if not _is_mount_point(target):
+            raise RuntimeFault("invalid", f"remount: nothing is mounted at {destination}")
+        if attributes != (0, 0):
+            mounts.set_attributes(target, *attributes)
+        if recursive_attributes != (0, 0):
+            mounts.set_attributes(target, *recursive_attributes, recursive=True)
+        if options:
+            mounts.reconfigure(target, fstype, options)
+    finally:
+        os.close(target)
+
+
+def mount_filesystem(
+    tree: Tree, fstype: str, source: str | None, options: list[str], copy_up: bool, destination: str, **how: Any
+) -> None:
     target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
     if fstype in _NOT_BEHIND_LINKS:
         os.close(target)
@@ -96,7 +153,10 @@ def mount_filesystem(tree: Tree, fstype: str, source: str | None, options: list[
         # A tmpfs over an existing directory takes its mode (and owner), as a fresh volume would.
         entry = os.stat(target)
         options = [*options, f"mode={stat.S_IMODE(entry.st_mode):o}"]
-    _finish(tree, mounts.new_filesystem(fstype, options, source=source), target, **how)
+    made = mounts.new_filesystem(fstype, options, source=source)
+    if copy_up:
+        copy_tree(target, made)
+    _finish(tree, made, target, **how)
 
 
 def _open_without_links(tree: Tree, destination: str) -> int:
@@ -161,14 +221,21 @@ def device(tree: Tree, path: str, type: str, major: int, minor: int, mode: int, 
             if stat.S_IFMT(entry.st_mode) != _TYPE_BITS[type] or not same:
                 raise RuntimeFault("invalid", f"the image has another file at {path}") from None
         except PermissionError:
-            _bind_device(tree, path)
+            _bind_device(tree, path, _TYPE_BITS[type], os.makedev(major, minor))
     finally:
         os.close(parent)
 
 
-def _bind_device(tree: Tree, path: str) -> None:
+def _bind_device(tree: Tree, path: str, kind: int, number: int) -> None:
     """Where nodes may not be made, the host's node of the same path is bound; read and written, but not changed."""
-    copy = mounts.clone(path)
+    try:
+        copy = mounts.clone(path)
+    except FileNotFoundError:
+        words = f"the host has no {path} to bind, and a user namespace makes no devices"
+        raise RuntimeFault("invalid", f"linux.devices: {words}") from None
+    entry = os.fstat(copy)
+    if stat.S_IFMT(entry.st_mode) != kind or (kind != stat.S_IFIFO and entry.st_rdev != number):
+        raise RuntimeFault("invalid", f"linux.devices: the host's {path} is another device, and none can be made here")
     mounts.set_attributes(copy, syscalls.MOUNT_ATTR_RDONLY, 0)
     target = safe_paths.create_file_in_root(tree.root_fd, path)
     mounts.attach(copy, target)
@@ -266,6 +333,13 @@ def _mount_id(fd: int) -> str:
     return ""
 
 
+def _is_mount_point(fd: int) -> bool:
+    """Whether an open place is the root of its mount, and not a file below (mountinfo has no other line for it)."""
+    wanted, path = _mount_id(fd), os.readlink(f"/proc/thread-self/fd/{fd}")
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        return any(fields[0] == wanted and mounts.unescape(fields[4]) == path for fields in (line.split(" ") for line in lines))
+
+
 def readonly_root(tree: Tree) -> None:
     mounts.set_attributes(tree.root_fd, syscalls.MOUNT_ATTR_RDONLY, 0)
 
@@ -282,11 +356,13 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "mount_bind": mount_bind,
     "mount_cgroup": mount_cgroup,
     "mount_filesystem": mount_filesystem,
+    "mount_mapped": mount_mapped,
     "open_root": open_root,
     "pivot": pivot,
     "private_mounts": private_mounts,
     "private_parent": private_parent,
     "readonly_path": readonly_path,
     "readonly_root": readonly_root,
+    "remount": remount,
     "root_propagation": root_propagation,
 }

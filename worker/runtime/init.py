@@ -21,10 +21,13 @@ import termios
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
-from worker.runtime import capabilities, cgroups, seccomp, sync
+from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.labels import LABEL_STEPS
 from worker.runtime.launch import DEFAULT_PATH, Step
+from worker.runtime.namespaces import NAMESPACE_STEPS
+from worker.runtime.scheduling import SCHEDULING_STEPS
 
 _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
@@ -60,6 +63,7 @@ class Init:
         self.args: list[str] = []
         self.env: dict[str, str] = {}
         self.entered_directory = False
+        self.state: dict[str, Any] = {}
         self.step = ""
 
 
@@ -135,19 +139,10 @@ def _perform(init: Init, step: Step) -> None:
     _STEPS[step.name](init, **step.arguments)
 
 
-def join_namespace(init: Init, flag: int, path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    syscalls.setns(fd, flag)
-    os.close(fd)
-
-
-def become_mapped_root(init: Init) -> None:
-    init.channel.expect(sync.MAPPED)
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-    # A change of ids clears the death signal.
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+def become_mapped_root(init: Init, wait: bool) -> None:
+    if wait:
+        init.channel.expect(sync.MAPPED)
+    namespaces.become_root_of_namespace()
 
 
 def unshare(init: Init, flags: int) -> None:
@@ -159,9 +154,7 @@ def enter(init: Init, flags: int, user: bool) -> None:
     syscalls.setns(init.pidfd, flags)
     os.close(init.pidfd)
     if user:
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        namespaces.become_root_of_namespace()
     init.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -325,7 +318,24 @@ def no_new_privileges(init: Init) -> None:
 
 
 def load_seccomp(init: Init, **filter_: Any) -> None:
-    seccomp.load(filter_["instructions"], filter_.get("flags") or ())
+    """From here on only what every program may do: the parent is told of a listener by write and waited for by read."""
+    listener = seccomp.load(filter_["instructions"], filter_.get("flags") or (), listener=bool(filter_.get("listener")))
+    if listener is not None:
+        os.write(init.channel.fileno(), b'{"type": "%s", "fd": %d}' % (sync.LISTENER.encode(), listener))
+        os.read(init.channel.fileno(), 1024)
+        os.close(listener)
+
+
+def hooks_of_create(init: Init, entries: hooks.Entries) -> None:
+    """The parent runs those outside first and says what we are to the host; then ours, still in sight of its files."""
+    init.channel.send(sync.HOOKS)
+    init.channel.expect(sync.RESUME)
+    init.state = init.channel.body["state"]
+    hooks.run(entries, init.state)
+
+
+def hooks_of_start(init: Init, entries: hooks.Entries) -> None:
+    hooks.run(entries, {**init.state, "status": "created"})
 
 
 def execve(init: Init) -> None:
@@ -339,6 +349,9 @@ def execve(init: Init) -> None:
 
 _STEPS: dict[str, Any] = {
     **FILESYSTEM_STEPS,
+    **LABEL_STEPS,
+    **NAMESPACE_STEPS,
+    **SCHEDULING_STEPS,
     "announce_exec": announce_exec,
     "become_mapped_root": become_mapped_root,
     "bounding": bounding,
@@ -348,10 +361,11 @@ _STEPS: dict[str, Any] = {
     "enter": enter,
     "execve": execve,
     "find_program": find_program,
+    "hooks_of_create": hooks_of_create,
+    "hooks_of_start": hooks_of_start,
     "hostname": hostname,
     "identity": identity,
     "join_cgroup": join_cgroup,
-    "join_namespace": join_namespace,
     "no_new_privileges": no_new_privileges,
     "oom_score_adj": oom_score_adj,
     "rlimit": rlimit,

@@ -1,8 +1,8 @@
 """PURE: turns a checked OCI config into a LaunchPlan, the ordered kernel steps of one process.
 
 A step is a name and its arguments; worker.runtime.init has one function a name. The order here is the meaning: mounts
-before masks, sysctls before /proc turns read-only, seccomp before the privileges it needs are dropped, unless
-no_new_privileges makes them needless. Nothing is opened, read or mounted here.
+before masks, sysctls before /proc turns read-only, hooks before the pivot, seccomp before the privileges it needs are
+dropped, unless no_new_privileges makes them needless. Nothing is opened, read or mounted here.
 """
 
 from __future__ import annotations
@@ -10,23 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from worker.kernel import mounts, syscalls
-from worker.runtime import capabilities, devices
+from worker.runtime import capabilities, devices, hooks, mount_options, scheduling
 from worker.runtime.errors import SpecFault
+from worker.runtime.namespaces import FLAGS as CLONE_FLAG
 from worker.runtime.spec import Config
+from worker.runtime.spec_linux import sysctl_namespace
 
-CLONE_FLAG = {
-    "user": syscalls.CLONE_NEWUSER,
-    "pid": syscalls.CLONE_NEWPID,
-    "network": syscalls.CLONE_NEWNET,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "uts": syscalls.CLONE_NEWUTS,
-    "mount": syscalls.CLONE_NEWNS,
-    "cgroup": syscalls.CLONE_NEWCGROUP,
-}
-PROC_NAME = {"network": "net", "mount": "mnt"}
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _AT_CLONE = ("user", "pid")
-_IGNORED_OPTIONS = ("bind", "rbind", "defaults", "auto", "noauto", "user", "nouser", "_netdev")
+# Into these the parent goes for its child where that is not its root: in a user namespace of its own.
+_PARENT_CAN_JOIN = ("network", "ipc", "uts", "cgroup")
+_HOOKS_OF_CREATE = (*hooks.EARLY, "createContainer", "startContainer")
 
 
 class Step:
@@ -50,23 +44,42 @@ class Step:
 class LaunchPlan:
     """Everything one process needs, decided.
 
-    clone_flags: namespaces the process is born in (user, pid). parent_joins: (clone flag, path) the parent enters for
-    its children before the fork (pid by path). create: steps until the process waits. start: steps from there to
-    execve. id_maps: {"uid": text, "gid": text} for /proc/PID/{uid,gid}_map, or None without a user namespace.
-    stdio_owner: the uid, as the host counts, that must be able to open its pipes again (/dev/stdout).
+    clone_flags: namespaces the process is born in (user, pid). parent_joins: (OCI type, path) of namespaces the parent
+    enters for its children before the fork. user_namespace: the path of one to join before that, or "". create: steps
+    until the process waits. start: steps from there to execve. id_maps: {"uid": text, "gid": text} for
+    /proc/PID/{uid,gid}_map, or None without a new user namespace. mapped_trees: mounts the parent makes. placed_by_parent:
+    it puts the process in its cgroups. stdio_owner: the uid, as the host counts, that must be able to open its pipes
+    again (/dev/stdout). warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
     """
 
-    __slots__ = ("clone_flags", "create", "id_maps", "parent_joins", "start", "stdio_owner", "terminal")
+    __slots__ = (
+        "clone_flags",
+        "create",
+        "id_maps",
+        "mapped_trees",
+        "parent_joins",
+        "placed_by_parent",
+        "start",
+        "stdio_owner",
+        "terminal",
+        "user_namespace",
+        "warnings",
+    )
 
     def __init__(
         self,
         clone_flags: int,
-        parent_joins: list[tuple[int, str]],
+        parent_joins: list[tuple[str, str]],
         create: list[Step],
         start: list[Step],
         terminal: bool,
         id_maps: dict[str, str] | None,
         stdio_owner: int,
+        *,
+        user_namespace: str = "",
+        placed_by_parent: bool = False,
+        mapped_trees: list[mount_options.MappedTree] | None = None,
+        warnings: list[str] | None = None,
     ) -> None:
         self.clone_flags = clone_flags
         self.parent_joins = parent_joins
@@ -75,6 +88,10 @@ class LaunchPlan:
         self.terminal = terminal
         self.id_maps = id_maps
         self.stdio_owner = stdio_owner
+        self.user_namespace = user_namespace
+        self.placed_by_parent = placed_by_parent
+        self.mapped_trees = mapped_trees or []
+        self.warnings = warnings or []
 
 
 class Host:
@@ -99,36 +116,24 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     linux = config["linux"]
     process = config["process"]
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux["namespaces"]}
-    for kind in ("mount", "user", "cgroup"):
-        if namespaces.get(kind):
-            raise SpecFault("linux.namespaces", f"joining a {kind} namespace by path is not possible here")
+    new_user_namespace = "user" in namespaces and not namespaces["user"]
+    through = namespaces.get("user", "") if not namespaces.get("pid") else ""
+    joins = [("pid", namespaces["pid"])] if namespaces.get("pid") else []
+    if "user" in namespaces:
+        joins += [(kind, namespaces[kind]) for kind in _PARENT_CAN_JOIN if namespaces.get(kind)]
     # First of all, while /proc is surely the host's.
     create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
-    create += _namespace_steps(namespaces)
-    propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
-    if propagation & syscalls.MS_UNBINDABLE:
-        # Set at the end; until then the root itself has to be bound.
-        propagation = mounts.PROPAGATION["rprivate"]
-    create.append(Step("private_mounts", propagation=propagation))
-    if propagation & syscalls.MS_SHARED:
-        create.append(Step("private_parent", path=config["root"]["path"]))
-    create.append(Step("open_root", path=config["root"]["path"]))
-    create += [_mount_step(mount, index, host) for index, mount in enumerate(config.get("mounts") or [])]
-    create += _device_steps(linux, user_namespace="user" in namespaces)
-    if process.get("terminal"):
-        create.append(Step("console", size=process.get("consoleSize") or {}, bind=True, uid=_user(process)["uid"]))
-    create.append(Step("make_directory", path=process["cwd"]))
-    if config.get("hostname"):
-        create.append(Step("hostname", name=config["hostname"]))
-    if config.get("domainname"):
-        create.append(Step("domainname", name=config["domainname"]))
-    create += [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
-    create += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
-    if linux.get("maskedPaths"):
-        create.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
+    create += _foreign_steps(namespaces, linux.get("sysctl") or {})
+    create += _label_checks(process, linux)
+    create += _namespace_steps(namespaces, linux, {kind for kind, _ in joins})
+    create += _tree_steps(config, host, namespaces)
     # The root of a user namespace may not write there: then the parent places it, which init waits for.
-    entrances = [] if "user" in namespaces else host.cgroup_entrances
-    create.append(Step("join_cgroup", namespace="cgroup" in namespaces, entrances=entrances))
+    placed_by_parent = "user" in namespaces
+    entrances = [] if placed_by_parent else host.cgroup_entrances
+    new_cgroup_namespace = "cgroup" in namespaces and not namespaces["cgroup"]
+    create.append(Step("join_cgroup", namespace=new_cgroup_namespace, entrances=entrances))
+    if hooks.entries(config, *_HOOKS_OF_CREATE):
+        create.append(Step("hooks_of_create", entries=hooks.entries(config, "createContainer")))
     create.append(Step("pivot"))
     if config["root"].get("readonly"):
         create.append(Step("readonly_root"))
@@ -138,16 +143,74 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     for kind in _AT_CLONE:
         if kind in namespaces and not namespaces[kind]:
             clone_flags |= CLONE_FLAG[kind]
-    joins = [(CLONE_FLAG["pid"], namespaces["pid"])] if namespaces.get("pid") else []
     return LaunchPlan(
         clone_flags,
         joins,
         create,
-        process_steps(process, host, config.get("covey") or {}),
+        process_steps(process, host, config.get("covey") or {}, linux, hooks.entries(config, "startContainer")),
         bool(process.get("terminal")),
-        _id_maps(linux) if "user" in namespaces else None,
+        _id_maps(linux) if new_user_namespace else None,
         _host_uid(linux, process),
+        user_namespace=through,
+        placed_by_parent=placed_by_parent,
+        mapped_trees=mount_options.mapped_trees(config),
+        warnings=capabilities.warnings(process.get("capabilities"), host.capabilities),
     )
+
+
+def _foreign_steps(namespaces: dict[str, str], sysctls: dict[str, str]) -> list[Step]:
+    """Checks that a sysctl meets no namespace of the machine's own that was "joined" by its path."""
+    wanted: dict[str, list[str]] = {}
+    for key in sysctls:
+        wanted.setdefault(sysctl_namespace(key) or "", []).append(key)
+    return [
+        Step("foreign_namespace", kind=kind, path=namespaces[kind], keys=keys)
+        for kind, keys in wanted.items()
+        if namespaces.get(kind)
+    ]
+
+
+def _label_checks(process: dict[str, Any], linux: dict[str, Any]) -> list[Step]:
+    wanted = (
+        ("apparmor", "process.apparmorProfile", process.get("apparmorProfile")),
+        ("selinux", "process.selinuxLabel", process.get("selinuxLabel")),
+        ("selinux", "linux.mountLabel", linux.get("mountLabel")),
+    )
+    return [Step("require_module", module=module, field=field) for module, field, value in wanted if value]
+
+
+def _tree_steps(config: Config, host: Host, namespaces: dict[str, str]) -> list[Step]:
+    """The root and all that is mounted, made and hidden in it."""
+    linux, process = config["linux"], config["process"]
+    root = config["root"]["path"]
+    steps = []
+    propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
+    if propagation & syscalls.MS_UNBINDABLE:
+        # Set at the end; until then the root itself has to be bound.
+        propagation = mounts.PROPAGATION["rprivate"]
+    if not namespaces["mount"]:
+        # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
+        steps.append(Step("private_mounts", propagation=propagation))
+        if propagation & syscalls.MS_SHARED:
+            steps.append(Step("private_parent", path=root))
+    steps.append(Step("open_root", path=root))
+    label = linux.get("mountLabel") or ""
+    for index, mount in enumerate(config.get("mounts") or []):
+        name, arguments = mount_options.step(mount, index, host.cgroup_mounts, label)
+        steps.append(Step(name, **arguments))
+    steps += _device_steps(linux, user_namespace="user" in namespaces)
+    if process.get("terminal"):
+        steps.append(Step("console", size=process.get("consoleSize") or {}, bind=True, uid=_user(process)["uid"]))
+    steps.append(Step("make_directory", path=process["cwd"]))
+    if config.get("hostname"):
+        steps.append(Step("hostname", name=config["hostname"]))
+    if config.get("domainname"):
+        steps.append(Step("domainname", name=config["domainname"]))
+    steps += [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
+    steps += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
+    if linux.get("maskedPaths"):
+        steps.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
+    return steps
 
 
 def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan:
@@ -156,20 +219,31 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     flags = 0
     for kind in kinds - {"pid"}:
         flags |= CLONE_FLAG[kind]
-    create = [
-        Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0)),
-        Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances),
-        Step("enter", flags=flags, user="user" in kinds),
-    ]
+    create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
+    create += _label_checks(process, {})
+    processors = {key: value for key, value in (process.get("execCPUAffinity") or {}).items() if value}
+    for key, field in (("initial", "process.execCPUAffinity.initial"), ("final", "process.execCPUAffinity.final")):
+        if key == "final":
+            create.append(Step("join_cgroup", namespace=False, entrances=host.cgroup_entrances))
+        if processors.get(key):
+            create.append(Step("affinity", field=field, processors=sorted(scheduling.numbers(processors[key], field))))
+    create.append(Step("enter", flags=flags, user="user" in kinds))
     if process.get("terminal"):
         create.append(Step("console", size=process.get("consoleSize") or {}, bind=False, uid=_user(process)["uid"]))
-    start = process_steps(process, host, config.get("covey") or {})
+    start = process_steps(process, host, config.get("covey") or {}, config["linux"])
     owner = _host_uid(config["linux"], process)
-    return LaunchPlan(0, [], create, start, bool(process.get("terminal")), None, owner)
+    warnings = capabilities.warnings(process.get("capabilities"), host.capabilities)
+    return LaunchPlan(0, [], create, start, bool(process.get("terminal")), None, owner, warnings=warnings)
 
 
-def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) -> list[Step]:
-    """From "start" to execve: limits, credentials, seccomp, program."""
+def process_steps(
+    process: dict[str, Any],
+    host: Host,
+    covey: dict[str, Any],
+    linux: dict[str, Any],
+    start_hooks: hooks.Entries | None = None,
+) -> list[Step]:
+    """From "start" to execve: limits, credentials, seccomp, hooks inside, program."""
     user = _user(process)
     sets = capabilities.masks(process.get("capabilities"))
     sets = {name: mask & host.capabilities for name, mask in sets.items()}
@@ -180,28 +254,28 @@ def process_steps(process: dict[str, Any], host: Host, covey: dict[str, Any]) ->
     steps = [
         Step("rlimit", name=limit["type"], soft=limit["soft"], hard=limit["hard"]) for limit in process.get("rlimits") or []
     ]
+    steps += [Step(name, **arguments) for name, arguments in scheduling.steps(process, linux)]
     steps.append(Step("stdio", terminal=bool(process.get("terminal"))))
     steps.append(Step("session_keyring"))
     steps.append(Step("find_program", args=list(process["args"]), env=list(process.get("env") or [])))
     steps.append(Step("working_directory", path=process["cwd"], last=False))
+    if process.get("apparmorProfile"):
+        steps.append(Step("label", module="apparmor", text=f"exec {process['apparmorProfile']}"))
+    if process.get("selinuxLabel"):
+        steps.append(Step("label", module="", text=process["selinuxLabel"]))
     steps.append(Step("announce_exec"))
     if not no_new_privileges:
         steps += seccomp
     steps.append(Step("bounding", keep=sets["bounding"]))
     steps.append(Step("identity", uid=user["uid"], gid=user["gid"], groups=user["groups"], umask=user["umask"]))
-    steps.append(
-        Step(
-            "capabilities",
-            effective=sets["effective"],
-            permitted=sets["permitted"],
-            inheritable=sets["inheritable"],
-            ambient=sets["ambient"],
-        )
-    )
+    steps.append(Step("capabilities", **{name: mask for name, mask in sets.items() if name != "bounding"}))
     steps.append(Step("working_directory", path=process["cwd"], last=True))
     if no_new_privileges:
         steps.append(Step("no_new_privileges"))
         steps += seccomp
+    if start_hooks:
+        # As the container's own user and behind its filter: the programs are the image's.
+        steps.append(Step("hooks_of_start", entries=start_hooks))
     steps.append(Step("execve"))
     return steps
 
@@ -216,19 +290,29 @@ def _user(process: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _namespace_steps(namespaces: dict[str, str]) -> list[Step]:
-    steps = [
-        Step("join_namespace", flag=CLONE_FLAG[kind], path=path)
-        for kind, path in namespaces.items()
-        if path and kind not in _AT_CLONE
-    ]
-    if "user" in namespaces:
-        steps.append(Step("become_mapped_root"))
+def _namespace_steps(namespaces: dict[str, str], linux: dict[str, Any], joined: set[str]) -> list[Step]:
+    steps = []
+    if namespaces.get("user"):
+        if namespaces.get("pid"):
+            steps.append(Step("join_namespace", kind="user", path=namespaces["user"]))
+        steps.append(Step("become_mapped_root", wait=False))
+    elif "user" in namespaces:
+        steps.append(Step("become_mapped_root", wait=True))
+    # The mount namespace comes last: the paths of the others are the runtime's.
+    for kind, path in sorted(namespaces.items(), key=lambda entry: entry[0] == "mount"):
+        if path and kind not in _AT_CLONE and kind not in joined:
+            steps.append(Step("join_namespace", kind=kind, path=path))
     new = 0
     for kind, path in namespaces.items():
-        if not path and kind not in _AT_CLONE and kind != "cgroup":
+        if not path and kind not in _AT_CLONE and kind not in ("cgroup", "time"):
             new |= CLONE_FLAG[kind]
     steps.append(Step("unshare", flags=new))
+    if "time" in namespaces and not namespaces["time"]:
+        offsets = [
+            (clock, int(entry.get("secs") or 0), int(entry.get("nanosecs") or 0))
+            for clock, entry in (linux.get("timeOffsets") or {}).items()
+        ]
+        steps.append(Step("time_namespace", offsets=offsets))
     return steps
 
 
@@ -239,39 +323,6 @@ def _propagation(name: str, default: str) -> int:
     if wanted not in mounts.PROPAGATION:
         raise SpecFault("linux.rootfsPropagation", f"{name!r} is not one of shared, slave, private, unbindable")
     return mounts.PROPAGATION[wanted]
-
-
-def _mount_step(mount: dict[str, Any], index: int, host: Host) -> Step:
-    """One OCI mount: attributes (plain and recursive), propagation and filesystem options told apart."""
-    options = list(mount.get("options") or [])
-    kind = mount.get("type") or ""
-    plain_set = plain_clear = recursive_set = recursive_clear = 0
-    propagation: list[int] = []
-    data: list[str] = []
-    for option in options:
-        if option in mounts.ATTRIBUTES:
-            on, off, recursive = mounts.ATTRIBUTES[option]
-            if recursive:
-                recursive_set, recursive_clear = (recursive_set & ~off) | on, (recursive_clear & ~on) | off
-            else:
-                plain_set, plain_clear = (plain_set & ~off) | on, (plain_clear & ~on) | off
-        elif option in mounts.PROPAGATION:
-            propagation.append(mounts.PROPAGATION[option])
-        elif option not in _IGNORED_OPTIONS:
-            data.append(option)
-    arguments: dict[str, Any] = {
-        "destination": mount["destination"],
-        "attributes": (plain_set, plain_clear),
-        "recursive_attributes": (recursive_set, recursive_clear),
-        "propagation": propagation,
-    }
-    if kind in ("cgroup", "cgroup2"):
-        return Step("mount_cgroup", directories=host.cgroup_mounts, **arguments)
-    if kind == "bind" or "bind" in options or "rbind" in options:
-        if data:
-            raise SpecFault(f"mounts[{index}].options", f"{', '.join(data)}: not possible with a bind")
-        return Step("mount_bind", source=mount["source"], recursive="rbind" in options, **arguments)
-    return Step("mount_filesystem", fstype=kind, source=mount.get("source"), options=data, **arguments)
 
 
 def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
@@ -309,5 +360,5 @@ def _id_maps(linux: dict[str, Any]) -> dict[str, str]:
         entries = linux.get(field) or []
         if not entries:
             raise SpecFault(f"linux.{field}", "is required with a user namespace")
-        maps[key] = "".join(f"{e['containerID']} {e['hostID']} {e['size']}\n" for e in entries)
+        maps[key] = mount_options.map_text(entries)
     return maps

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import safe_paths, syscalls
-from worker.runtime import init, sync
+from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Stdio
 from worker.runtime.launch import LaunchPlan
+from worker.runtime.mount_options import MappedTree
 
 
 class Launch:
@@ -29,12 +32,22 @@ class Launch:
         self.phase = "creating"
         self.console: int | None = None
         self.fault: RuntimeFault | None = None
+        self.on_request: Callable[[str, dict[str, Any]], None] | None = None
+        """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
 
     def start(self) -> None:
         """Let a created process go on to execve."""
         self.phase = "starting"
         self.channel.send(sync.START)
+
+    def resume(self, body: dict[str, Any]) -> None:
+        """Answer a request of the process."""
+        self.channel.send(sync.RESUME, **body)
+
+    def take_descriptor(self, number: int) -> int:
+        """A copy of one of the process's own descriptors."""
+        return syscalls.pidfd_getfd(self.pidfd, number)
 
     def on_readable(self) -> bool:
         """Take one message; True when the phase has changed (or a fault ended the launch)."""
@@ -47,6 +60,10 @@ class Launch:
             return True
         if kind == sync.EXEC:
             self._announced = True
+            return False
+        if kind in (sync.HOOKS, sync.LISTENER):
+            if self.on_request is not None:
+                self.on_request(kind, self.channel.body)
             return False
         if kind == sync.ERROR:
             self.fault = fault
@@ -95,11 +112,17 @@ def launch(
         if plan.id_maps:
             _write_maps(pid, plan.id_maps)
             parent.send(sync.MAPPED)
+        for tree in plan.mapped_trees:
+            _send_tree(parent, tree)
+        if plan.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
     except (ProcessLookupError, BrokenPipeError):
         # It has ended already; what it said before is in the channel.
         pass
+    except RuntimeFault as fault:
+        launched.phase, launched.fault = "failed", fault
+        launched.signal(signal.SIGKILL)
     except OSError as error:
         launched.phase = "failed"
         launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
@@ -108,30 +131,73 @@ def launch(
 
 
 def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
-    joins: list[tuple[int, int]] = []
+    joined: list[int] = []
     try:
         if entered is not None:
             syscalls.setns(entered, syscalls.CLONE_NEWPID)
-        for flag, path in plan.parent_joins:
-            joins.append((os.open(path, os.O_RDONLY | os.O_CLOEXEC), flag))
-            syscalls.setns(*joins[-1])
+            joined.append(_own_namespace("pid"))
+        for kind, path in plan.parent_joins:
+            own = _own_namespace(kind)
+            joined.append(own)
+            namespaces.join(path, kind)
+        if plan.user_namespace:
+            return _fork_inside(plan, channel, stdio)
         pid = syscalls.fork_into(plan.clone_flags)
         if pid == 0:
             init.run(plan.create, plan.start, channel, stdio, entered)
         return pid
     finally:
-        for fd, _ in joins:
+        for fd in joined:
+            syscalls.setns(fd)
             os.close(fd)
-        if joins or entered is not None:
-            _return_to_own_pid_namespace()
 
 
-def _return_to_own_pid_namespace() -> None:
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+def _own_namespace(kind: str) -> int:
+    """Where children go back to: of pid, our own, not the one our children are born in."""
+    return os.open(f"/proc/self/ns/{namespaces.PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _fork_inside(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio) -> int:
+    """Fork through a process that has joined the user namespace at ``plan.user_namespace``, to which the new ones belong.
+
+    The process is our own child nevertheless (CLONE_PARENT). The one between ends at once and says the real pid.
+    """
+    fd = namespaces.open_namespace(plan.user_namespace, "user")
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
-        syscalls.setns(own, syscalls.CLONE_NEWPID)
+        between = syscalls.fork_into(0)
+        if between == 0:
+            answer = "0"
+            try:
+                syscalls.setns(fd, syscalls.CLONE_NEWUSER)
+                pid = syscalls.fork_into(plan.clone_flags | syscalls.CLONE_PARENT)
+                if pid == 0:
+                    init.run(plan.create, plan.start, channel, stdio, None)
+                answer = str(pid)
+            except OSError as error:
+                answer = f"linux.namespaces: user namespace {plan.user_namespace}: {error.strerror}"
+            finally:
+                os.write(write_end, answer.encode())
+                os._exit(0)
+        os.close(write_end)
+        write_end = -1
+        words = os.read(read_end, 4096).decode()
+        os.waitpid(between, 0)
     finally:
-        os.close(own)
+        for end in (fd, read_end, write_end):
+            if end >= 0:
+                os.close(end)
+    if not words.isdecimal():
+        raise RuntimeFault("kernel", words or "the process between died", "setns")
+    return int(words)
+
+
+def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
+    copy = idmap.make_tree(tree)
+    try:
+        parent.send(sync.TREE, fd=copy)
+    finally:
+        os.close(copy)
 
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:

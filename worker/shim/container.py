@@ -17,9 +17,11 @@ from worker.runtime import capabilities, launch, seccomp, spec
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.launch import Host
+from worker.runtime.process import Launch
 from worker.shim import records
 from worker.shim.jsonlog import JsonLog
 from worker.shim.loop import PRIORITY, READ, Loop
+from worker.shim.outside import Outside
 from worker.shim.process import Process
 from worker.shim.reaper import wind_up
 
@@ -49,6 +51,7 @@ class Container:
         self._log: JsonLog | None = None
         self._group: Cgroup | None = None
         self._config: spec.Config = {}
+        self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
         self._oom_fd = -1
         self._children: dict[int, Process] = {}
@@ -102,12 +105,14 @@ class Container:
         if self.state != "empty":
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
         bundle = request["bundle"]
-        config = spec.load(bundle)
+        config = spec.load(bundle, self.ident)
         if request.get("init"):
             _put_init_first(config)
-        if config.get("covey", {}).get("seccomp"):
-            config["covey"]["seccomp"] = seccomp.read(config["covey"]["seccomp"], bundle)
+        filter_ = seccomp.of_config(config, bundle)
+        if filter_ is not None:
+            config["covey"] = {**(config.get("covey") or {}), "seccomp": filter_}
         self._config = config
+        outside = self._outside = Outside(self._loop, config, self.ident, bundle)
         self._group = self._unused_group(config["linux"]["cgroupsPath"])
         plan = launch.plan_container(config, self._host())
         log = request.get("log") or {}
@@ -120,22 +125,32 @@ class Container:
         def created(fault: RuntimeFault | None) -> None:
             if fault is not None:
                 self._abandon()
-                reply(fault)
+                outside.after_stop(lambda _: reply(fault))
                 return
             self.state = "created"
             self._watch_oom()
-            reply({"init_pid": process.pid, "init_start_time": process.start_time})
+            more = {"warnings": plan.warnings} if plan.warnings else {}
+            reply({"init_pid": process.pid, "init_start_time": process.start_time, **more})
 
         try:
             self._group.create()
             self._group.apply(config["linux"].get("resources") or {})
             self.process = process
             stdin = bool(request.get("stdin"))
-            process.create(plan, self._group, stdin=stdin, answer=created)
+            process.create(plan, self._group, stdin=stdin, answer=created, on_request=self._on_request(process))
         except BaseException:
             self._abandon()
             raise
         self._children[process.pid] = process
+
+    def _on_request(self, process: Process) -> Callable[[Launch, str, dict[str, Any]], None]:
+        def on_request(launched: Launch, kind: str, body: dict[str, Any]) -> None:
+            assert self._outside is not None
+            status = self.state if self.state in ("created", "running") else "creating"
+            init_pid = self.process.pid if self.process else launched.pid
+            self._outside.answer(launched, kind, body, status, init_pid, process.fail)
+
+        return on_request
 
     def _unused_group(self, path: str) -> Cgroup:
         """The container's cgroup, which must be its alone: whatever is in it is killed when the container ends."""
@@ -166,14 +181,21 @@ class Container:
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
+        outside = self._outside
+        assert outside is not None
 
         def started(fault: RuntimeFault | None) -> None:
-            if fault is None:
-                if self.state == "created":
-                    self.state = "running"
-                reply({})
-            else:
+            if fault is not None:
                 reply(fault)
+                return
+            if self.state == "created":
+                self.state = "running"
+            outside.after_start(process.pid, after_hooks)
+
+        def after_hooks(fault: RuntimeFault | None) -> None:
+            if fault is not None:
+                process.signal(signal.SIGKILL)
+            reply(fault or {})
 
         process.start(started)
 
@@ -298,7 +320,14 @@ class Container:
         plan = launch.plan_exec(self._config, request["process"], self._host())
         self._execs[ident] = process
         try:
-            process.create(plan, self._group, stdin=bool(request.get("stdin")), entered_pid=container.pid, answer=created)
+            process.create(
+                plan,
+                self._group,
+                stdin=bool(request.get("stdin")),
+                entered_pid=container.pid,
+                answer=created,
+                on_request=self._on_request(process),
+            )
         except BaseException:
             self._execs.pop(ident, None)
             raise
@@ -335,8 +364,14 @@ class Container:
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}: kill it first")
 
         def removed() -> None:
+            if self._outside is None or self.state == "empty":
+                gone([])
+            else:
+                self._outside.after_stop(gone)
+
+        def gone(warnings: list[str]) -> None:
             finished()
-            reply({})
+            reply({"warnings": warnings} if warnings else {})
 
         if self._group is None:
             removed()

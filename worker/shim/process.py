@@ -6,8 +6,10 @@ It is told by the loop, and tells its owner by callbacks. Which states a contain
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
@@ -52,8 +54,12 @@ class Process:
         stdin: bool,
         answer: Answer,
         entered_pid: int | None = None,
+        on_request: Callable[[Launch, str, dict[str, Any]], None] | None = None,
     ) -> None:
-        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``."""
+        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``.
+
+        ``on_request``: told of what the process asks its parent for (see Launch.on_request).
+        """
         stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
         try:
             self._launch = launch(plan, group, stdio, entered_pid)
@@ -64,6 +70,9 @@ class Process:
             Streams.release(stdio)
         self.pid, self.start_time = self._launch.pid, self._launch.start_time
         self._answer = answer
+        launched = self._launch
+        if on_request is not None:
+            launched.on_request = lambda kind, body: on_request(launched, kind, body)
         self.streams.pump()
         self._loop.add(self._launch.channel.fileno(), READ, lambda _: self._on_handshake())
         if self._launch.phase == "failed":
@@ -93,6 +102,11 @@ class Process:
             self.started = True
             self.started_at = time.time()
         self._settle(self._launch.fault)
+
+    def fail(self, fault: RuntimeFault) -> None:
+        """End it for a fault of its surroundings, which is the answer to whoever waits."""
+        self.signal(signal.SIGKILL)
+        self._settle(fault)
 
     def _settle(self, fault: RuntimeFault | None) -> None:
         self.fault = self.fault or fault

@@ -103,8 +103,8 @@ def test_namespaces_new_and_joined():
     spaces = [{"type": "mount"}, {"type": "network", "path": "/n"}, {"type": "pid", "path": "/p"}]
     plan = plan_container(config(namespaces=spaces), HOST)
     assert plan.clone_flags == 0
-    assert plan.parent_joins == [(syscalls.CLONE_NEWPID, "/p")]
-    assert find(plan.create, "join_namespace") == [{"flag": syscalls.CLONE_NEWNET, "path": "/n"}]
+    assert plan.parent_joins == [("pid", "/p")]
+    assert find(plan.create, "join_namespace") == [{"kind": "network", "path": "/n"}]
     assert find(plan.create, "unshare") == [{"flags": syscalls.CLONE_NEWNS}]
     assert find(plan.create, "join_cgroup") == [{"namespace": False, "entrances": ENTRANCES}]
     whole = plan_container(CONFIG, HOST)
@@ -124,11 +124,40 @@ def test_user_namespace_maps():
         plan_container(config(namespaces=spaces), HOST)
 
 
-@pytest.mark.parametrize("kind", ["mount", "user", "cgroup"])
-def test_namespaces_that_cannot_be_joined(kind):
-    spaces = [{"type": "mount"}, {"type": kind, "path": "/x"}] if kind != "mount" else [{"type": kind, "path": "/x"}]
-    with pytest.raises(SpecFault, match=kind):
-        plan_container(config(namespaces=spaces), HOST)
+def test_a_user_namespace_by_path_is_gone_through_and_the_others_are_joined_before_it():
+    spaces = [{"type": "mount"}, {"type": "user", "path": "/u"}, {"type": "network", "path": "/n"}, {"type": "pid"}]
+    plan = plan_container(config(namespaces=spaces), HOST)
+    assert (plan.user_namespace, plan.parent_joins, plan.id_maps) == ("/u", [("network", "/n")], None)
+    assert plan.clone_flags == syscalls.CLONE_NEWPID
+    assert plan.placed_by_parent
+    assert find(plan.create, "become_mapped_root") == [{"wait": False}]
+    assert find(plan.create, "join_namespace") == []
+
+
+def test_a_mount_namespace_by_path_is_joined_last_and_left_as_it_is():
+    spaces = [{"type": "mount", "path": "/m"}, {"type": "cgroup", "path": "/c"}, {"type": "uts"}]
+    plan = plan_container(config(namespaces=spaces), HOST)
+    assert [step["kind"] for step in find(plan.create, "join_namespace")] == ["cgroup", "mount"]
+    assert find(plan.create, "private_mounts") == []
+    assert find(plan.create, "join_cgroup") == [{"namespace": False, "entrances": ENTRANCES}]
+
+
+def test_a_time_namespace_comes_with_its_offsets():
+    spaces = [{"type": "mount"}, {"type": "time"}]
+    offsets = {"monotonic": {"secs": 5}, "boottime": {"secs": -1, "nanosecs": 7}}
+    plan = plan_container(config(namespaces=spaces, timeOffsets=offsets), HOST)
+    assert find(plan.create, "time_namespace") == [{"offsets": [("monotonic", 5, 0), ("boottime", -1, 7)]}]
+
+
+def test_hooks_come_between_the_mounts_and_the_pivot():
+    hook = {"path": "/bin/true"}
+    plan = plan_container({**config(), "hooks": {"createRuntime": [hook], "startContainer": [hook]}}, HOST)
+    order = names(plan.create)
+    assert order.index("mask_paths") < order.index("hooks_of_create") < order.index("pivot")
+    assert names(plan.start)[-2:] == ["hooks_of_start", "execve"]
+    assert "hooks_of_create" not in names(plan_container(CONFIG, HOST).create)
+    only_later = plan_container({**config(), "hooks": {"poststart": [hook], "poststop": [hook]}}, HOST)
+    assert "hooks_of_create" not in names(only_later.create)
 
 
 def test_credentials():
@@ -165,13 +194,19 @@ def test_propagation_while_mounting(name, flags):
     assert ("root_propagation" in names(plan.create)) == bool(name)
 
 
-def test_unknown_propagation_and_capability():
+def test_unknown_propagation():
     with pytest.raises(SpecFault, match="rootfsPropagation"):
         plan_container(config(rootfsPropagation="loud"), HOST)
+
+
+def test_capabilities_that_cannot_be_given_are_warned_of():
     changed = config()
-    changed["process"]["capabilities"] = {"bounding": ["CAP_FLY"]}
-    with pytest.raises(SpecFault, match="CAP_FLY"):
-        plan_container(changed, HOST)
+    changed["process"]["capabilities"] = {"bounding": ["CAP_FLY", "CAP_CHOWN"], "ambient": ["CAP_KILL"]}
+    unknown, lacking = plan_container(changed, Host(1, [], ENTRANCES)).warnings
+    assert "CAP_FLY" in unknown
+    assert "CAP_KILL" in lacking
+    assert "CAP_CHOWN" not in unknown + lacking
+    assert plan_container(CONFIG, HOST).warnings == []
 
 
 def test_console_only_with_a_terminal():

@@ -55,8 +55,8 @@ def test_unknown_fields_are_let_through():
         ("process.rlimits", [{"type": "RLIMIT_CPU", "soft": 3, "hard": 1}], "process.rlimits[0].soft"),
         ("process.user", {"uid": -1}, "process.user.uid"),
         ("process.user", {"uid": 0, "additionalGids": ["wheel"]}, "process.user.additionalGids"),
-        ("process.apparmorProfile", "docker-default", "process.apparmorProfile"),
-        ("hooks", {"prestart": [{"path": "/bin/true"}]}, "hooks"),
+        ("process.apparmorProfile", 5, "process.apparmorProfile"),
+        ("hooks", {"prestart": [{"path": "bin/true"}]}, "hooks.prestart[0].path"),
         ("mounts", [{"type": "tmpfs"}], "mounts[0].destination"),
         ("mounts", [{"destination": "/./", "type": "tmpfs"}], "mounts[0].destination"),
         ("mounts", [{"destination": "/x", "type": "bind"}], "mounts[0].source"),
@@ -64,14 +64,15 @@ def test_unknown_fields_are_let_through():
         ("linux.namespaces", [{"type": "uts"}], "linux.namespaces"),
         ("linux.namespaces", [{"type": "mount"}, {"type": "mount"}], "linux.namespaces[1].type"),
         ("linux.namespaces", [{"type": "mount"}, {"type": "tim"}], "linux.namespaces[1].type"),
-        ("linux.cgroupsPath", "covey/x", "linux.cgroupsPath"),
+        ("linux.cgroupsPath", "covey/../x", "linux.cgroupsPath"),
+        ("linux.cgroupsPath", "system.slice:covey:x", "linux.cgroupsPath"),
         ("linux.cgroupsPath", "/covey/../../x", "linux.cgroupsPath"),
         ("linux.cgroupsPath", "//./", "linux.cgroupsPath"),
         ("linux.sysctl", {"vm.swappiness": "1"}, "linux.sysctl.vm.swappiness"),
         ("linux.sysctl", {"net.../../kernel/panic": "1"}, "linux.sysctl.net.../../kernel/panic"),
         ("linux.sysctl", {"kernel.shmmax": 1}, "linux.sysctl.kernel.shmmax"),
         ("linux.devices", [{"path": "/dev/x", "type": "z"}], "linux.devices[0].type"),
-        ("linux.seccomp", {"defaultAction": "SCMP_ACT_ALLOW"}, "linux.seccomp"),
+        ("linux.seccomp", {"syscalls": []}, "linux.seccomp.defaultAction"),
     ],
 )
 def test_a_bad_field_is_named(path, value, field):
@@ -97,6 +98,12 @@ def test_a_hostname_needs_its_namespace():
 def test_load_makes_the_root_absolute(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(GOOD))
     assert spec.load(str(tmp_path))["root"]["path"] == str(tmp_path / "rootfs")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("x", "/p/x"), ("a/b", "/p/a/b"), (None, "/p/me"), ("/abs", "/abs")])
+def test_a_cgroups_path_is_completed(tmp_path, given, wanted):
+    (tmp_path / "config.json").write_text(json.dumps(changed("linux.cgroupsPath", given)))
+    assert spec.load(str(tmp_path), "me", "/p")["linux"]["cgroupsPath"] == wanted
 
 
 def test_load_of_what_is_not_there(tmp_path):
