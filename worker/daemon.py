@@ -28,6 +28,7 @@ from worker.agent.engine_runtime import EngineRuntime
 from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
+from worker.containers.policy import Policy
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -43,7 +44,8 @@ TLS_PORT = 2376
 class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
-    ``manager_argv`` is how this program starts a manager; options are appended.
+    ``manager_argv`` is how this program starts a manager; options are appended. ``refused``: what containers may not ask
+    for (worker.containers.policy). ``userns_remap``: see worker.containers.remap.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -56,6 +58,8 @@ class DaemonOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     labels: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    userns_remap: str = ""
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
@@ -170,6 +174,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         cgroup_parent=options.cgroup_parent,
         name=options.name,
         labels=tuple(options.labels),
+        policy=Policy(tuple(options.refused)),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import host_config, limits, merge, mount_specs, network_requests, seccomp, signals
+from worker.containers import host_config, limits, merge, mount_specs, network_requests, policy, seccomp, signals
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
 from worker.containers.registry import check_name
@@ -53,6 +53,7 @@ async def create(
     sources = {text.partition(":")[0] for text in settings.get("VolumesFrom") or []}
     others = {ref: host.registry.resolve(ref).mounts for ref in sources}
     container.mounts = mount_specs.requested(config, settings, others)
+    host.options.policy.check(settings, policy.asked(container.mounts, owner, f"{host.options.exec_root}/tasks"))
     async with AsyncExitStack() as undo:
         _claim_name(host, container, name)
         undo.callback(host.registry.release_name, container.name, container.id)

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from worker.containers.policy import Policy
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -28,6 +29,7 @@ class EngineOptions:
     default_bridge: str = DEFAULT_BRIDGE
     network_namespace: str | None = None
     labels: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy)
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

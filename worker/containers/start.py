@@ -19,6 +19,7 @@ from worker.containers import (
     host_config,
     limits,
     network_requests,
+    policy,
     record,
     seccomp,
     supervise,
@@ -48,6 +49,9 @@ async def start(host: Host, live: Live) -> None:
             raise NotModified(f"container {container.name} runs already")
         if live.removing or status in (record.REMOVING, record.DEAD):
             raise Conflict("container is marked for removal and cannot be started")
+        # A container may be older than the daemon's options.
+        mounts = policy.asked(container.mounts, container.owner, f"{host.options.exec_root}/tasks")
+        host.options.policy.check(container.host_config, mounts)
         cancel_restart(live)
         container.manually_stopped = False
         try:
