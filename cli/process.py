@@ -27,6 +27,7 @@ _NODE = (
     Flag("--name", str, "The node's name, its host name unless given"),
     Flag("--label", list, "An engine label, key=value, for constraints"),
     Flag("--etcd", str, "The etcd binary (etcd)"),
+    Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
 #: What containers of this node may not ask for; the names are worker.containers.policy's.
@@ -56,7 +57,7 @@ def chosen(flags: dict[str, Any]) -> dict[str, Any]:
     for name, allowed in _CHOICES.items():
         if flags.get(name) not in (None, *allowed):
             raise InvalidArgument(f"--{name.replace('_', '-')} {flags[name]!r} is none of {', '.join(allowed)}")
-    given = {name: value for name, value in flags.items() if value not in (None, False, [])}
+    given = {name: value for name, value in flags.items() if value is not None and value is not False and value != []}
     return {
         _NAMES.get(name, name): Path(value).absolute() if name in _PATHS else tuple(value) if isinstance(value, list) else value
         for name, value in given.items()

@@ -62,6 +62,7 @@ class DaemonOptions:
     userns_remap: str = ""
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
+    warm_pool: int = 3
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
     log_level: str = "info"
 
@@ -175,6 +176,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         name=options.name,
         labels=tuple(options.labels),
         policy=Policy(tuple(options.refused)),
+        warm_pool=options.warm_pool,
     )
 
 

@@ -110,14 +110,15 @@ async def covey_round(zygote: Zygote, base: Path, rootfs: Path, parent: str, ide
     """Milliseconds of each phase."""
     directory = base / ident
     directory.mkdir(mode=0o700)
-    (directory / "config.json").write_text(json.dumps(bundle(rootfs, f"{parent}/{ident}")))
+    config = bundle(rootfs, f"{parent}/{ident}")
+    (directory / "config.json").write_text(json.dumps(config))
     marks = [time.perf_counter()]
     shim_pid, shim_started = await zygote.fork_shim(ident, directory, parent)
     shim = await Shim.connect(directory)
     marks.append(time.perf_counter())
     events = shim.events()
     exited = asyncio.ensure_future(anext(events))
-    await shim.create(directory)
+    await shim.create(directory, config=config)
     marks.append(time.perf_counter())
     await shim.start()
     marks.append(time.perf_counter())

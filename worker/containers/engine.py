@@ -32,6 +32,7 @@ from worker.containers.events import EventBus
 from worker.containers.host import Exec, Host, Live, PendingAttach
 from worker.containers.log_lines import Query
 from worker.containers.options import EngineOptions
+from worker.containers.pool import Pool
 from worker.containers.record import Container
 from worker.containers.registry import Registry
 from worker.containers.shim_client import ShimGone
@@ -99,6 +100,7 @@ class Engine:
                 EventBus(self._clock),
                 threads,
                 zygote,
+                Pool(options, zygote, network),
             )
 
         try:
@@ -115,6 +117,8 @@ class Engine:
         await zygote.open()
         host.spawn(zygote.keep(), "zygote: kept alive")
         await adopt.adopt(host)
+        if options.warm_pool:
+            host.spawn(host.pool.keep(), "pool: kept full")
 
     def _cancel_all(self) -> None:
         """Supervisors and health checks end with us; the containers they follow do not."""

@@ -17,6 +17,7 @@ from covey.clock import Clock
 from worker.containers import record
 from worker.containers.events import EventBus
 from worker.containers.options import EngineOptions
+from worker.containers.pool import Pool
 from worker.containers.record import Container
 from worker.containers.registry import Registry
 from worker.containers.shim_client import Attachment, Shim
@@ -116,6 +117,7 @@ class Host:
         events: EventBus,
         threads: ThreadPoolExecutor,
         zygote: ZygoteLink,
+        pool: Pool,
     ) -> None:
         self.options = options
         self.clock = clock
@@ -126,6 +128,7 @@ class Host:
         self.network = network
         self.events = events
         self.zygote = zygote
+        self.pool = pool
         self.start_again: Callable[[Live], Awaitable[None]]
         self.auto_remove: Callable[[Live], None]
         self.lives: dict[str, Live] = {}

@@ -15,7 +15,8 @@ class EngineOptions:
     """``zygote_socket``: a zygote that somebody else supervises; None, and the engine starts or adopts its own.
 
     ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
-    without one and says so in the log. ``threads``: how many blocking calls may run at once.
+    without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
+    sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for.
     """
 
     data_root: Path
@@ -25,6 +26,7 @@ class EngineOptions:
     zygote_socket: Path | None = None
     require_seccomp: bool = True
     threads: int = 8
+    warm_pool: int = 0
     nft_table: str = "covey"
     default_bridge: str = DEFAULT_BRIDGE
     network_namespace: str | None = None

@@ -13,11 +13,12 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker.kernel import mounts, process, syscalls
+from worker.runtime import birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
@@ -69,12 +70,12 @@ class _Client:
     """Requests to one socket; each takes an idle connection or opens one, so a slow answer delays no other request."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def request(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer. Raises RuntimeFault or ShimGone."""
-        reader, writer = self._idle.pop() if self._idle else await _open(self._path)
+        reader, writer = self._idle.pop() if self._idle else await _open(self.path)
         try:
             writer.write(_frame(body))
             await writer.drain()
@@ -84,7 +85,7 @@ class _Client:
             raise
         except _GONE as error:
             writer.close()
-            raise ShimGone(f"{self._path} ended while it answered {body['op']}: {error}") from None
+            raise ShimGone(f"{self.path} ended while it answered {body['op']}: {error}") from None
         except BaseException:
             # Cancelled half-way: the answer that still comes must not be taken for another request's.
             writer.close()
@@ -97,7 +98,7 @@ class _Client:
 
     async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection of its own with ``body`` sent."""
-        reader, writer = await _open(self._path)
+        reader, writer = await _open(self.path)
         writer.write(_frame(body))
         return reader, writer
 
@@ -155,14 +156,35 @@ class Shim:
             raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
         return cls(directory, client, hello)
 
-    async def create(
-        self, bundle: Path, *, log: dict[str, Any] | None = None, stdin: bool = False, init: bool = False
-    ) -> tuple[int, int]:
-        """(init pid, its start time): a process that waits in its namespaces for ``start``.
+    async def prepare(self, template: dict[str, Any]) -> int:
+        """The pid of a sandbox made by ``template`` (a config), which waits for a ``create`` that fits it.
 
-        ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}.
+        It ends with the last connection to its shim.
         """
-        request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init}
+        return int((await self._client.request({"op": "prepare", "template": template}))["pid"])
+
+    async def create(
+        self,
+        bundle: Path,
+        *,
+        log: dict[str, Any] | None = None,
+        stdin: bool = False,
+        init: bool = False,
+        config: dict[str, Any] | None = None,
+        start: bool = False,
+        identity: Mapping[str, str] | None = None,
+    ) -> tuple[int, int]:
+        """(init pid, its start time): a process that waits in its namespaces for ``start``, or has started.
+
+        ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}. ``config``: what the
+        bundle holds, if it is at hand; the shim then need not read it. ``identity``: the ``id`` and ``dir`` a prepared
+        sandbox takes, whose socket has been moved there.
+        """
+        request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init, **(identity or {})}
+        if config is not None:
+            request["birth"] = birth.of_container(config).to_json()
+        if start:
+            request["start"] = True
         answer = await self._client.request(request)
         return answer["init_pid"], answer["init_start_time"]
 
@@ -243,6 +265,11 @@ class Shim:
         """After the exit: remove its cgroups; the shim ends."""
         await self._client.request({"op": "delete"})
         self.close()
+
+    def moved(self, directory: Path) -> None:
+        """The shim's socket has been moved into ``directory``; connections that are open go on."""
+        self.directory = directory
+        self._client.path = directory / "shim.sock"
 
     def close(self) -> None:
         """Let go of the connections; the shim lives on."""

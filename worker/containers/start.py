@@ -6,11 +6,13 @@ It decides the order and Docker's words and exit codes for what fails. What happ
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from covey.errors import Conflict, CoveyError, Internal, InvalidArgument, NotModified
 from worker.containers import (
@@ -27,15 +29,22 @@ from worker.containers import (
     teardown,
 )
 from worker.containers.host import Host, Live
+from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
 from worker.containers.shim_client import Shim, ShimGone
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import UNFIT, RuntimeFault
+
+log = logging.getLogger(__name__)
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 EXIT_CODES = {"not-found": 127, "not-executable": 126}
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
+
+
+class SandboxLost(Exception):
+    """A sandbox made ahead could not become the container; nothing of it is left."""
 
 
 async def start(host: Host, live: Live) -> None:
@@ -119,30 +128,68 @@ def exec_words(program: str, fault: RuntimeFault) -> str:
 
 
 async def _start(host: Host, live: Live) -> None:
+    async with host.pool.starting():
+        try:
+            await _run(host, live, warm=True)
+        except SandboxLost as lost:
+            log.warning("container %s is started without a sandbox made ahead: %s", live.container.short, lost)
+            await _run(host, live, warm=False)
+
+
+async def _run(host: Host, live: Live, *, warm: bool) -> None:
+    """``warm``: a sandbox of the pool may be taken; SandboxLost when that went wrong, with everything undone."""
     container = live.container
     directory = host.options.run_directory(container.id)
     async with AsyncExitStack() as undo:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
-        await host.run(_fresh_directory, host, container, directory)
-        await host.run(_mount_all, host, container, directory)
+        await host.run(_make_directory, host, container, directory)
         joins = namespace_joins(host, container)
         attachment = await _reserve(host, container, undo)
         config = await host.run(_bundle, host, container, directory, attachment, joins)
-        (directory / "config.json").write_text(json.dumps(config))
-        shim = await _make_shim(host, container, directory, undo)
-        pid, started = await shim.create(
-            directory,
-            log=log_options(host, container),
-            stdin=bool(container.config.get("OpenStdin")),
-            init=bool(container.host_config.get("Init")),
-        )
-        if attachment is not None:
-            attachment = await host.network.plug(container.id, pid)
+        sandbox = host.pool.take(config) if warm and attachment is not None else None
+        if sandbox is not None and attachment is not None:
+            shim, pid, started, attachment = await _take_over(host, container, directory, config, sandbox, undo)
+        else:
+            shim = await _make_shim(host, container, directory, undo)
+            pid, started = await shim.create(directory, config=config, **_settings(host, container))
+            if attachment is not None:
+                attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
         await shim.start()
         undo.pop_all()
     live.attachment = attachment
     _running(host, live, shim, pid, started)
+
+
+async def _take_over(
+    host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox, undo: AsyncExitStack
+) -> tuple[Shim, int, int, Attachment]:
+    """The sandbox becomes the container while its link is addressed."""
+    undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
+    sandbox.become(directory)
+    identity = {"id": container.id, "dir": str(directory)}
+    made, plugged = await asyncio.gather(
+        sandbox.shim.create(directory, config=config, identity=identity, **_settings(host, container)),
+        host.network.plug(container.id, sandbox.pid, sandbox.spare),
+        return_exceptions=True,
+    )
+    if isinstance(made, ShimGone) or (isinstance(made, RuntimeFault) and made.code in (UNFIT, "bad-state")):
+        raise SandboxLost(str(made)) from made
+    for outcome in (made, plugged):
+        if isinstance(outcome, BaseException):
+            raise outcome
+    assert isinstance(made, tuple)
+    assert isinstance(plugged, Attachment)
+    return sandbox.shim, *made, plugged
+
+
+def _settings(host: Host, container: Container) -> dict[str, Any]:
+    """What the shim is told beside the bundle."""
+    return {
+        "log": log_options(host, container),
+        "stdin": bool(container.config.get("OpenStdin")),
+        "init": bool(container.host_config.get("Init")),
+    }
 
 
 def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None:
@@ -162,14 +209,15 @@ def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None
     supervise.begin(host, live)
 
 
-def _fresh_directory(host: Host, container: Container, directory: Path) -> None:
-    """An empty 0700 run directory: what a crash left in it goes first."""
-    if directory.exists():
+def _make_directory(host: Host, container: Container, directory: Path) -> None:
+    """The run directory, 0700, with the bundle's root and volumes mounted; what a crash left in it goes first."""
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
         teardown.clear_directory(host, container, directory)
-    directory.mkdir(mode=0o700, parents=True)
-
-
-def _mount_all(host: Host, container: Container, directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+    except FileNotFoundError:
+        directory.mkdir(mode=0o700, parents=True)
     host.overlay.mount(container.id, directory / "rootfs")
     for mount in container.mounts:
         if mount.type == "volume":
@@ -257,7 +305,7 @@ def _bundle(
     profile = seccomp.chosen(settings.get("SecurityOpt") or [], settings["Privileged"])
     names = limits.capabilities(settings)
     parent = settings.get("CgroupParent") or host.options.cgroup_parent
-    return bundle.build(
+    config = bundle.build(
         bundle.Inputs(
             config=container.config,
             host_config=settings,
@@ -278,6 +326,8 @@ def _bundle(
             shm=_shared_memory(host, container, directory),
         )
     )
+    (directory / "config.json").write_bytes(msgspec.json.encode(config))
+    return config
 
 
 def _hostname(host: Host, container: Container) -> str:

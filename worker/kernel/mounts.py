@@ -125,6 +125,11 @@ def attach(mount_fd: int, target_fd: int) -> None:
     syscalls.move_mount(mount_fd, "", target_fd, "", flags)
 
 
+def move(path: str, target_fd: int) -> None:
+    """Move the mount at ``path``, with all below it, to the place ``target_fd`` is open on."""
+    syscalls.move_mount(syscalls.AT_FDCWD, path, target_fd, "", syscalls.MOVE_MOUNT_T_EMPTY_PATH)
+
+
 def mount_points(prefix: str) -> list[str]:
     """Mount points at or below ``prefix`` in this process's mount namespace, deepest last mounted first."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:

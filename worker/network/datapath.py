@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
+import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from worker.kernel.conntrack import forget_flows
 from worker.kernel.netlink import Netlink
-from worker.kernel.netlink_codec import link_local
+from worker.kernel.netlink_codec import delete_link, link_local
 from worker.kernel.nft import Nft, NftError
 from worker.network import balance, bridge, ports, topology
 from worker.network.endpoint import Attachment, Endpoint
 from worker.network.network import ICC, MASQUERADE, Network
 from worker.network.networks import Occupied
 from worker.network.plug import Port, plug, unplug
+from worker.network.spare import Spare, adopt, prewire
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Datapath:
         self._applied: ports.Flat | None = None
         self._made: set[str] = set()
         self._retired: set[str] = set()
+        self._spares: set[str] = set()
         self._udp: dict[balance.Key, tuple[ports.Backend, ...]] = {}
 
     def close(self) -> None:
@@ -64,7 +67,8 @@ class Datapath:
         if not wanted.bridges and not seen.owned:
             return []
         self._retired &= seen.ports.keys()
-        spared = replace(seen, owned=seen.owned - self._retired)
+        self._spares &= seen.ports.keys()
+        spared = replace(seen, owned=seen.owned - self._retired - self._spares)
         bridge.apply(self._netlink, topology.operations(wanted, spared), self._group)
         for name in wanted.bridges:
             bridge.localize(name)
@@ -145,8 +149,34 @@ class Datapath:
         only: Collection[Endpoint] | None = None,
     ) -> None:
         """Links of the attachment's endpoints into the namespace of a pid or path. Raises OSError."""
-        made = {one.id: Port(one.bridge, one.mtu, not one.flag(ICC)) for one in networks if one.driver == "bridge"}
+        made = {one.id: _port(one) for one in networks if one.driver == "bridge"}
         plug(self._netlink, where, attachment, made, self._group, None if only is None else list(only))
+
+    def prewire(self, where: int | str, network: Network) -> Spare | None:
+        """A pair on the network's bridge for whoever needs one; None while that bridge is not in use. Raises OSError."""
+        if network.bridge not in self._made:
+            return None
+        host_link = f"cv{secrets.token_hex(6)[:11]}"
+        spare = prewire(self._netlink, where, host_link, _port(network), self._group)
+        self._spares.add(host_link)
+        return spare
+
+    def adopt(self, spare: Spare, attachment: Attachment, network: Network) -> None:
+        """The spare becomes the link of the attachment's only endpoint. Raises OSError."""
+        self._spares.discard(spare.host_link)
+        adopt(self._netlink, spare, attachment, _port(network))
+
+    def unplug_spare(self, spare: Spare) -> None:
+        """Takes the pair out of a namespace that shall have other links."""
+        self._spares.discard(spare.host_link)
+        spare.inside.close()
+        self._netlink.run(delete_link(spare.host_link))
+
+    def discard(self, spare: Spare) -> None:
+        """A spare that nobody takes; its namespace may be gone already, and the pair with it."""
+        spare.inside.close()
+        self._spares.discard(spare.host_link)
+        self._retired.add(spare.host_link)
 
     def retire(self, endpoints: Iterable[Endpoint]) -> None:
         """Leaves links of an ended container to the kernel, which removes them with its namespace.
@@ -201,6 +231,10 @@ def _gateways(network: Network) -> frozenset[topology.Interface]:
     """A bridge's addresses: its gateways, and with IPv6 the link-local address it asks its neighbours from."""
     found = {ipaddress.ip_interface(f"{one.gateway}/{one.subnet.partition('/')[2]}") for one in network.subnets}
     return frozenset(found | {link_local(network.mac)} if network.enable_ipv6 else found)
+
+
+def _port(network: Network) -> Port:
+    return Port(network.bridge, network.mtu, not network.flag(ICC))
 
 
 def _bridge_rules(network: Network) -> ports.BridgeRules:

@@ -23,6 +23,7 @@ from worker.network.networks import DEFAULT_BRIDGE
 from worker.network.plumbing import Plumbing
 from worker.network.relay import Relay
 from worker.network.resolver import HOST_FILE, Resolver
+from worker.network.spare import Spare
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -226,9 +227,21 @@ class NodeNetwork:
         """
         return await self._change(Plumbing.reserve, container_id, name, requests, ports, dns)
 
-    async def plug(self, container_id: str, where: int | str) -> Attachment:
-        """Links into the namespace of a pid (or a namespace path); published ports answer from now on."""
-        return await self._change(Plumbing.plug, container_id, where)
+    async def plug(self, container_id: str, where: int | str, spare: Spare | None = None) -> Attachment:
+        """Links into the namespace of a pid (or a namespace path); published ports answer from now on.
+
+        ``spare``: what ``prewire`` put there beforehand; it is used, or gone afterwards.
+        """
+        return await self._change(Plumbing.plug, container_id, where, spare)
+
+    async def prewire(self, where: int | str) -> Spare | None:
+        """A link made ahead in a namespace that a container will take over; None while no bridge is there to join."""
+        return await self._read(Plumbing.prewire, where)
+
+    async def discard(self, spare: Spare) -> None:
+        """A spare whose namespace nobody takes over."""
+        await self._read(Plumbing.discard, spare)
+        self._retired.set()
 
     async def attach(
         self,

@@ -25,7 +25,7 @@ from worker.kernel.netlink_codec import (
 )
 from worker.network.endpoint import Attachment, Endpoint
 
-_LOOPBACK = 1
+LOOPBACK = 1
 _READY_SECONDS = 0.1
 _EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
@@ -110,7 +110,7 @@ def _configure(attachment: Attachment, endpoints: Sequence[Endpoint]) -> None:
     """Runs inside the container's namespace."""
     with Netlink() as inside:
         indexes = {link.name: link.index for link in inside.links()}
-        messages: list[Message] = [change_link(_LOOPBACK, up=True)]
+        messages: list[Message] = [change_link(LOOPBACK, up=True)]
         for one in endpoints:
             index = indexes[one.interface]
             messages += [change_link(index, link_local=False), change_link(index, up=True)]

@@ -24,6 +24,7 @@ from worker.network.port_ledger import PortLedger
 from worker.network.ports import Backend
 from worker.network.probe import kernel_problems
 from worker.network.records import boot_id
+from worker.network.spare import Spare
 from worker.network.topology import NameTaken
 
 log = logging.getLogger(__name__)
@@ -171,22 +172,41 @@ class Plumbing:
         label = f"{attachment.name} ({endpoint.id})"
         return self.ledger.claim(attachment.container_id, ports, default_host_ip=default, label=label)
 
-    def plug(self, container_id: str, where: int | str) -> Attachment:
+    def plug(self, container_id: str, where: int | str, spare: Spare | None = None) -> Attachment:
         """Links the reserved endpoints into a namespace; the container's ports answer from now on.
 
-        It is recorded first: a daemon that dies in between finds the links missing and makes them.
+        ``spare``: a pair that is in the namespace already, for a container with one endpoint; any other gives it up. It is
+        recorded first: a daemon that dies in between finds the links missing and makes them.
         """
         attachment = self._attachment(container_id)
         self._bridge(attachment)
+        if spare is not None and not _one_bridge(attachment):
+            self._datapath.unplug_spare(spare)
+            spare = None
         plugged = replace(attachment, plugged=str(where))
+        if spare is not None:
+            plugged = plugged.with_endpoints([replace(attachment.endpoints[0], host_link=spare.host_link)])
         self.networks.keep(plugged)
         try:
-            self._kernel("plug", lambda: self._datapath.plug(where, plugged, self.networks.networks.values()))
+            self._kernel("plug", lambda: self._link(where, plugged, spare))
             self._rules()
         except BaseException:
             self.networks.keep(attachment)
             raise
         return plugged
+
+    def _link(self, where: int | str, attachment: Attachment, spare: Spare | None) -> None:
+        if spare is None:
+            self._datapath.plug(where, attachment, self.networks.networks.values())
+        else:
+            self._datapath.adopt(spare, attachment, self.networks.networks[attachment.endpoints[0].network_id])
+
+    def prewire(self, where: int | str) -> Spare | None:
+        """A pair of the default bridge in a sandbox's namespace; None while that network has no bridge."""
+        return self._datapath.prewire(where, self.networks.find("bridge"))
+
+    def discard(self, spare: Spare) -> None:
+        self._datapath.discard(spare)
 
     def connect(self, container_id: str, name: str, request: EndpointRequest, where: int | str | None) -> Attachment:
         """Adds an endpoint to a container, at once in its namespace when ``where`` is given."""
@@ -334,6 +354,10 @@ class Plumbing:
             function()
         except Exception as error:
             log.debug("while taking back: %s", error)
+
+
+def _one_bridge(attachment: Attachment) -> bool:
+    return len(attachment.endpoints) == 1 and attachment.endpoints[0].driver == "bridge"
 
 
 def _next_interface(endpoints: Sequence[Endpoint]) -> str:

@@ -1,9 +1,8 @@
 """One container's control groups: made, limited, filled, frozen, counted, emptied and removed, on v1 and on v2.
 
 The path (``/covey/<id>``) lies below the mount of every hierarchy that has a controller, wherever this process itself
-is. Which limit is written to which file is worker.runtime.limits (pure). Device rules hold on v1 only: v2 needs a BPF
-program, which is not made yet, so there a container with CAP_MKNOD is kept from devices by nothing. Errors are
-RuntimeFault or OSError naming the file.
+is. Which limit is written to which file is worker.runtime.limits (pure); v2's device rules are a BPF program
+(worker.runtime.device_filter). Errors are RuntimeFault or OSError naming the file.
 """
 
 from __future__ import annotations
@@ -15,11 +14,14 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
+from worker.kernel import syscalls
 from worker.kernel.mounts import unescape
-from worker.runtime import limits
+from worker.runtime import device_filter, limits
 from worker.runtime.errors import RuntimeFault
 
-CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "io")
+CONTROLLERS = (
+    "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "io", "rdma", "net_cls", "net_prio",
+)  # fmt: skip
 
 
 class Hierarchy:
@@ -119,6 +121,15 @@ class Cgroup:
                     if "cpuset" in hierarchy.controllers:
                         _inherit_cpuset(made)
 
+    def renamed(self, path: str) -> Cgroup:
+        """The same group under another path with the same parent. v2 knows no renaming: there it keeps its name."""
+        if self.version == 2:
+            return self
+        group = Cgroup(path, self.hierarchies)
+        for old, new in zip(self.directories(), group.directories(), strict=True):
+            os.rename(old, new)
+        return group
+
     def add(self, pid: int) -> None:
         for directory in self.directories():
             write(f"{directory}/cgroup.procs", str(pid))
@@ -140,17 +151,59 @@ class Cgroup:
     def apply(self, resources: dict[str, Any], *, update: bool = False) -> None:
         """Set the limits of OCI linux.resources; with ``update`` only those named, on a group that is in use."""
         current = self._memory_now() if update else (None, None)
+        if update:
+            self._check_usage(resources.get("memory") or {})
         for entry in limits.writes(resources, self.version, current, devices=not update):
-            directory = self.directory(entry.controller)
-            path = f"{directory}/{entry.file}"
+            self._write_limit(entry)
+        if self.version == 2 and not update and resources.get("devices"):
+            self._filter_devices(resources["devices"])
+
+    def _write_limit(self, entry: limits.Write) -> None:
+        directory = self.directory(entry.controller)
+        for file, value in [(entry.file, entry.value), *([entry.instead] if entry.instead else [])]:
+            path = f"{directory}/{file}"
             if directory is None or not os.path.exists(path):
-                if entry.optional:
-                    continue
-                raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
+                continue
             try:
-                write(path, entry.value)
+                write(path, value)
             except OSError as error:
                 raise RuntimeFault("kernel", f"{entry.field}: {error.strerror} to {path}", "cgroup") from None
+            return
+        if not entry.optional:
+            raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
+
+    def _check_usage(self, memory: dict[str, Any]) -> None:
+        """memory.checkBeforeUpdate: on v2 a limit below the usage is refused, where the kernel would kill (v1 refuses)."""
+        limit, directory = memory.get("limit") or 0, self.directory("memory")
+        if not memory.get("checkBeforeUpdate") or limit <= 0 or self.version == 1 or directory is None:
+            return
+        used = int(read(f"{directory}/memory.current"))
+        if used > limit:
+            raise RuntimeFault("invalid", f"memory.limit: {limit} is below the {used} bytes in use", "cgroup")
+
+    def _filter_devices(self, rules: list[dict[str, Any]]) -> None:
+        try:
+            program = syscalls.bpf_load_device_program(device_filter.program(limits.device_rules(rules)))
+        except OSError as error:
+            raise RuntimeFault("kernel", f"devices: the kernel takes no device program: {error.strerror}", "cgroup") from None
+        directory = os.open(self.directories()[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.bpf_attach_device_program(directory, program)
+        finally:
+            os.close(directory)
+            os.close(program)
+
+    def give_to(self, uid: int) -> None:
+        """v2: let ``uid`` make and fill groups below ours (OCI config-linux.md, "Cgroup ownership"; cgroups(7))."""
+        directory = self.directories()[0]
+        try:
+            files = _read_all("/sys/kernel/cgroup/delegate").split()
+        except FileNotFoundError:
+            files = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+        os.chown(directory, uid, -1)
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.chown(f"{directory}/{file}", uid, -1)
 
     def _memory_now(self) -> tuple[int | None, int | None]:
         directory = self.directory("memory")

@@ -40,10 +40,22 @@ ALWAYS_ALLOWED: tuple[dict[str, Any], ...] = (
 """What the default devices need: making nodes, the six above, ptmx, the pts range, the console."""
 
 
+def single_rules(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """An OCI device rule as the kernel's words can have it.
+
+    To the kernel "a" is everything, whatever stands behind it: one for certain numbers or ways of access is two rules.
+    """
+    numbers = [entry.get(key) for key in ("major", "minor")]
+    everything = all(number is None or number < 0 for number in numbers) and set(entry.get("access") or "rwm") >= set("rwm")
+    if (entry.get("type") or "a") != "a" or everything:
+        return [entry]
+    return [{**entry, "type": kind} for kind in ("b", "c")]
+
+
 def rule(entry: dict[str, Any]) -> str:
-    """An OCI device rule in the words of cgroup v1's devices.allow and devices.deny."""
+    """A rule of ``single_rules`` in the words of cgroup v1's devices.allow and devices.deny."""
     kind = entry.get("type") or "a"
-    if kind == "a" and entry.get("major") is None and entry.get("minor") is None:
+    if kind == "a":
         return "a"
     numbers = ["*" if number is None or number < 0 else str(number) for number in (entry.get("major"), entry.get("minor"))]
     return f"{kind} {numbers[0]}:{numbers[1]} {entry.get('access') or 'rwm'}"

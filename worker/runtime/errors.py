@@ -1,12 +1,15 @@
 """What can go wrong when a bundle is run, as one exception with a code that survives a trip between processes.
 
 Codes: ``invalid`` (the bundle or request can never work), ``not-found`` and ``not-executable`` (the program of the
-process), ``bad-state``, ``kernel`` (a call failed). It knows no wire format beyond ``as_dict`` and ``from_dict``.
+process), ``bad-state``, ``unfit`` (a sandbox cannot become the bundle it was claimed for), ``kernel`` (a call failed). It
+knows no wire format beyond ``as_dict`` and ``from_dict``.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+UNFIT = "unfit"
 
 
 class RuntimeFault(Exception):

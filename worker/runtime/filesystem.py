@@ -23,9 +23,15 @@ _NOT_BEHIND_LINKS = ("proc", "sysfs")
 Attributes = tuple[int, int]
 
 
+_SKELETON_ROOT = "root"
+
+
 class Tree(Protocol):
+    """``root_fd``: the root under construction. ``sources``: (path, recursive) → detached copies made beforehand, one a use."""
+
     root_fd: int
     channel: sync.Channel
+    sources: dict[tuple[str, bool], list[int]]
 
 
 def private_mounts(tree: Tree, propagation: int) -> None:
@@ -73,6 +79,37 @@ def _closed_directory(path: str) -> str:
     return f"{path} is closed to the container's root user"
 
 
+def skeleton(tree: Tree, place: str) -> None:
+    """An empty root of a sandbox's own, with a directory for the container's root; put over ``place``, seen by nobody else."""
+    top = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
+    target = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.attach(top, target)
+    os.close(target)
+    os.mkdir(_SKELETON_ROOT, 0o755, dir_fd=top)
+    tree.root_fd = top
+
+
+def take_root(tree: Tree, path: str) -> None:
+    """The container's root, over the skeleton's directory for it; private, so that nothing put into it shows on the host."""
+    copy = tree.sources[path, True].pop()
+    mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
+    target = os.open(f"/{_SKELETON_ROOT}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.attach(copy, target)
+    os.close(target)
+    os.close(tree.root_fd)
+    tree.root_fd = copy
+
+
+def take_tree(tree: Tree, path: str) -> None:
+    """Move a tree of the skeleton, with all that is mounted in it, to the same place of the container's root."""
+    target = safe_paths.make_dirs_in_root(tree.root_fd, path)
+    if path != "/dev":
+        os.close(target)
+        target = _open_without_links(tree, path)
+    mounts.move(path, target)
+    os.close(target)
+
+
 def _finish(
     tree: Tree,
     mount_fd: int,
@@ -97,17 +134,22 @@ def _finish(
 
 
 def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
+    _attach_bind(tree, _copy_of(tree, source, recursive), destination, how)
+
+
+def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
+    made = tree.sources.get((source, recursive))
+    if made:
+        return made.pop()
     try:
-        copy = mounts.clone(source, recursive=recursive)
+        return mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
         raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
-    _attach_bind(tree, copy, destination, how)
 
 
 def mount_mapped(tree: Tree, source: str, destination: str, **how: Any) -> None:
     """A bind whose owners are mapped: the parent has made it."""
-    copy = tree.channel.expect(sync.TREE)
-    assert copy is not None
+    _, (copy,) = tree.channel.expect(sync.TREE)
     _attach_bind(tree, copy, destination, how)
 
 
@@ -365,4 +407,7 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "readonly_root": readonly_root,
     "remount": remount,
     "root_propagation": root_propagation,
+    "skeleton": skeleton,
+    "take_root": take_root,
+    "take_tree": take_tree,
 }

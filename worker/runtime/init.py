@@ -2,7 +2,7 @@
 
 It runs single-threaded with everything imported beforehand: after the pivot nothing of the host can be loaded. What
 goes wrong is told to the parent with the name of the step; a fault after a seccomp filter may be untellable and shows
-in the exit status (126, 127) alone. It decides nothing: the steps come from worker.runtime.launch.
+in the exit status (126, 127) alone. It decides nothing: the plan is made by its caller's ``prepare``, in this process.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import stat
 import struct
 import sys
 import termios
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
@@ -25,7 +26,7 @@ from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.labels import LABEL_STEPS
-from worker.runtime.launch import DEFAULT_PATH, Step
+from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
 from worker.runtime.namespaces import NAMESPACE_STEPS
 from worker.runtime.scheduling import SCHEDULING_STEPS
 
@@ -57,6 +58,7 @@ class Init:
         self.channel = channel
         self.pidfd = pidfd
         self.root_fd = -1
+        self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
         self.program = ""
@@ -67,7 +69,11 @@ class Init:
         self.step = ""
 
 
-def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
+Prepare = Callable[["Init"], LaunchPlan]
+"""Makes the plan in the new process, where it costs the parent nothing; may perform steps that come before all others."""
+
+
+def run(prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
     """The child's whole life up to execve; never returns and never raises into the parent's code.
 
     ``pidfd``: the container's init, for a plan that enters its namespaces.
@@ -76,14 +82,14 @@ def run(create: list[Step], start: list[Step], channel: sync.Channel, stdio: Std
     try:
         init = _isolate(channel, stdio, pidfd)
         try:
-            for step in create:
-                _perform(init, step)
-            init.channel.send(sync.CREATED, fd=init.console_master)
+            plan = prepare(init)
+            perform(init, plan.create)
+            body = {"warnings": plan.warnings} if plan.warnings else None
+            init.channel.send(sync.CREATED, fd=init.console_master, body=body)
             if init.console_master is not None:
                 os.close(init.console_master)
             init.channel.expect(sync.START)
-            for step in start:
-                _perform(init, step)
+            perform(init, plan.start)
         except Exception as error:
             fault = _as_fault(error, init.step)
             code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
@@ -133,10 +139,11 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _perform(init: Init, step: Step) -> None:
-    about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
-    init.step = f"{step.name} {about}".rstrip()
-    _STEPS[step.name](init, **step.arguments)
+def perform(init: Init, steps: Iterable[Step]) -> None:
+    for step in steps:
+        about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
+        init.step = f"{step.name} {about}".rstrip()
+        _STEPS[step.name](init, **step.arguments)
 
 
 def become_mapped_root(init: Init, wait: bool) -> None:
@@ -329,8 +336,8 @@ def load_seccomp(init: Init, **filter_: Any) -> None:
 def hooks_of_create(init: Init, entries: hooks.Entries) -> None:
     """The parent runs those outside first and says what we are to the host; then ours, still in sight of its files."""
     init.channel.send(sync.HOOKS)
-    init.channel.expect(sync.RESUME)
-    init.state = init.channel.body["state"]
+    answer, _ = init.channel.expect(sync.RESUME)
+    init.state = answer["state"]
     hooks.run(entries, init.state)
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from worker.kernel import mounts, syscalls
-from worker.runtime import capabilities, devices, hooks, mount_options, scheduling
+from worker.runtime import birth, capabilities, devices, hooks, mount_options, scheduling
+from worker.runtime.birth import AT_CLONE, CLONE_FLAG
 from worker.runtime.errors import SpecFault
-from worker.runtime.namespaces import FLAGS as CLONE_FLAG
+from worker.runtime.mount_options import is_bind as is_bind
 from worker.runtime.spec import Config
 from worker.runtime.spec_linux import sysctl_namespace
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_AT_CLONE = ("user", "pid")
-# Into these the parent goes for its child where that is not its root: in a user namespace of its own.
-_PARENT_CAN_JOIN = ("network", "ipc", "uts", "cgroup")
 _HOOKS_OF_CREATE = (*hooks.EARLY, "createContainer", "startContainer")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Step:
@@ -42,55 +40,16 @@ class Step:
 
 
 class LaunchPlan:
-    """Everything one process needs, decided.
+    """Everything one process does, decided. create: steps until it waits. start: steps from there to execve.
 
-    clone_flags: namespaces the process is born in (user, pid). parent_joins: (OCI type, path) of namespaces the parent
-    enters for its children before the fork. user_namespace: the path of one to join before that, or "". create: steps
-    until the process waits. start: steps from there to execve. id_maps: {"uid": text, "gid": text} for
-    /proc/PID/{uid,gid}_map, or None without a new user namespace. mapped_trees: mounts the parent makes. placed_by_parent:
-    it puts the process in its cgroups. stdio_owner: the uid, as the host counts, that must be able to open its pipes
-    again (/dev/stdout). warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
+    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
     """
 
-    __slots__ = (
-        "clone_flags",
-        "create",
-        "id_maps",
-        "mapped_trees",
-        "parent_joins",
-        "placed_by_parent",
-        "start",
-        "stdio_owner",
-        "terminal",
-        "user_namespace",
-        "warnings",
-    )
+    __slots__ = ("create", "start", "warnings")
 
-    def __init__(
-        self,
-        clone_flags: int,
-        parent_joins: list[tuple[str, str]],
-        create: list[Step],
-        start: list[Step],
-        terminal: bool,
-        id_maps: dict[str, str] | None,
-        stdio_owner: int,
-        *,
-        user_namespace: str = "",
-        placed_by_parent: bool = False,
-        mapped_trees: list[mount_options.MappedTree] | None = None,
-        warnings: list[str] | None = None,
-    ) -> None:
-        self.clone_flags = clone_flags
-        self.parent_joins = parent_joins
+    def __init__(self, create: list[Step], start: list[Step], warnings: list[str] | None = None) -> None:
         self.create = create
         self.start = start
-        self.terminal = terminal
-        self.id_maps = id_maps
-        self.stdio_owner = stdio_owner
-        self.user_namespace = user_namespace
-        self.placed_by_parent = placed_by_parent
-        self.mapped_trees = mapped_trees or []
         self.warnings = warnings or []
 
 
@@ -116,46 +75,50 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     linux = config["linux"]
     process = config["process"]
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux["namespaces"]}
-    new_user_namespace = "user" in namespaces and not namespaces["user"]
-    through = namespaces.get("user", "") if not namespaces.get("pid") else ""
-    joins = [("pid", namespaces["pid"])] if namespaces.get("pid") else []
-    if "user" in namespaces:
-        joins += [(kind, namespaces[kind]) for kind in _PARENT_CAN_JOIN if namespaces.get(kind)]
+    joined = {kind for kind, _ in birth.of_container(config).joins}
     # First of all, while /proc is surely the host's.
-    create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
-    create += _foreign_steps(namespaces, linux.get("sysctl") or {})
-    create += _label_checks(process, linux)
-    create += _namespace_steps(namespaces, linux, {kind for kind, _ in joins})
-    create += _tree_steps(config, host, namespaces)
+    create = [oom_step(process), *_foreign_steps(namespaces, linux.get("sysctl") or {}), *_label_checks(process, linux)]
+    create += _namespace_steps(namespaces, linux, joined)
+    if not namespaces["mount"]:
+        # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
+        create += private_steps(linux)
+        if _root_propagation(linux) & syscalls.MS_SHARED:
+            create.append(Step("private_parent", path=config["root"]["path"]))
+    create.append(Step("open_root", path=config["root"]["path"]))
+    create += mount_steps(config.get("mounts") or [], host, label=linux.get("mountLabel") or "")
+    create += device_steps(linux, user_namespace="user" in namespaces)
+    create += naming_steps(config)
+    create += hiding_steps(linux)
     # The root of a user namespace may not write there: then the parent places it, which init waits for.
-    placed_by_parent = "user" in namespaces
-    entrances = [] if placed_by_parent else host.cgroup_entrances
+    entrances = [] if "user" in namespaces else host.cgroup_entrances
     new_cgroup_namespace = "cgroup" in namespaces and not namespaces["cgroup"]
     create.append(Step("join_cgroup", namespace=new_cgroup_namespace, entrances=entrances))
     if hooks.entries(config, *_HOOKS_OF_CREATE):
         create.append(Step("hooks_of_create", entries=hooks.entries(config, "createContainer")))
     create.append(Step("pivot"))
-    if config["root"].get("readonly"):
-        create.append(Step("readonly_root"))
-    if linux.get("rootfsPropagation"):
-        create.append(Step("root_propagation", propagation=_propagation(linux["rootfsPropagation"], "")))
-    clone_flags = 0
-    for kind in _AT_CLONE:
-        if kind in namespaces and not namespaces[kind]:
-            clone_flags |= CLONE_FLAG[kind]
-    return LaunchPlan(
-        clone_flags,
-        joins,
-        create,
-        process_steps(process, host, config.get("covey") or {}, linux, hooks.entries(config, "startContainer")),
-        bool(process.get("terminal")),
-        _id_maps(linux) if new_user_namespace else None,
-        _host_uid(linux, process),
-        user_namespace=through,
-        placed_by_parent=placed_by_parent,
-        mapped_trees=mount_options.mapped_trees(config),
-        warnings=capabilities.warnings(process.get("capabilities"), host.capabilities),
+    create += root_steps(config)
+    start = process_steps(process, host, config.get("covey") or {}, linux, hooks.entries(config, "startContainer"))
+    return LaunchPlan(create, start, warnings_of(process, host))
+
+
+def warnings_of(process: dict[str, Any], host: Host) -> list[str]:
+    return capabilities.warnings(process.get("capabilities"), host.capabilities)
+
+
+def cgroup_owner(config: Config) -> int | None:
+    """The uid, as the host counts, to give a v2 cgroup to, whose container may write in it; or None.
+
+    OCI config-linux.md, "Cgroup ownership".
+    """
+    linux = config["linux"]
+    own = any(entry["type"] == "cgroup" and not entry.get("path") for entry in linux["namespaces"])
+    writes = any(
+        mount.get("type") in ("cgroup", "cgroup2")
+        and mount["destination"].rstrip("/") == "/sys/fs/cgroup"
+        and "ro" not in (mount.get("options") or [])
+        for mount in config.get("mounts") or []
     )
+    return birth.host_uid(linux, config["process"]) if own and writes else None
 
 
 def _foreign_steps(namespaces: dict[str, str], sysctls: dict[str, str]) -> list[Step]:
@@ -179,26 +142,33 @@ def _label_checks(process: dict[str, Any], linux: dict[str, Any]) -> list[Step]:
     return [Step("require_module", module=module, field=field) for module, field, value in wanted if value]
 
 
-def _tree_steps(config: Config, host: Host, namespaces: dict[str, str]) -> list[Step]:
-    """The root and all that is mounted, made and hidden in it."""
-    linux, process = config["linux"], config["process"]
-    root = config["root"]["path"]
-    steps = []
+def oom_step(process: dict[str, Any]) -> Step:
+    return Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))
+
+
+def _root_propagation(linux: dict[str, Any]) -> int:
+    """What all mounts get first; an unbindable root is made so at the end, as until then it has itself to be bound."""
     propagation = _propagation(linux.get("rootfsPropagation") or "", "rslave")
-    if propagation & syscalls.MS_UNBINDABLE:
-        # Set at the end; until then the root itself has to be bound.
-        propagation = mounts.PROPAGATION["rprivate"]
-    if not namespaces["mount"]:
-        # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
-        steps.append(Step("private_mounts", propagation=propagation))
-        if propagation & syscalls.MS_SHARED:
-            steps.append(Step("private_parent", path=root))
-    steps.append(Step("open_root", path=root))
-    label = linux.get("mountLabel") or ""
-    for index, mount in enumerate(config.get("mounts") or []):
-        name, arguments = mount_options.step(mount, index, host.cgroup_mounts, label)
+    return mounts.PROPAGATION["rprivate"] if propagation & syscalls.MS_UNBINDABLE else propagation
+
+
+def private_steps(linux: dict[str, Any]) -> list[Step]:
+    return [Step("private_mounts", propagation=_root_propagation(linux))]
+
+
+def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0, label: str = "") -> list[Step]:
+    """``first``: the number of the first entry among the bundle's mounts, for messages. ``label``: linux.mountLabel."""
+    steps = []
+    for index, mount in enumerate(entries):
+        name, arguments = mount_options.step(mount, first + index, host.cgroup_mounts, label)
         steps.append(Step(name, **arguments))
-    steps += _device_steps(linux, user_namespace="user" in namespaces)
+    return steps
+
+
+def naming_steps(config: Config) -> list[Step]:
+    """Console, working directory and the names of the machine."""
+    process = config["process"]
+    steps = []
     if process.get("terminal"):
         steps.append(Step("console", size=process.get("consoleSize") or {}, bind=True, uid=_user(process)["uid"]))
     steps.append(Step("make_directory", path=process["cwd"]))
@@ -206,10 +176,26 @@ def _tree_steps(config: Config, host: Host, namespaces: dict[str, str]) -> list[
         steps.append(Step("hostname", name=config["hostname"]))
     if config.get("domainname"):
         steps.append(Step("domainname", name=config["domainname"]))
-    steps += [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
+    return steps
+
+
+def hiding_steps(linux: dict[str, Any]) -> list[Step]:
+    """Sysctls, then what makes /proc/sys read-only and hides the rest."""
+    steps = [Step("sysctl", key=key, value=value) for key, value in (linux.get("sysctl") or {}).items()]
     steps += [Step("readonly_path", path=path) for path in linux.get("readonlyPaths") or []]
     if linux.get("maskedPaths"):
         steps.append(Step("mask_paths", paths=list(linux["maskedPaths"])))
+    return steps
+
+
+def root_steps(config: Config) -> list[Step]:
+    """What is set on the root once it is the root."""
+    steps = []
+    if config["root"].get("readonly"):
+        steps.append(Step("readonly_root"))
+    name = config["linux"].get("rootfsPropagation")
+    if name:
+        steps.append(Step("root_propagation", propagation=_propagation(name, "")))
     return steps
 
 
@@ -219,7 +205,7 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     flags = 0
     for kind in kinds - {"pid"}:
         flags |= CLONE_FLAG[kind]
-    create = [Step("oom_score_adj", value=int(process.get("oomScoreAdj") or 0))]
+    create = [oom_step(process)]
     create += _label_checks(process, {})
     processors = {key: value for key, value in (process.get("execCPUAffinity") or {}).items() if value}
     for key, field in (("initial", "process.execCPUAffinity.initial"), ("final", "process.execCPUAffinity.final")):
@@ -231,9 +217,7 @@ def plan_exec(config: Config, process: dict[str, Any], host: Host) -> LaunchPlan
     if process.get("terminal"):
         create.append(Step("console", size=process.get("consoleSize") or {}, bind=False, uid=_user(process)["uid"]))
     start = process_steps(process, host, config.get("covey") or {}, config["linux"])
-    owner = _host_uid(config["linux"], process)
-    warnings = capabilities.warnings(process.get("capabilities"), host.capabilities)
-    return LaunchPlan(0, [], create, start, bool(process.get("terminal")), None, owner, warnings=warnings)
+    return LaunchPlan(create, start, warnings_of(process, host))
 
 
 def process_steps(
@@ -300,11 +284,11 @@ def _namespace_steps(namespaces: dict[str, str], linux: dict[str, Any], joined: 
         steps.append(Step("become_mapped_root", wait=True))
     # The mount namespace comes last: the paths of the others are the runtime's.
     for kind, path in sorted(namespaces.items(), key=lambda entry: entry[0] == "mount"):
-        if path and kind not in _AT_CLONE and kind not in joined:
+        if path and kind not in AT_CLONE and kind not in joined:
             steps.append(Step("join_namespace", kind=kind, path=path))
     new = 0
     for kind, path in namespaces.items():
-        if not path and kind not in _AT_CLONE and kind not in ("cgroup", "time"):
+        if not path and kind not in AT_CLONE and kind not in ("cgroup", "time"):
             new |= CLONE_FLAG[kind]
     steps.append(Step("unshare", flags=new))
     if "time" in namespaces and not namespaces["time"]:
@@ -325,7 +309,7 @@ def _propagation(name: str, default: str) -> int:
     return mounts.PROPAGATION[wanted]
 
 
-def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
+def device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
     wanted: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in devices.DEFAULT}
     for entry in linux.get("devices") or []:
         wanted[entry["path"]] = entry
@@ -344,21 +328,3 @@ def _device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
         for path, entry in wanted.items()
     ]
     return steps + [Step("link", path=path, target=target) for path, target in devices.LINKS]
-
-
-def _host_uid(linux: dict[str, Any], process: dict[str, Any]) -> int:
-    uid = int(_user(process)["uid"])
-    for entry in linux.get("uidMappings") or []:
-        if 0 <= uid - entry["containerID"] < entry["size"]:
-            return int(entry["hostID"] + uid - entry["containerID"])
-    return uid
-
-
-def _id_maps(linux: dict[str, Any]) -> dict[str, str]:
-    maps = {}
-    for key, field in (("uid", "uidMappings"), ("gid", "gidMappings")):
-        entries = linux.get(field) or []
-        if not entries:
-            raise SpecFault(f"linux.{field}", "is required with a user namespace")
-        maps[key] = mount_options.map_text(entries)
-    return maps

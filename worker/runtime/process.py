@@ -1,28 +1,32 @@
-"""The parent's side of starting a process: fork it by its plan, place it in its cgroup, follow its handshake.
+"""The parent's side of starting a process: fork it, place it in its cgroup, follow its handshake.
 
-It blocks nowhere: ``Launch`` is told when its channel is readable and answers what has happened. The caller keeps the
-event loop, the stdio and the exit status.
+The plan is made and executed by the child, so that a parent which lives as long as the container (the shim) copies no
+page for it; what the parent has to know before the fork is a ``Birth``. It blocks nowhere: ``Launch`` is told when its
+channel is readable and answers what has happened. The caller keeps the event loop, the stdio and the exit status.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import safe_paths, syscalls
 from worker.runtime import idmap, init, namespaces, sync
+from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Stdio
-from worker.runtime.launch import LaunchPlan
 from worker.runtime.mount_options import MappedTree
 
 
 class Launch:
-    """A process on its way to execve. phase: creating → created → starting → started, or failed."""
+    """A process on its way to execve. phase: creating → (ready → claimed →) created → starting → started, or failed.
+
+    ready and claimed are those of a sandbox made ahead (worker.runtime.sandbox).
+    """
 
     def __init__(self, pid: int, channel: sync.Channel) -> None:
         self.pid = pid
@@ -32,9 +36,22 @@ class Launch:
         self.phase = "creating"
         self.console: int | None = None
         self.fault: RuntimeFault | None = None
+        self.warnings: list[str] = []
+        """What of the bundle is left out, told by the process once it is created (OCI runtime.md, "Warnings")."""
         self.on_request: Callable[[str, dict[str, Any]], None] | None = None
         """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
+
+    def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
+        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
+        self.phase = "claimed"
+        view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fds = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
+            present = [fd is not None for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
+            self.channel.send(sync.CLAIM, body={"bundle": bundle, "init": init, "stdio": present}, fds=[view, *fds])
+        finally:
+            os.close(view)
 
     def start(self) -> None:
         """Let a created process go on to execve."""
@@ -43,7 +60,7 @@ class Launch:
 
     def resume(self, body: dict[str, Any]) -> None:
         """Answer a request of the process."""
-        self.channel.send(sync.RESUME, **body)
+        self.channel.send(sync.RESUME, body=body)
 
     def take_descriptor(self, number: int) -> int:
         """A copy of one of the process's own descriptors."""
@@ -55,8 +72,9 @@ class Launch:
             kind, fault, fd = self.channel.receive()
         except BlockingIOError:
             return False
-        if kind == sync.CREATED:
-            self.phase, self.console = "created", fd
+        if kind in (sync.CREATED, sync.READY):
+            self.phase, self.console = kind, fd
+            self.warnings = self.channel.body.get("warnings") or []
             return True
         if kind == sync.EXEC:
             self._announced = True
@@ -83,23 +101,26 @@ class Launch:
 
 
 def launch(
-    plan: LaunchPlan,
-    group: Cgroup,
+    birth: Birth,
+    prepare: init.Prepare,
     stdio: Stdio,
+    group: Cgroup,
     entered_pid: int | None = None,
+    trees: Sequence[MappedTree] = (),
 ) -> Launch:
-    """Fork the process of ``plan``; ``group`` is where it goes. Raises RuntimeFault or OSError, leaving no process.
+    """Fork a process that executes what ``prepare`` answers in it. Raises RuntimeFault or OSError, leaving no process.
 
-    ``entered_pid``: the container's init, whose namespaces a plan of ``plan_exec`` enters.
+    ``group``: where the parent has to place a process of a user namespace, which cannot enter by itself.
+    ``entered_pid``: the container's init, whose namespaces an exec enters. ``trees``: mounts to make for it.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
-        if fd is not None:
-            os.fchown(fd, plan.stdio_owner, -1)
+        if fd is not None and birth.placed_by_parent:
+            os.fchown(fd, birth.stdio_owner, -1)
     parent, child = sync.pair()
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(plan, child, stdio, entered)
+        pid = _fork(birth, prepare, child, stdio, entered)
     except BaseException:
         parent.close()
         raise
@@ -109,12 +130,12 @@ def launch(
             os.close(entered)
     launched = Launch(pid, parent)
     try:
-        if plan.id_maps:
-            _write_maps(pid, plan.id_maps)
+        if birth.id_maps:
+            _write_maps(pid, birth.id_maps)
             parent.send(sync.MAPPED)
-        for tree in plan.mapped_trees:
+        for tree in trees:
             _send_tree(parent, tree)
-        if plan.placed_by_parent:
+        if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
     except (ProcessLookupError, BrokenPipeError):
@@ -130,21 +151,21 @@ def launch(
     return launched
 
 
-def _fork(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
+def _fork(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
     joined: list[int] = []
     try:
         if entered is not None:
             syscalls.setns(entered, syscalls.CLONE_NEWPID)
             joined.append(_own_namespace("pid"))
-        for kind, path in plan.parent_joins:
+        for kind, path in birth.joins:
             own = _own_namespace(kind)
             joined.append(own)
             namespaces.join(path, kind)
-        if plan.user_namespace:
-            return _fork_inside(plan, channel, stdio)
-        pid = syscalls.fork_into(plan.clone_flags)
+        if birth.user_namespace:
+            return _fork_inside(birth, prepare, channel, stdio)
+        pid = syscalls.fork_into(birth.clone_flags)
         if pid == 0:
-            init.run(plan.create, plan.start, channel, stdio, entered)
+            init.run(prepare, channel, stdio, entered)
         return pid
     finally:
         for fd in joined:
@@ -157,12 +178,12 @@ def _own_namespace(kind: str) -> int:
     return os.open(f"/proc/self/ns/{namespaces.PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _fork_inside(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio) -> int:
-    """Fork through a process that has joined the user namespace at ``plan.user_namespace``, to which the new ones belong.
+def _fork_inside(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio) -> int:
+    """Fork through a process that has joined the user namespace at ``birth.user_namespace``, to which the new ones belong.
 
     The process is our own child nevertheless (CLONE_PARENT). The one between ends at once and says the real pid.
     """
-    fd = namespaces.open_namespace(plan.user_namespace, "user")
+    fd = namespaces.open_namespace(birth.user_namespace, "user")
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     try:
         between = syscalls.fork_into(0)
@@ -170,12 +191,12 @@ def _fork_inside(plan: LaunchPlan, channel: sync.Channel, stdio: Stdio) -> int:
             answer = "0"
             try:
                 syscalls.setns(fd, syscalls.CLONE_NEWUSER)
-                pid = syscalls.fork_into(plan.clone_flags | syscalls.CLONE_PARENT)
+                pid = syscalls.fork_into(birth.clone_flags | syscalls.CLONE_PARENT)
                 if pid == 0:
-                    init.run(plan.create, plan.start, channel, stdio, None)
+                    init.run(prepare, channel, stdio, None)
                 answer = str(pid)
             except OSError as error:
-                answer = f"linux.namespaces: user namespace {plan.user_namespace}: {error.strerror}"
+                answer = f"linux.namespaces: user namespace {birth.user_namespace}: {error.strerror}"
             finally:
                 os.write(write_end, answer.encode())
                 os._exit(0)

@@ -142,6 +142,11 @@ def flags(profile: dict[str, Any]) -> tuple[str, ...]:
     return tuple(FLAGS[flag] for flag in wanted)
 
 
+def architectures(machine: str) -> tuple[str, ...]:
+    """What a machine's kernel may run and filters can speak of, without SCMP_ARCH_; its own first."""
+    return tuple(_FAMILIES.get(machine, ()))
+
+
 def notifies(profile: dict[str, Any]) -> bool:
     """Whether a supervisor is asked about calls. Raises SpecFault where that could never begin."""
     asked = [rule for rule in profile.get("syscalls") or [] if rule.get("action") == "SCMP_ACT_NOTIFY"]

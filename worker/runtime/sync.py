@@ -1,10 +1,11 @@
 """The handshake between a starting process and its parent: typed messages over a socket pair that execve closes.
 
-Child → parent: ``created`` (with the console's descriptor when there is one), ``exec`` (about to execve), ``error``;
-``hooks`` (the tree stands; run what runs outside) and ``listener`` (the number of a seccomp listener's descriptor), which
-are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree`` (with the descriptor of a mount),
-``placed`` (in its cgroup), ``start``. End of file after ``exec`` means that execve succeeded; before it, that the child
-died. It knows neither namespaces nor containers.
+Child → parent: ``ready`` (a sandbox waits to be claimed), ``created`` (with the console's descriptor when there is one),
+``exec`` (about to execve), ``error``; ``hooks`` (the tree stands: run what runs outside) and ``listener`` (the number of a
+seccomp listener's descriptor), which are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree``
+(a mount's descriptor), ``placed`` (in its cgroup), ``claim`` (what a ready sandbox is to become, with descriptors),
+``start``. End of file after ``exec`` means that execve succeeded; before it, that the child died. It knows neither
+namespaces nor containers.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from worker.runtime.errors import RuntimeFault
 
-CREATED, EXEC, ERROR, MAPPED, PLACED, START = "created", "exec", "error", "mapped", "placed", "start"
+READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
+MAPPED, PLACED, CLAIM, START = "mapped", "placed", "claim", "start"
 HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
+_MOST_FDS = 8
 _WORDS = 2048
 
 
 class Channel:
-    """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that came."""
+    """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that was received."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -32,36 +36,52 @@ class Channel:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def send(self, kind: str, *, fault: RuntimeFault | None = None, fd: int | None = None, **more: Any) -> None:
-        body: dict[str, Any] = {"type": kind, **more}
+    def send(
+        self,
+        kind: str,
+        *,
+        fault: RuntimeFault | None = None,
+        fd: int | None = None,
+        body: dict[str, Any] | None = None,
+        fds: Sequence[int] = (),
+    ) -> None:
+        """``fd``: short for one of ``fds``."""
+        message: dict[str, Any] = {"type": kind, **(body or {})}
         if fault is not None:
             # A message has to fit whole: a name of 100 KiB that is not found may not break the handshake.
-            body["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
-        data = json.dumps(body).encode()
-        if fd is None:
-            self.socket.send(data, socket.MSG_NOSIGNAL)
+            message["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
+        data = json.dumps(message).encode()
+        passed = [*fds] if fd is None else [fd, *fds]
+        if passed:
+            socket.send_fds(self.socket, [data], passed, socket.MSG_NOSIGNAL)
         else:
-            socket.send_fds(self.socket, [data], [fd], socket.MSG_NOSIGNAL)
+            self.socket.send(data, socket.MSG_NOSIGNAL)
 
     def receive(self) -> tuple[str, RuntimeFault | None, int | None]:
         """(kind, fault, descriptor); kind is "" at end of file."""
+        message, fds = self._receive()
+        if message is None:
+            return "", None, None
+        fault = RuntimeFault.from_dict(message["error"]) if "error" in message else None
+        return message["type"], fault, fds[0] if fds else None
+
+    def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # The other end closed with a message of ours unread; that is told first, its last words come after.
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
         if not data:
-            return "", None, None
-        body = self.body = json.loads(data)
-        fault = RuntimeFault.from_dict(body["error"]) if "error" in body else None
-        return body["type"], fault, fds[0] if fds else None
+            return None, fds
+        self.body = json.loads(data)
+        return self.body, fds
 
-    def expect(self, kind: str) -> int | None:
-        """Wait for ``kind`` and take its descriptor; the process ends without a word when the parent has gone."""
-        received, _, fd = self.receive()
-        if received != kind:
+    def expect(self, kind: str) -> tuple[dict[str, Any], list[int]]:
+        """Wait for ``kind``: its body and descriptors. The process ends without a word when the parent has gone."""
+        message, fds = self._receive()
+        if message is None or message["type"] != kind:
             os._exit(1)
-        return fd
+        return message, fds
 
     def close(self) -> None:
         self.socket.close()

@@ -1,7 +1,8 @@
 """The container of a shim: its states and what each request of the protocol does to it.
 
-empty → created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The exit
-record is on disk before anyone is told. It knows bundles and processes, not Docker.
+empty → (prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The
+exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are read by the forked
+child alone: what this process does stays in its memory as long as the container lives.
 """
 
 from __future__ import annotations
@@ -10,24 +11,24 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from worker.kernel import process as kernel_process
-from worker.runtime import capabilities, launch, seccomp, spec
+from worker.runtime import birth, prepare, spec
+from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.launch import Host
+from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
-from worker.shim import records
+from worker.shim import bundle, records
 from worker.shim.jsonlog import JsonLog
 from worker.shim.loop import PRIORITY, READ, Loop
 from worker.shim.outside import Outside
-from worker.shim.process import Process
+from worker.shim.process import Answer, Process
 from worker.shim.reaper import wind_up
 
 Reply = Callable[[dict[str, Any] | RuntimeFault], None]
-_TINI = ("/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/docker-init", "/usr/bin/tini")
-_INIT_PATH = "/sbin/docker-init"
 _PAUSE_POLL, _PAUSE_PATIENCE = 0.002, 5.0
 _RECORD_AGAIN = 1.0
 _KEPT_EXECS = 256
@@ -50,7 +51,7 @@ class Container:
         self._hierarchies = hierarchies
         self._log: JsonLog | None = None
         self._group: Cgroup | None = None
-        self._config: spec.Config = {}
+        self._bundle = ""
         self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
         self._oom_fd = -1
@@ -101,70 +102,108 @@ class Container:
             "at": ended["finished_at"],
         }
 
-    def create(self, request: dict[str, Any], reply: Reply) -> None:
+    def prepare(self, request: dict[str, Any], reply: Reply) -> None:
+        """Make a sandbox of ``template`` (a config) ahead of the bundle that will need it; ``create`` takes it over."""
         if self.state != "empty":
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
-        bundle = request["bundle"]
-        config = spec.load(bundle, self.ident)
-        if request.get("init"):
-            _put_init_first(config)
-        filter_ = seccomp.of_config(config, bundle)
-        if filter_ is not None:
-            config["covey"] = {**(config.get("covey") or {}), "seccomp": filter_}
-        self._config = config
-        outside = self._outside = Outside(self._loop, config, self.ident, bundle)
-        self._group = self._unused_group(config["linux"]["cgroupsPath"])
-        plan = launch.plan_container(config, self._host())
-        log = request.get("log") or {}
-        self._log = None
-        if log.get("driver", "none") == "json-file":
-            self._log = JsonLog(log["path"], log.get("max_size"), log.get("max_file") or 1)
-        process = Process(self._loop, self._log, self._on_init_exit)
+        template = request["template"]
+        spec.check(template)
+        self._group = Cgroup(template["linux"]["cgroupsPath"], self._hierarchies)
         self.record_identity()
+        process = Process(self._loop, None, self._on_init_exit)
+        made = prepare.waiting(bundle.load, template, self._hierarchies, self._directory)
 
-        def created(fault: RuntimeFault | None) -> None:
+        def ready(fault: RuntimeFault | None) -> None:
             if fault is not None:
                 self._abandon()
-                outside.after_stop(lambda _: reply(fault))
-                return
-            self.state = "created"
-            self._watch_oom()
-            more = {"warnings": plan.warnings} if plan.warnings else {}
-            reply({"init_pid": process.pid, "init_start_time": process.start_time, **more})
+                reply(fault)
+            else:
+                self.state = "prepared"
+                reply({"pid": process.pid})
 
+        self._fork(process, birth.of_container(template), made, ready, wait=True)
+
+    def _fork(
+        self, process: Process, born: Birth, made: Prepare, answer: Answer, *, stdin: bool = False, wait: bool = False
+    ) -> None:
+        assert self._group is not None
+        trees = self._outside.mapped_trees if self._outside else ()
+        ask = partial(self._on_request, process)
         try:
-            self._group.create()
-            self._group.apply(config["linux"].get("resources") or {})
             self.process = process
-            stdin = bool(request.get("stdin"))
-            process.create(plan, self._group, stdin=stdin, answer=created, on_request=self._on_request(process))
+            process.create(born, made, self._group, stdin=stdin, answer=answer, sandbox=wait, trees=trees, on_request=ask)
         except BaseException:
             self._abandon()
             raise
         self._children[process.pid] = process
 
-    def _on_request(self, process: Process) -> Callable[[Launch, str, dict[str, Any]], None]:
-        def on_request(launched: Launch, kind: str, body: dict[str, Any]) -> None:
-            assert self._outside is not None
-            status = self.state if self.state in ("created", "running") else "creating"
-            init_pid = self.process.pid if self.process else launched.pid
-            self._outside.answer(launched, kind, body, status, init_pid, process.fail)
+    def create(self, request: dict[str, Any], reply: Reply) -> None:
+        """``birth``: that of the bundle's first process, if the caller knows it; else the bundle is read here.
 
-        return on_request
+        A prepared container also takes its new ``id`` and ``dir``, into which the caller has moved our socket.
+        """
+        if self.state not in ("empty", "prepared"):
+            raise RuntimeFault("bad-state", f"container {self.ident} is {self.state} already")
+        place, with_init, stdin = request["bundle"], bool(request.get("init")), bool(request.get("stdin"))
+        known = request.get("birth")
+        born = Birth.from_json(known) if known else birth.of_container(spec.load(place, self.ident))
+        load = partial(bundle.load, ident=self.ident)
+        outside = self._outside = Outside(self._loop, load(place, with_init), self.ident, place) if born.outside else None
+        log = request.get("log") or {}
+        self._bundle = place
+        self._log = None
+        if log.get("driver", "none") == "json-file":
+            self._log = JsonLog(log["path"], log.get("max_size"), log.get("max_file") or 1)
 
-    def _unused_group(self, path: str) -> Cgroup:
-        """The container's cgroup, which must be its alone: whatever is in it is killed when the container ends."""
-        group = Cgroup(path, self._hierarchies)
-        ours = self._group is not None and self._group.path == group.path
-        others = group.pids() if group.exists() and not ours else []
-        if others:
-            words = f"cgroup {group.path} holds {len(others)} processes, {others[0]} for one"
-            raise RuntimeFault("bad-state", f"{words}: end what runs there or name another linux.cgroupsPath")
-        return group
+        def created(fault: RuntimeFault | None) -> None:
+            if fault is not None:
+                self._abandon()
+                _after(outside, lambda _: reply(fault))
+                return
+            self.state = "created"
+            self._watch_oom()
+            if request.get("start"):
+                self.start(request, lambda body: reply(body if isinstance(body, RuntimeFault) else self._identity()))
+            else:
+                reply(self._identity())
 
-    def _host(self) -> Host:
+        if self.state == "prepared":
+            self._rename(request, born)
+            assert self.process is not None
+            self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
+            return
+        group = Cgroup(born.cgroup, self._hierarchies)
+        if self._group is None or self._group.path != group.path:
+            prepare.check_unused(group)
+        self._group = group
+        self.record_identity()
+        if born.placed_by_parent:
+            # Its child is nobody on the host, and cannot make a cgroup.
+            prepare.make_group(load(place, False), self._group)
+        made = prepare.container(load, place, with_init, self._hierarchies)
+        self._fork(Process(self._loop, self._log, self._on_init_exit), born, made, created, stdin=stdin)
+
+    def _identity(self) -> dict[str, Any]:
+        assert self.process is not None
+        more = {"warnings": self.process.warnings} if self.process.warnings else {}
+        return {"init_pid": self.process.pid, "init_start_time": self.process.start_time, **more}
+
+    def _on_request(self, process: Process, launched: Launch, kind: str, body: dict[str, Any]) -> None:
+        """What a starting process asks its parent for."""
+        if self._outside is None:
+            process.fail(RuntimeFault("invalid", f"the bundle has been changed since its birth was told: {kind}"))
+            return
+        status = self.state if self.state in ("created", "running") else "creating"
+        init_pid = self.process.pid if self.process and self.process.pid else launched.pid
+        self._outside.answer(launched, kind, body, status, init_pid, process.fail)
+
+    def _rename(self, request: dict[str, Any], born: Birth) -> None:
+        """A sandbox takes the container's name, run directory and cgroup; v2 cannot rename the last."""
         assert self._group is not None
-        return Host(capabilities.held(), self._group.mounts(), self._group.entrances())
+        self.ident, self._directory = request.get("id") or self.ident, request.get("dir") or self._directory
+        if self._group.version == 1:
+            self._group = Cgroup(born.cgroup, self._hierarchies)
+        self.record_identity()
 
     def _abandon(self) -> None:
         """A create that failed leaves no process and no cgroup; the shim is empty again."""
@@ -179,10 +218,16 @@ class Container:
         if group is not None:
             wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
+    def discard(self, finished: Callable[[], None]) -> None:
+        """End a sandbox that nobody will claim, and all it holds."""
+        assert self.process is not None
+        assert self._group is not None
+        self.state = "empty"
+        self.process.signal(signal.SIGKILL)
+        wind_up(self._loop, self._group, finished, wanted=lambda: True)
+
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
-        outside = self._outside
-        assert outside is not None
 
         def started(fault: RuntimeFault | None) -> None:
             if fault is not None:
@@ -190,7 +235,10 @@ class Container:
                 return
             if self.state == "created":
                 self.state = "running"
-            outside.after_start(process.pid, after_hooks)
+            if self._outside is None:
+                reply({})
+            else:
+                self._outside.after_start(process.pid, after_hooks)
 
         def after_hooks(fault: RuntimeFault | None) -> None:
             if fault is not None:
@@ -207,6 +255,9 @@ class Container:
 
     def _on_init_exit(self, process: Process) -> None:
         if process is not self.process or self._group is None:
+            return
+        if self.state == "prepared":
+            self._abandon()
             return
         self._group.kill()
         self.exit = {
@@ -307,7 +358,6 @@ class Container:
         ident = str(request["exec_id"])
         if ident in self._execs:
             raise RuntimeFault("bad-state", f"exec {ident} of container {self.ident} exists already")
-        spec.check_process(request["process"], "process")
         assert self._group is not None
         process = Process(self._loop, None, lambda ended: self._on_exec_exit(ident, ended))
 
@@ -317,16 +367,18 @@ class Container:
                 process.signal(signal.SIGKILL)
             reply(fault or {"pid": process.pid})
 
-        plan = launch.plan_exec(self._config, request["process"], self._host())
+        made = prepare.entering(partial(bundle.load, ident=self.ident), self._bundle, request["process"], self._group)
+        born = birth.of_exec(request["process"])
         self._execs[ident] = process
         try:
             process.create(
-                plan,
+                born,
+                made,
                 self._group,
                 stdin=bool(request.get("stdin")),
                 entered_pid=container.pid,
                 answer=created,
-                on_request=self._on_request(process),
+                on_request=partial(self._on_request, process),
             )
         except BaseException:
             self._execs.pop(ident, None)
@@ -364,10 +416,7 @@ class Container:
             raise RuntimeFault("bad-state", f"container {self.ident} is {self.state}: kill it first")
 
         def removed() -> None:
-            if self._outside is None or self.state == "empty":
-                gone([])
-            else:
-                self._outside.after_stop(gone)
+            _after(self._outside if self.state == "exited" else None, gone)
 
         def gone(warnings: list[str]) -> None:
             finished()
@@ -400,16 +449,9 @@ class Container:
             self._oom_fd = -1
 
 
-def _put_init_first(config: spec.Config) -> None:
-    """Have the machine's tini reap orphans as the container's first process, unless the bundle has done so."""
-    args = config["process"]["args"]
-    if args[0] == _INIT_PATH:
-        return
-    for path in _TINI:
-        if os.path.exists(path):
-            break
+def _after(outside: Outside | None, done: Callable[[list[str]], None]) -> None:
+    """Call ``done`` with the warnings of the poststop hooks, if there are any to run first."""
+    if outside is None:
+        done([])
     else:
-        raise RuntimeFault("not-found", f"no init program at {' or '.join(_TINI)}: install the package tini", "create")
-    mount = {"destination": _INIT_PATH, "type": "bind", "source": path, "options": ["bind", "ro"]}
-    config["mounts"] = [*(config.get("mounts") or []), mount]
-    config["process"]["args"] = [_INIT_PATH, "--", *args]
+        outside.after_stop(done)

@@ -40,6 +40,7 @@ class Shim:
         self._deadline: float | None = None
         container = self._container
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
+            "prepare": container.prepare,
             "create": container.create,
             "start": container.start,
             "kill": container.kill,
@@ -101,6 +102,9 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
+        if self._container.state == "prepared" and not self._connections:
+            # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
+            self._container.discard(self._loop.stop)
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
         op = request.get("op")

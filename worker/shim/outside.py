@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from worker.runtime import hooks, seccomp_listener, sync
+from worker.runtime import hooks, mount_options, seccomp_listener, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.process import Launch
 from worker.shim.loop import READ, Loop
@@ -25,6 +25,7 @@ class Outside:
         self._config = config
         self._ident = ident
         self._bundle = os.path.abspath(bundle)
+        self.mapped_trees = mount_options.mapped_trees(config)
 
     def answer(
         self,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.init import Stdio
-from worker.runtime.launch import LaunchPlan
+from worker.runtime.init import Prepare, Stdio
+from worker.runtime.mount_options import MappedTree
 from worker.runtime.process import Launch, launch
 from worker.shim.jsonlog import JsonLog
 from worker.shim.loop import READ, Loop
@@ -48,21 +49,26 @@ class Process:
 
     def create(
         self,
-        plan: LaunchPlan,
+        birth: Birth,
+        prepare: Prepare,
         group: Cgroup,
         *,
         stdin: bool,
         answer: Answer,
         entered_pid: int | None = None,
+        sandbox: bool = False,
+        trees: Sequence[MappedTree] = (),
         on_request: Callable[[Launch, str, dict[str, Any]], None] | None = None,
     ) -> None:
-        """Fork it up to where it waits for ``start``; ``answer`` gets None or the fault. The rest as in ``launch``.
+        """Fork it up to where it waits for ``start`` (a ``sandbox``: for ``claim``, which gives it its streams).
 
-        ``on_request``: told of what the process asks its parent for (see Launch.on_request).
+        ``answer`` gets None or the fault. ``on_request``: told of what it asks its parent for (see Launch.on_request).
+        The rest as in ``launch``.
         """
-        stdio = Stdio(None, None, None) if plan.terminal else self.streams.make_pipes(stdin=stdin)
+        pipes = not birth.terminal and not sandbox
+        stdio = self.streams.make_pipes(stdin=stdin) if pipes else Stdio(None, None, None)
         try:
-            self._launch = launch(plan, group, stdio, entered_pid)
+            self._launch = launch(birth, prepare, stdio, group, entered_pid, trees)
         except BaseException:
             self.streams.close()
             raise
@@ -78,6 +84,20 @@ class Process:
         if self._launch.phase == "failed":
             self._settle(self._launch.fault)
 
+    def claim(self, bundle: str, init: bool, log: JsonLog | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
+        """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
+        assert self._launch is not None
+        self._answer = answer
+        self.streams = Streams(self._loop, log)
+        stdio = Stdio(None, None, None) if birth.terminal else self.streams.make_pipes(stdin=stdin)
+        try:
+            self._launch.claim(bundle, init, stdio)
+        except OSError as error:
+            self._settle(RuntimeFault("kernel", f"the sandbox has gone: {error.strerror}", "claim"))
+        finally:
+            Streams.release(stdio)
+        self.streams.pump()
+
     def start(self, answer: Answer) -> None:
         assert self._launch is not None
         self._answer = answer
@@ -90,7 +110,7 @@ class Process:
         assert self._launch is not None
         if not self._launch.on_readable():
             return
-        if self._launch.phase == "created":
+        if self._launch.phase in ("created", "ready"):
             if self._launch.console is not None:
                 self.streams.take_console(self._launch.console)
                 self.streams.pump()
@@ -102,6 +122,11 @@ class Process:
             self.started = True
             self.started_at = time.time()
         self._settle(self._launch.fault)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the bundle the process has left out."""
+        return self._launch.warnings if self._launch is not None else []
 
     def fail(self, fault: RuntimeFault) -> None:
         """End it for a fault of its surroundings, which is the answer to whoever waits."""

@@ -25,7 +25,7 @@ async def serve(root: Path, cgroup: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    options = EngineOptions(root / "data", root / "run", cgroup, name="test-node")
+    options = EngineOptions(root / "data", root / "run", cgroup, name="test-node", warm_pool=2)
     async with Engine(options) as engine, listen_unix(Server(handlers(engine)), root / "docker.sock"):
         print("ready", flush=True)
         await stopped.wait()

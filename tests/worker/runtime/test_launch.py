@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
 from worker.kernel import mounts, syscalls
+from worker.runtime import birth
 from worker.runtime.capabilities import NAMES
 from worker.runtime.errors import SpecFault
 from worker.runtime.launch import Host, plan_container, plan_exec
@@ -102,34 +104,40 @@ def test_an_option_a_bind_cannot_have():
 def test_namespaces_new_and_joined():
     spaces = [{"type": "mount"}, {"type": "network", "path": "/n"}, {"type": "pid", "path": "/p"}]
     plan = plan_container(config(namespaces=spaces), HOST)
-    assert plan.clone_flags == 0
-    assert plan.parent_joins == [("pid", "/p")]
+    born = birth.of_container(config(namespaces=spaces))
+    assert born.clone_flags == 0
+    assert born.joins == [("pid", "/p")]
     assert find(plan.create, "join_namespace") == [{"kind": "network", "path": "/n"}]
     assert find(plan.create, "unshare") == [{"flags": syscalls.CLONE_NEWNS}]
     assert find(plan.create, "join_cgroup") == [{"namespace": False, "entrances": ENTRANCES}]
     whole = plan_container(CONFIG, HOST)
-    assert whole.clone_flags == syscalls.CLONE_NEWPID
+    assert birth.of_container(CONFIG).clone_flags == syscalls.CLONE_NEWPID
     assert find(whole.create, "join_cgroup") == [{"namespace": True, "entrances": ENTRANCES}]
 
 
 def test_user_namespace_maps():
     mapping = [{"containerID": 0, "hostID": 1000, "size": 10}]
     spaces = [{"type": "mount"}, {"type": "user"}]
-    plan = plan_container(config(namespaces=spaces, uidMappings=mapping, gidMappings=mapping), HOST)
-    assert plan.clone_flags == syscalls.CLONE_NEWUSER
-    assert plan.id_maps == {"uid": "0 1000 10\n", "gid": "0 1000 10\n"}
-    assert plan.stdio_owner == 1005
+    mapped = config(namespaces=spaces, uidMappings=mapping, gidMappings=mapping)
+    plan = plan_container(mapped, HOST)
+    born = birth.of_container(mapped)
+    assert born.clone_flags == syscalls.CLONE_NEWUSER
+    assert born.id_maps == {"uid": "0 1000 10\n", "gid": "0 1000 10\n"}
+    assert born.stdio_owner == 1005
+    assert birth.Birth.from_json(json.loads(json.dumps(born.to_json()))).to_json() == born.to_json()
     assert all(step["bind"] for step in find(plan.create, "device"))
     with pytest.raises(SpecFault, match="uidMappings"):
-        plan_container(config(namespaces=spaces), HOST)
+        birth.of_container(config(namespaces=spaces))
 
 
 def test_a_user_namespace_by_path_is_gone_through_and_the_others_are_joined_before_it():
     spaces = [{"type": "mount"}, {"type": "user", "path": "/u"}, {"type": "network", "path": "/n"}, {"type": "pid"}]
+    born = birth.of_container(config(namespaces=spaces))
+    assert (born.user_namespace, born.joins, born.id_maps) == ("/u", [("network", "/n")], None)
+    assert born.clone_flags == syscalls.CLONE_NEWPID
+    assert born.placed_by_parent
+    assert birth.Birth.from_json(json.loads(json.dumps(born.to_json()))).to_json() == born.to_json()
     plan = plan_container(config(namespaces=spaces), HOST)
-    assert (plan.user_namespace, plan.parent_joins, plan.id_maps) == ("/u", [("network", "/n")], None)
-    assert plan.clone_flags == syscalls.CLONE_NEWPID
-    assert plan.placed_by_parent
     assert find(plan.create, "become_mapped_root") == [{"wait": False}]
     assert find(plan.create, "join_namespace") == []
 
@@ -158,6 +166,16 @@ def test_hooks_come_between_the_mounts_and_the_pivot():
     assert "hooks_of_create" not in names(plan_container(CONFIG, HOST).create)
     only_later = plan_container({**config(), "hooks": {"poststart": [hook], "poststop": [hook]}}, HOST)
     assert "hooks_of_create" not in names(only_later.create)
+
+
+def test_what_the_parent_has_to_read_the_bundle_for():
+    hook = {"path": "/bin/true"}
+    mapped = {"destination": "/x", "type": "bind", "source": "/s", "options": ["idmap"]}
+    notified = {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/l"}}
+    assert not birth.of_container(CONFIG).outside
+    assert birth.of_container({**config(), "hooks": {"poststop": [hook]}}).outside
+    assert birth.of_container({**config(), "mounts": [mapped]}).outside
+    assert birth.of_container(config(**notified)).outside
 
 
 def test_credentials():
@@ -213,7 +231,7 @@ def test_console_only_with_a_terminal():
     changed = config()
     changed["process"].update(terminal=True, consoleSize={"height": 2, "width": 3})
     plan = plan_container(changed, HOST)
-    assert plan.terminal
+    assert birth.of_container(changed).terminal
     assert find(plan.create, "console") == [{"size": {"height": 2, "width": 3}, "bind": True, "uid": 5}]
     assert find(plan_container(CONFIG, HOST).create, "console") == []
 

@@ -164,3 +164,97 @@ def test_entrances_of_each_version():
     v1 = cgroups.Cgroup("/g", [cgroups.Hierarchy("/c/pids", ("pids",), 1), cgroups.Hierarchy("/c/memory", ("memory",), 1)])
     assert v1.entrances() == ["/c/pids/g/tasks", "/c/memory/g/tasks"]
     assert cgroups.Cgroup("/g", [cgroups.Hierarchy("/c", (), 2)]).entrances() == ["/c/g/cgroup.procs"]
+
+
+def test_v1_of_everything_else():
+    resources = {
+        "cpu": {"quota": 9, "burst": 5, "idle": 1, "realtimePeriod": 7, "realtimeRuntime": 6},
+        "memory": {"kernel": 5, "kernelTCP": 6, "disableOOMKiller": True},
+        "blockIO": {
+            "weight": 100,
+            "leafWeight": 7,
+            "weightDevice": [{"major": 8, "minor": 0, "weight": 300, "leafWeight": 9}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}],
+            "throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 3}],
+        },
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4}],
+        "network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 500}]},
+        "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10}, "rxe3": {"hcaObjects": 0}},
+    }
+    assert files(resources, 1) == [
+        ("cpu.cfs_quota_us", "9"),
+        ("cpu.cfs_burst_us", "5"),
+        ("cpu.rt_period_us", "7"),
+        ("cpu.rt_runtime_us", "6"),
+        ("cpu.idle", "1"),
+        ("memory.oom_control", "1"),
+        ("blkio.bfq.weight", "100"),
+        ("blkio.leaf_weight", "7"),
+        ("blkio.bfq.weight_device", "8:0 300"),
+        ("blkio.leaf_weight_device", "8:0 9"),
+        ("blkio.throttle.read_bps_device", "8:0 600"),
+        ("blkio.throttle.write_iops_device", "8:16 3"),
+        ("hugetlb.2MB.limit_in_bytes", "4"),
+        ("hugetlb.2MB.rsvd.limit_in_bytes", "4"),
+        ("net_cls.classid", "1048577"),
+        ("net_prio.ifpriomap", "eth0 500"),
+        ("rdma.max", "mlx5_1 hca_handle=3 hca_object=10"),
+        ("rdma.max", "rxe3 hca_object=0"),
+    ]
+    optional = {w.file for w in limits.writes(resources, 1) if w.optional}
+    assert optional == {
+        "blkio.bfq.weight",
+        "blkio.leaf_weight",
+        "blkio.bfq.weight_device",
+        "blkio.leaf_weight_device",
+        "hugetlb.2MB.rsvd.limit_in_bytes",
+    }, "only what the kernel has dropped may be skipped"
+
+
+def test_v2_of_everything_else():
+    resources = {
+        "cpu": {"shares": 512, "quota": 9, "period": 20, "burst": 5, "idle": 1},
+        "blockIO": {
+            "weight": 1000,
+            "weightDevice": [{"major": 8, "minor": 0, "weight": 10}],
+            "throttleWriteBpsDevice": [{"major": 8, "minor": 0, "rate": 600}],
+        },
+        "hugepageLimits": [{"pageSize": "1GB", "limit": 4}],
+        "rdma": {"mlx5_1": {"hcaHandles": 3}},
+        "unified": {"io.max": "8:0 rbps=1\n8:16 rbps=2"},
+    }
+    assert files(resources, 2) == [
+        ("cpu.max", "9 20"),
+        ("cpu.max.burst", "5"),
+        ("cpu.idle", "1"),
+        ("io.bfq.weight", "1000"),
+        ("io.bfq.weight", "8:0 10"),
+        ("io.max", "8:0 wbps=600"),
+        ("hugetlb.1GB.max", "4"),
+        ("hugetlb.1GB.rsvd.max", "4"),
+        ("rdma.max", "mlx5_1 hca_handle=3"),
+        ("io.max", "8:0 rbps=1"),
+        ("io.max", "8:16 rbps=2"),
+    ]
+    assert [w.instead for w in limits.writes(resources, 2) if w.instead] == [("io.weight", "10000"), ("io.weight", "8:0 1")]
+
+
+@pytest.mark.parametrize(
+    ("resources", "version", "field"),
+    [
+        ({"unified": {"memory.high": "1"}}, 1, "unified"),
+        ({"unified": {"../x": "1"}}, 2, "unified"),
+        ({"network": {"classID": 1}}, 2, "network"),
+        ({"memory": {"swappiness": 0}}, 2, "memory.swappiness"),
+        ({"memory": {"disableOOMKiller": True}}, 2, "memory.disableOOMKiller"),
+        ({"cpu": {"realtimeRuntime": 5}}, 2, "cpu.realtimeRuntime"),
+        ({"cpu": {"burst": 5, "quota": 4}}, 1, "cpu.burst"),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0}]}}, 1, "blockIO.weightDevice"),
+        ({"hugepageLimits": [{"pageSize": "2mb", "limit": 1}]}, 1, "hugepageLimits.pageSize"),
+        ({"rdma": {"mlx": {}}}, 2, "rdma.mlx"),
+    ],
+)
+def test_what_cannot_be_is_an_error_of_its_field(resources, version, field):
+    with pytest.raises(SpecFault) as caught:
+        limits.writes(resources, version)
+    assert caught.value.field.startswith(f"linux.resources.{field}")

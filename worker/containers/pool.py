@@ -1,0 +1,191 @@
+"""Sandboxes made before anybody asks: a shim with a process in its namespaces and cgroup, linked to the default bridge.
+
+It decides how many there are and when another is made: never while a start is under way, as that would slow what somebody
+waits for. Which bundle may take one is worker.runtime.sandbox's; an empty pool only means the ordinary way. Sandboxes end
+with the daemon that made them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from covey.errors import CoveyError
+from worker.containers import bundle, host_config, surroundings
+from worker.containers.options import EngineOptions
+from worker.containers.shim_client import Shim, ShimGone, sweep
+from worker.containers.users import User
+from worker.containers.zygote_link import ZygoteLink
+from worker.kernel import process
+from worker.network.node_network import NodeNetwork
+from worker.network.spare import Spare
+from worker.runtime import sandbox
+from worker.runtime.errors import RuntimeFault
+
+log = logging.getLogger(__name__)
+
+QUIET = 0.02
+"""Seconds without a start before another sandbox is made."""
+BACKOFF = (1.0, 60.0)
+
+
+@dataclass(eq=False)
+class Sandbox:
+    """One that is ready: ``pid`` is its process, ``directory`` holds its socket until it is taken."""
+
+    shim: Shim
+    shim_pid: int
+    shim_started: int
+    pid: int
+    directory: Path
+    spare: Spare | None
+
+    def become(self, directory: Path) -> None:
+        """Move what the daemon finds the shim by to a container's run directory. Raises OSError."""
+        for name in ("shim.sock", "shim.json"):
+            os.rename(self.directory / name, directory / name)
+        self.directory.rmdir()
+        self.shim.moved(directory)
+
+
+def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
+    """The config of a container with nothing but defaults."""
+    cpus = os.cpu_count() or 1
+    settings = host_config.completed({}, cpus)
+    return bundle.build(
+        bundle.Inputs(
+            config={},
+            host_config=settings,
+            argv=["true"],
+            rootfs="/",
+            cgroup=cgroup,
+            user=User(0, 0, (), "/"),
+            ceilings=surroundings.hard_limits(),
+            cpus=cpus,
+        )
+    )
+
+
+class Pool:
+    def __init__(self, options: EngineOptions, zygote: ZygoteLink, network: NodeNetwork) -> None:
+        self._options = options
+        self._zygote = zygote
+        self._network = network
+        self._directory = options.exec_root / "pool"
+        self._template = _ahead_only(template(options, ""))
+        self._ready: list[Sandbox] = []
+        self._starts = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._taken = asyncio.Event()
+        self._made = asyncio.Event()
+
+    def statistics(self) -> dict[str, int]:
+        """size: how many are wanted; ready: how many there are now."""
+        return {"size": self._options.warm_pool, "ready": len(self._ready)}
+
+    def pids(self) -> list[tuple[int, int]]:
+        """(shim, sandbox process) of each that is ready, for whoever counts what they cost."""
+        return [(one.shim_pid, one.pid) for one in self._ready]
+
+    @contextlib.asynccontextmanager
+    async def starting(self) -> AsyncIterator[None]:
+        """Around a start, which refilling keeps out of the way of."""
+        self._starts += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._starts -= 1
+            asyncio.get_running_loop().call_later(QUIET, self._rest)
+
+    def _rest(self) -> None:
+        if not self._starts:
+            self._quiet.set()
+
+    def take(self, config: dict[str, Any]) -> Sandbox | None:
+        """A sandbox that can become the container of ``config``; the caller ends it if nothing comes of it."""
+        if not self._ready or not self._is_child_of_parent(config) or not sandbox.fits(self._template, config):
+            return None
+        self._taken.set()
+        return self._ready.pop(0)
+
+    def _is_child_of_parent(self, config: dict[str, Any]) -> bool:
+        """A v1 cgroup is renamed where it lies; one below another parent has to be made there."""
+        path: str = config["linux"]["cgroupsPath"]
+        return os.path.dirname(path) == f"/{self._options.cgroup_parent.strip('/')}"
+
+    async def wait_full(self) -> None:
+        """Until as many are ready as are wanted."""
+        while len(self._ready) < self._options.warm_pool:
+            self._made.clear()
+            await self._made.wait()
+
+    async def keep(self) -> None:
+        """Makes sandboxes until cancelled; those that are left then are ended."""
+        await asyncio.to_thread(self._clear)
+        pause = BACKOFF[0]
+        try:
+            while True:
+                if len(self._ready) >= self._options.warm_pool:
+                    self._taken.clear()
+                    await self._taken.wait()
+                await self._quiet.wait()
+                try:
+                    self._ready.append(await self._make())
+                    self._made.set()
+                    pause = BACKOFF[0]
+                except (CoveyError, RuntimeFault, ShimGone, OSError) as fault:
+                    log.warning("no sandbox could be made ahead: %s; starts take longer; trying again in %.0f s", fault, pause)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, BACKOFF[1])
+        finally:
+            for one in self._ready:
+                one.shim.close()
+            self._ready.clear()
+
+    async def _make(self) -> Sandbox:
+        name = f"sandbox-{secrets.token_hex(8)}"
+        directory = self._directory / name
+        directory.mkdir(mode=0o700, parents=True)
+        parent = self._options.cgroup_parent
+        shim_pid, started = 0, 0
+        try:
+            shim_pid, started = await self._zygote.fork_shim(name, directory, parent)
+            shim = await Shim.connect(directory)
+            cgroup = f"/{parent.strip('/')}/{name}"
+            pid = await shim.prepare({**self._template, "linux": {**self._template["linux"], "cgroupsPath": cgroup}})
+            return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))
+        except BaseException:
+            if shim_pid:
+                process.kill_verified(shim_pid, started, 9)
+            await asyncio.to_thread(_remove, directory)
+            raise
+
+    def _clear(self) -> None:
+        """What an earlier daemon left: its sandboxes end by themselves, unless they were killed."""
+        if self._directory.exists():
+            for directory in self._directory.iterdir():
+                _remove(directory)
+
+
+def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a default container's config that a sandbox has: its trees, without what belongs to a container."""
+    mounts = [mount for mount in config["mounts"] if mount["destination"] != "/dev/shm" and mount["type"] != "bind"]
+    kept = {key: value for key, value in config.items() if key not in ("hostname", "covey")}
+    return {**kept, "mounts": mounts}
+
+
+def _remove(directory: Path) -> None:
+    """The run directory of a sandbox that has ended or is about to."""
+    with contextlib.suppress(RuntimeFault, OSError):
+        sweep(directory)
+    shutil.rmtree(directory, ignore_errors=True)
