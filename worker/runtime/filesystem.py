@@ -68,6 +68,23 @@ def open_root(tree: Tree, path: str) -> None:
     tree.root_fd = copy
 
 
+def receive_root(tree: Tree) -> None:
+    """In a user namespace the parent has opened the rootfs, whose path may be closed to us; it lies over "/" till the pivot.
+
+    Paths that start at "/" go on to mean the machine's: a process's own root is not looked for above itself.
+    """
+    _, (copy,) = tree.channel.expect(sync.TREE)
+    mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
+    target = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mounts.attach(copy, target)
+    except OSError as error:
+        raise RuntimeFault("invalid", f"root.path: {error.strerror}", "receive_root") from None
+    finally:
+        os.close(target)
+    tree.root_fd = copy
+
+
 def _closed_directory(path: str) -> str:
     """Which directory on the way keeps the mapped root of a user namespace out, in words."""
     way = os.path.dirname(path)
@@ -405,6 +422,7 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "private_parent": private_parent,
     "readonly_path": readonly_path,
     "readonly_root": readonly_root,
+    "receive_root": receive_root,
     "remount": remount,
     "root_propagation": root_propagation,
     "skeleton": skeleton,

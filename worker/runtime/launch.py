@@ -83,9 +83,11 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
         # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
         create += private_steps(linux)
         if _root_propagation(linux) & syscalls.MS_SHARED:
-            create.append(Step("private_parent", path=config["root"]["path"]))
-    create.append(Step("open_root", path=config["root"]["path"]))
-    create += mount_steps(config.get("mounts") or [], host, label=linux.get("mountLabel") or "")
+            create.append(Step("private_parent", path="/" if "user" in namespaces else config["root"]["path"]))
+    create.append(Step("receive_root") if "user" in namespaces else Step("open_root", path=config["root"]["path"]))
+    create += mount_steps(
+        config.get("mounts") or [], host, label=linux.get("mountLabel") or "", user_namespace="user" in namespaces
+    )
     create += device_steps(linux, user_namespace="user" in namespaces)
     create += naming_steps(config)
     create += hiding_steps(linux)
@@ -156,11 +158,13 @@ def private_steps(linux: dict[str, Any]) -> list[Step]:
     return [Step("private_mounts", propagation=_root_propagation(linux))]
 
 
-def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0, label: str = "") -> list[Step]:
+def mount_steps(
+    entries: list[dict[str, Any]], host: Host, first: int = 0, label: str = "", *, user_namespace: bool = False
+) -> list[Step]:
     """``first``: the number of the first entry among the bundle's mounts, for messages. ``label``: linux.mountLabel."""
     steps = []
     for index, mount in enumerate(entries):
-        name, arguments = mount_options.step(mount, first + index, host.cgroup_mounts, label)
+        name, arguments = mount_options.step(mount, first + index, host.cgroup_mounts, label, user_namespace=user_namespace)
         steps.append(Step(name, **arguments))
     return steps
 
