@@ -29,6 +29,7 @@ from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
 from worker.containers.policy import Policy
+from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -176,6 +177,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         name=options.name,
         labels=tuple(options.labels),
         policy=Policy(tuple(options.refused)),
+        remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.containers.policy import Policy
+from worker.containers.remap import Remap
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -32,6 +33,7 @@ class EngineOptions:
     network_namespace: str | None = None
     labels: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    remap: Remap | None = None
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

@@ -23,6 +23,7 @@ from worker.containers import (
     network_requests,
     policy,
     record,
+    remap,
     seccomp,
     supervise,
     surroundings,
@@ -241,7 +242,11 @@ def namespace_joins(host: Host, container: Container) -> dict[str, str]:
         if mode == "host":
             joins[kind] = ""
         elif mode.startswith("container:"):
-            joins[kind] = f"/proc/{joined(host, container, mode).state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            other = joined(host, container, mode)
+            joins[kind] = f"/proc/{other.state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            if host.overlay.ids(container.id) is not None and host.overlay.ids(other.id) is not None:
+                # A namespace is its user namespace's: only in that one are there rights over it.
+                joins["user"] = f"/proc/{other.state.pid}/ns/user"
     if settings.get("UTSMode") == "host":
         joins["uts"] = ""
     if settings.get("CgroupnsMode") == "host":
@@ -293,8 +298,11 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
     hostname, domain = config["Hostname"], config.get("Domainname") or ""
     hosts = network_text.hosts(attachment, hostname, domain, settings.get("ExtraHosts") or [])
     texts = {"hostname": f"{hostname}\n", "hosts": hosts, "resolv.conf": resolv}
+    ids = _remap(host, container)
     for name, content in texts.items():
         surroundings.write_file(directory / name, content)
+        if ids is not None:
+            os.chown(directory / name, *ids.root)
     return {f"/etc/{name}": str(directory / name) for name in texts}
 
 
@@ -324,10 +332,17 @@ def _bundle(
             ceilings=surroundings.hard_limits(),
             cpus=os.cpu_count() or 1,
             shm=_shared_memory(host, container, directory),
+            remap=_remap(host, container),
         )
     )
     (directory / "config.json").write_bytes(msgspec.json.encode(config))
     return config
+
+
+def _remap(host: Host, container: Container) -> remap.Remap | None:
+    """The ids it was made with, whatever this daemon was started with."""
+    found = host.overlay.ids(container.id)
+    return remap.from_lists(found) if found else None
 
 
 def _hostname(host: Host, container: Container) -> str:

@@ -5,9 +5,11 @@ Blocking reads of the host and of the container's own tree (through safe_paths o
 
 from __future__ import annotations
 
+import grp
 import json
 import logging
 import os
+import pwd
 import resource
 import stat
 from collections.abc import Iterable, Mapping
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import Internal, InvalidArgument
-from worker.containers import users
+from worker.containers import remap, users
 from worker.kernel import mounts, safe_paths, syscalls
 
 log = logging.getLogger(__name__)
@@ -131,6 +133,39 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path,
             raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)
         return ""
+
+
+def read_remap(option: str) -> remap.Remap:
+    """The ids of ``--userns-remap`` by this machine's users, groups, /etc/subuid and /etc/subgid. Raises InvalidArgument."""
+    user, group = remap.split(option)
+    found = []
+    for name, lookup, file in ((user, _user_names, "/etc/subuid"), (group, _group_names, "/etc/subgid")):
+        names = lookup(name)
+        if names is None:
+            raise InvalidArgument(
+                f"--userns-remap {option}: there is no {'user' if file.endswith('uid') else 'group'} {name!r} on this machine: "
+                f"add it (useradd --system --shell /usr/sbin/nologin {name})"
+            )
+        text = Path(file).read_text(encoding="utf-8") if os.path.exists(file) else ""
+        found.append(remap.ranges(text, names, file, option))
+    return remap.Remap(found[0], found[1])
+
+
+def _user_names(name: str) -> set[str] | None:
+    """Both spellings of a user: name and number."""
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return {entry.pw_name, str(entry.pw_uid)}
+
+
+def _group_names(name: str) -> set[str] | None:
+    try:
+        entry = grp.getgrgid(int(name)) if name.isdigit() else grp.getgrnam(name)
+    except KeyError:
+        return None
+    return {entry.gr_name, str(entry.gr_gid)}
 
 
 def make_shm(place: Path, size: int) -> None:

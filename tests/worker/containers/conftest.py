@@ -41,8 +41,9 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class Node:
     """The namespaces live as long as ``holder``; the daemon in them may be killed and started again."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **options: Any) -> None:
         self.root = root
+        self.options = options
         self.cgroup = f"/covey-test-j1-{uuid.uuid4().hex[:8]}"
         self.socket = root / "docker.sock"
         self.errors = root / "errors"
@@ -62,7 +63,9 @@ class Node:
         output.write_text("")
         with open(output, "w") as out, open(self.errors, "a") as errors:
             self.daemon = subprocess.Popen(
-                self.inside(sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup),
+                self.inside(
+                    sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup, json.dumps(self.options)
+                ),
                 stdout=out,
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
@@ -182,6 +185,12 @@ def archive() -> bytes:
     return images.docker_archive("busybox:latest", [images.busybox_rootfs_tar()], config)
 
 
+def load(node: Node, archive: bytes) -> None:
+    tar = node.root / "busybox.tar"
+    tar.write_bytes(archive)
+    node.docker("load", "-i", str(tar))
+
+
 @pytest.fixture(scope="session")
 def _session_node(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator[Node]:
     if not shutil.which("docker"):
@@ -189,9 +198,7 @@ def _session_node(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> I
     node = Node(tmp_path_factory.mktemp("node"))
     try:
         node.start()
-        tar = node.root / "busybox.tar"
-        tar.write_bytes(archive)
-        node.docker("load", "-i", str(tar))
+        load(node, archive)
         yield node
     finally:
         node.close()
