@@ -88,6 +88,9 @@ async def test_places_exchanged_under_a_runtime_that_trusts_paths(canary: Path, 
         while not happened and time.monotonic() < deadline:
             tries += 1
             if os.path.realpath(real).startswith(str(volume)):
+                # The moment between the look and the use, stretched to where the other one is in place.
+                while not real.is_symlink() and time.monotonic() < deadline:
+                    pass
                 with contextlib.suppress(OSError):
                     os.makedirs(real / "made")
             happened = (canary / "made").exists()
