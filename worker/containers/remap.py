@@ -1,7 +1,7 @@
 """Which ids of the host stand for those inside a container that has a user namespace of its own. Pure.
 
 ``--userns-remap`` takes what Docker's takes: ``default``, ``USER``, ``USER:GROUP``, by name or number; the ranges are those
-of /etc/subuid and /etc/subgid. ``default`` is the user and group ``dockremap``, as on a Docker host, so that a machine
+of /etc/subuid and /etc/subgid. ``default`` is the user ``dockremap``, as on a Docker host, so that a machine
 prepared for Docker needs nothing; unlike Docker, nothing is made that is not there.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from covey.errors import InvalidArgument
 
 DEFAULT = "dockremap"
+FILES = ("/etc/subuid", "/etc/subgid")
 _MOST_RANGES = 340  # user_namespaces(7)
 
 
@@ -65,13 +66,13 @@ def inside(ranges: tuple[Range, ...], number: int) -> int:
 
 
 def split(option: str) -> tuple[str, str]:
-    """(user, group) of the option's value; the group is the user's name where none is given."""
+    """(user, group) of the option's value, the group "" where none is given."""
     user, colon, group = option.partition(":")
     if option == "default":
         user = DEFAULT
     if not user or (colon and not group):
         raise InvalidArgument(f"--userns-remap {option!r}: give default, USER or USER:GROUP")
-    return user, group or user
+    return user, group
 
 
 def ranges(text: str, names: set[str], file: str, option: str) -> tuple[Range, ...]:

@@ -51,6 +51,11 @@ def test_root_inside_is_somebody_else_outside(mapped: Node):
 
 
 @pytest.mark.root
+def test_the_node_says_so(mapped: Node):
+    assert "name=userns" in mapped.out("info", "-f", "{{.SecurityOptions}}")
+
+
+@pytest.mark.root
 def test_the_image_is_not_changed_and_its_files_can_be(mapped: Node):
     script = "echo changed >/etc/passwd && stat -c %u /etc/passwd && hostname && cat /etc/hostname && stat -c %u /etc/hosts"
     owner, name, same, hosts = mapped.out("run", "--rm", "--hostname", "box", IMAGE, "sh", "-c", script).splitlines()
@@ -169,7 +174,7 @@ def test_ranges_follow_each_other_and_broken_lines_count_for_nothing():
 
 
 @pytest.mark.parametrize(
-    ("option", "split"), [("default", ("dockremap", "dockremap")), ("me", ("me", "me")), ("1000:staff", ("1000", "staff"))]
+    ("option", "split"), [("default", ("dockremap", "")), ("me", ("me", "")), ("1000:staff", ("1000", "staff"))]
 )
 def test_the_options_forms(option: str, split: tuple[str, str]):
     assert remap.split(option) == split
