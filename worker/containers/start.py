@@ -33,6 +33,7 @@ from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
 from worker.containers.shim_client import Shim, ShimGone
+from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -156,6 +157,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
+        check_joined(host, container)
         await shim.start()
         undo.pop_all()
     live.attachment = attachment
@@ -262,6 +264,19 @@ def joined(host: Host, container: Container, mode: str) -> Container:
     if not other.state.running:
         raise Conflict(f"cannot join network of a non running container: {other.id}")
     return other
+
+
+def check_joined(host: Host, container: Container) -> None:
+    """After the namespaces of others were joined by their pids: these are still theirs, or Conflict.
+
+    The pid of one that ended may by then be a process of the host, with the host's namespaces.
+    """
+    for field in ("PidMode", "IpcMode", "NetworkMode"):
+        mode = str(container.host_config.get(field) or "")
+        if mode.startswith("container:"):
+            other = joined(host, container, mode)
+            if not process.is_alive(other.state.pid, other.state.pid_start):
+                raise Conflict(f"cannot join container {other.id}: it ended meanwhile")
 
 
 async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> Attachment | None:

@@ -142,6 +142,14 @@ def test_what_cannot_be_with_it(mapped: Node, arguments: list[str], words: str):
 
 
 @pytest.mark.root
+def test_a_privileged_exec_is_refused_by_the_policy(mapped: Node):
+    mapped.run("--name", "plain", IMAGE, "sleep", "60")
+    done = mapped.docker("exec", "--privileged", "plain", "true", code=1)
+    assert "ExecConfig.Privileged is refused by this node's policy" in done.stderr
+    mapped.docker("rm", "-f", "plain")
+
+
+@pytest.mark.root
 def test_a_container_keeps_its_ids_when_the_daemon_changes(mapped: Node):
     """A daemon without the option starts what was made with it as it was made."""
     mapped.docker("create", "--name", "kept", IMAGE, "sh", "-c", "cat /proc/self/uid_map; stat -c %u /bin/busybox")
