@@ -68,9 +68,12 @@ def python_root(rootfs: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def own_root(python_root: Path, tmp_path: Path) -> Path:
-    """A copy of the root file system that a test may change."""
-    return Path(shutil.copytree(python_root, tmp_path / "own-root", symlinks=True))
+def own_root(python_root: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the root file system that a test may change; gone afterwards, as it is large."""
+    place = tmp_path / "own-root"
+    shutil.copytree(python_root, place, symlinks=True)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
 
 
 class Default(Boxes):

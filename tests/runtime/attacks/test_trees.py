@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,23 @@ async def test_proc_through_a_link_in_an_older_runtime(controls: dict[str, Contr
     (own_root / "proc").symlink_to("elsewhere")
     ended = controls[runtime].run(["sh", "-c", "cat /elsewhere/1/comm"], root={"path": str(own_root)})
     outcome("CVE-2023-27561", controls[runtime].label, ended.code == 0, ended.words)
+
+
+async def test_mounts_by_name_go_where_links_lead(own_root: Path, tmp_path: Path, canary: Path):
+    """The control of these, and of CVE-2025-52565: mount(8), which takes names, in a mount namespace of its own."""
+    (own_root / "proc").rmdir()
+    (own_root / "elsewhere").mkdir()
+    (own_root / "proc").symlink_to("elsewhere")
+    (tmp_path / "console").write_text("")
+    (tmp_path / "terminal").symlink_to(canary / "file")
+    script = (
+        f"mount -t proc proc {own_root}/proc && cut -d' ' -f5 /proc/self/mountinfo | grep {own_root}; "
+        f"mount --bind {tmp_path}/terminal {tmp_path}/console && cat {tmp_path}/console"
+    )
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True)
+    outcome("CVE-2023-27561", "mount by name", f"{own_root}/elsewhere" in done.stdout)
+    outcome("CVE-2025-52565", "bind by name", done.stdout.endswith("canary\n"))
+    assert done.stdout.split() == [f"{own_root}/elsewhere", "canary"]
 
 
 async def test_proc_cannot_lie_in_a_volume_that_is_a_link(covey: Default, own_root: Path, tmp_path: Path, canary: Path):
