@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PYTHON, Default, outcome
+from .conftest import Default, outcome
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 TINIS = ("/usr/bin/tini-static", "/usr/bin/tini")
