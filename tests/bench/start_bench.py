@@ -152,8 +152,8 @@ def crun_round(base: Path, rootfs: Path, parent: str, ident: str) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _zygote(base: Path) -> AsyncIterator[Zygote]:
-    zygote = await Zygote.spawn(base / "zygote.sock", base / "zygote.log")
+async def _zygote(base: Path, parent: str) -> AsyncIterator[Zygote]:
+    zygote = await Zygote.spawn(base / "zygote.sock", base / "zygote.log", parent)
     try:
         yield zygote
     finally:
@@ -193,7 +193,7 @@ async def measure(rounds: int = ROUNDS) -> Times:
         base.chmod(0o755)
         rootfs = make_rootfs(base / "rootfs")
         try:
-            async with _zygote(base) as zygote:
+            async with _zygote(base, parent) as zygote:
                 for number in range(rounds + 1):
                     phases = await covey_round(zygote, base, rootfs, parent, f"covey{number}")
                     other = crun_round(base, rootfs, parent, f"crun{number}")

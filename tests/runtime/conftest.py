@@ -295,7 +295,7 @@ def zygote_socket(tmp_path_factory: pytest.TempPathFactory, cgroup_parent: str) 
     mounts_before = set(mount_points("/"))
 
     async def spawn() -> Zygote:
-        zygote = await Zygote.spawn(base / "zygote.sock", base / "zygote.log")
+        zygote = await Zygote.spawn(base / "zygote.sock", base / "zygote.log", cgroup_parent)
         zygote.close()
         return zygote
 

@@ -376,7 +376,7 @@ async def test_sweep_refuses_a_living_shim(boxes):
 
 async def test_zygotes_death_and_end_leave_shims_alone(boxes, tmp_path):
     for end in ("kill", "stop"):
-        zygote = await Zygote.spawn(tmp_path / "own.sock", tmp_path / "own.log")
+        zygote = await Zygote.spawn(tmp_path / "own.sock", tmp_path / "own.log", boxes.parent)
         directory = tmp_path / end
         directory.mkdir(mode=0o700)
         pid, started = await zygote.fork_shim(f"own-{end}", directory, boxes.parent)

@@ -23,14 +23,20 @@ async def rename(host: Host, live: Live, name: str) -> None:
     """Raises Conflict (taken, being removed), InvalidArgument."""
     if not name:
         raise InvalidArgument("Neither old nor new names may be empty")
-    bare = check_name(name)
     container = live.container
+    try:
+        bare = check_name(name)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"Error when allocating new name: {error.message}") from None
     if bare == container.name:
         raise InvalidArgument("Renaming a container with the same name as its current name")
-    if live.removing:
+    if live.removing or container.state.status in (record.REMOVING, record.DEAD):
         raise Conflict(f"container {container.id} is marked for removal and cannot be renamed")
     former = container.name
-    host.registry.rename(container, bare)
+    try:
+        host.registry.rename(container, bare)
+    except Conflict as error:
+        raise Conflict(f"Error when allocating new name: {error.message}") from None
     host.publish(container, "rename", {"oldName": f"/{former}"})
 
 

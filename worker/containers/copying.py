@@ -204,7 +204,7 @@ async def export(host: Host, live: Live) -> AsyncIterator[bytes]:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 owners = _owners(host, live, to_host=False)
-                async for chunk in _stepped(host, tree_tar.pack(fd, ".", ".", one_device=True, owners=owners)):
+                async for chunk in _stepped(host, tree_tar.pack(fd, ".", "", one_device=True, owners=owners)):
                     yield chunk
             finally:
                 os.close(fd)

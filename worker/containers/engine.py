@@ -81,7 +81,11 @@ class Engine:
             default_bridge=options.default_bridge,
             namespace=options.network_namespace,
         )
-        zygote = ZygoteLink(options.zygote_socket or options.exec_root / "zygote.sock", own=options.zygote_socket is None)
+        zygote = ZygoteLink(
+            options.zygote_socket or options.exec_root / "zygote.sock",
+            options.cgroup_parent,
+            own=options.zygote_socket is None,
+        )
         stack.callback(zygote.close)
         loop = asyncio.get_running_loop()
 
@@ -340,6 +344,9 @@ class Engine:
         live = self._host.resolve(ref)
         if live.shim is None:
             raise Conflict(f"container {live.container.id} is not running")
+        if not live.container.tty:
+            # Docker's shim takes it, too: clients send a size before they look for a terminal.
+            return
         try:
             await live.shim.resize(height, width)
         except (RuntimeFault, ShimGone) as fault:

@@ -173,6 +173,8 @@ async def resize(live: Live, one: Exec, height: int, width: int) -> None:
     """Raises Conflict when it does not run."""
     if live.shim is None or not one.running:
         raise Conflict(f"exec {one.id[:12]} is not running: its terminal cannot be resized")
+    if not one.request.get("Tty"):
+        return
     try:
         await live.shim.resize(height, width, exec_id=one.id)
     except (RuntimeFault, ShimGone) as fault:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from covey.clock import Clock
-from worker.containers import record
+from worker.containers import log_options, record
 from worker.containers.events import EventBus
 from worker.containers.options import EngineOptions
 from worker.containers.pool import Pool
@@ -75,7 +75,6 @@ class Live:
     supervisor: asyncio.Task[None] | None = None
     health: asyncio.Task[None] | None = None
     restart: asyncio.Task[None] | None = None
-    restart_delay: float = 0.0
     removing: bool = False
     kept: bool = False
 
@@ -186,7 +185,8 @@ class Host:
         self.save(container)
 
     def log_path(self, container: Container) -> Path:
-        return self.registry.directory(container.id) / f"{container.id}-json.log"
+        """Where its driver keeps the log; of no meaning for a driver that keeps none."""
+        return self.registry.directory(container.id) / log_options.file_name(container)
 
     def users_of_images(self) -> dict[str, list[str]]:
         """Image id → names of its containers."""

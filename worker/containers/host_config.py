@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from covey.errors import InvalidArgument
-from worker.containers import defaults, limits
+from worker.containers import defaults, limits, log_options
 
 MEMORY_MINIMUM = 6 * 1024 * 1024
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
-LOG_DRIVERS = ("json-file", "none", "local")
 RLIMIT_NAMES = frozenset(
     (
         *("as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss"),
@@ -145,44 +144,7 @@ def _restart(host: dict[str, Any]) -> None:
 
 
 def _logging(host: dict[str, Any]) -> None:
-    config = dict(host["LogConfig"] or {})
-    driver = config.get("Type") or "json-file"
-    if driver not in LOG_DRIVERS:
-        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered; use json-file or none")
-    options = config.get("Config") or {}
-    for key in options:
-        if key not in ("max-size", "max-file", "labels", "labels-regex", "env", "env-regex", "tag", "compress", "mode",
-                       "max-buffer-size"):  # fmt: skip
-            raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
-    log_rotation(options)
-    host["LogConfig"] = {"Type": driver, "Config": options}
-
-
-def byte_size(text: str) -> int:
-    """``10m`` → 10485760. ValueError for what is no size."""
-    units = {"": 1, "b": 1, "k": 1024, "kb": 1024, "m": 1024**2, "mb": 1024**2, "g": 1024**3, "gb": 1024**3}
-    bare = text.strip().lower()
-    digits = bare.rstrip("bkmg")
-    return int(float(digits) * units[bare[len(digits) :]])
-
-
-def log_rotation(options: Mapping[str, str]) -> tuple[int | None, int]:
-    """(largest file in bytes or None, number of files) of a json-file log. Raises InvalidArgument."""
-    size: int | None = None
-    try:
-        if options.get("max-size") and options["max-size"] != "-1":
-            size = byte_size(options["max-size"])
-            if size <= 0:
-                raise ValueError(size)
-        count = int(options.get("max-file") or 1)
-    except (ValueError, KeyError):
-        raise InvalidArgument(
-            f"invalid log options max-size={options.get('max-size')!r} max-file={options.get('max-file')!r}: "
-            "give a size such as 10m and a whole number"
-        ) from None
-    if count < 1:
-        raise InvalidArgument("max-file cannot be less than 1")
-    return size, count
+    host["LogConfig"] = log_options.check(host["LogConfig"])
 
 
 def _security(host: dict[str, Any]) -> None:

@@ -1,19 +1,21 @@
-"""One line of a json-file log: parse it, decide whether a reader wants it, print it. Pure.
+"""One entry of a log: decide whether a reader wants it, print it; and the json-file form of it. Pure.
 
 The form is Docker's: ``{"log":"text\\n","stream":"stdout","time":"RFC 3339"}``.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+from urllib.parse import quote_plus
 
 import msgspec
 
 from covey.clock import parse_rfc3339
 from covey.engine_api import framing
 
-_STREAMS = {"stdout": framing.STDOUT, "stderr": framing.STDERR}
+STREAMS = {"stdout": framing.STDOUT, "stderr": framing.STDERR}
 
 
 class _Line(msgspec.Struct):
@@ -24,6 +26,7 @@ class _Line(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(_Line)
+_BLOCK = 64 * 1024
 
 
 class Entry(NamedTuple):
@@ -63,7 +66,30 @@ def parse(line: bytes) -> Entry | None:
         at = parse_rfc3339(raw.time)
     except (msgspec.DecodeError, ValueError):
         return None
-    return Entry(_STREAMS.get(raw.stream, framing.STDOUT), raw.log.encode("utf-8", "surrogatepass"), raw.time, at, raw.attrs)
+    return Entry(STREAMS.get(raw.stream, framing.STDOUT), raw.log.encode("utf-8", "surrogatepass"), raw.time, at, raw.attrs)
+
+
+def split(data: bytes) -> tuple[list[Entry], bytes]:
+    """(the entries of the whole lines of ``data``, what is left of it)."""
+    *lines, rest = data.split(b"\n")
+    return [entry for line in lines if (entry := parse(line)) is not None], rest
+
+
+def tail_offset(file: BinaryIO, lines: int) -> tuple[int, int]:
+    """(offset of the last ``lines`` whole lines, how many lines that is); a line without its end is not counted."""
+    end = file.seek(0, os.SEEK_END)
+    found, at = 0, end
+    while at > 0:
+        start = max(0, at - _BLOCK)
+        file.seek(start)
+        block = file.read(at - start)
+        position = len(block)
+        while (position := block.rfind(b"\n", 0, position)) >= 0:
+            found += 1
+            if found == lines + 1:
+                return start + position + 1, lines
+        at = start
+    return 0, found
 
 
 def fixed_stamp(stamp: str) -> str:
@@ -80,7 +106,8 @@ def render(entry: Entry, query: Query, tty: bool) -> bytes:
     """The line as a client gets it: framed, or bare for a container with a terminal."""
     text = entry.text
     if query.details:
-        text = ",".join(f"{key}={value}" for key, value in sorted(entry.attrs.items())).encode() + b" " + text
+        pairs = sorted(entry.attrs.items())
+        text = ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in pairs).encode() + b" " + text
     if query.timestamps:
         text = fixed_stamp(entry.stamp).encode() + b" " + text
     return text if tty else framing.encode(entry.stream, text)

@@ -70,6 +70,7 @@ class Mount(msgspec.Struct, kw_only=True):
 class Container(msgspec.Struct, kw_only=True):
     """A container. ``path`` and ``args`` are the process; ``owner`` is the task it belongs to, or "".
 
+    ``restart_delay``: seconds between the last exit and the restart that its policy asked for.
     ``networks``: name → EndpointSettings as asked for, with an extra "Service"; ``port_group``: see network PortBinding.
     """
 
@@ -85,6 +86,7 @@ class Container(msgspec.Struct, kw_only=True):
     mounts: list[Mount] = msgspec.field(default_factory=list)
     state: State = msgspec.field(default_factory=State)
     restart_count: int = 0
+    restart_delay: float = 0.0
     manually_stopped: bool = False
     owner: str = ""
     port_group: str = ""

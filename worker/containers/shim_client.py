@@ -29,6 +29,7 @@ _FRAME = struct.Struct(">BxxxI")
 _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
 _GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
 _IDLE_LIMIT = 2
+_FORK_PATIENCE = 15.0
 
 
 class ShimGone(Exception):
@@ -143,6 +144,8 @@ class Shim:
     def __init__(self, directory: Path, client: _Client, hello: dict[str, Any]) -> None:
         self.directory = directory
         self.hello = hello
+        self.warnings: list[str] = []
+        """What the last ``create`` or ``delete`` has left out or met, without failing."""
         self._client = client
 
     @classmethod
@@ -186,6 +189,7 @@ class Shim:
         if start:
             request["start"] = True
         answer = await self._client.request(request)
+        self.warnings = answer.get("warnings") or []
         return answer["init_pid"], answer["init_start_time"]
 
     async def start(self) -> None:
@@ -263,7 +267,8 @@ class Shim:
 
     async def delete(self) -> None:
         """After the exit: remove its cgroups; the shim ends."""
-        await self._client.request({"op": "delete"})
+        answer = await self._client.request({"op": "delete"})
+        self.warnings = answer.get("warnings") or []
         self.close()
 
     def moved(self, directory: Path) -> None:
@@ -322,9 +327,12 @@ class Zygote:
         return cls(client, hello["pid"])
 
     @classmethod
-    async def spawn(cls, socket_path: Path, log_path: Path, *, patience: float = 10.0) -> Zygote:
-        """Start one in a session of its own, standard library only; its words go to ``log_path``."""
-        pid = _spawn(socket_path, log_path)
+    async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
+        """Start one in a session of its own, standard library only; its words go to ``log_path``.
+
+        It and its shims are in a cgroup below ``cgroup_parent``.
+        """
+        pid = _spawn(socket_path, log_path, cgroup_parent)
         deadline = asyncio.get_running_loop().time() + patience
         while True:
             try:
@@ -338,7 +346,11 @@ class Zygote:
     async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey") -> tuple[int, int]:
         """(pid, start time) of a new shim that listens in ``directory``."""
         request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
-        answer = await self._client.request(request)
+        try:
+            async with asyncio.timeout(_FORK_PATIENCE):
+                answer = await self._client.request(request)
+        except TimeoutError:
+            raise ShimGone(f"the shim of {directory} died before it answered") from None
         return answer["pid"], answer["start_time"]
 
     async def ping(self) -> None:
@@ -367,12 +379,12 @@ def _last_words(log_path: Path) -> str:
     return log_path.read_text(errors="replace")[-2000:]
 
 
-def _spawn(socket_path: Path, log_path: Path) -> int:
+def _spawn(socket_path: Path, log_path: Path, cgroup_parent: str) -> int:
     """posix_spawn rather than asyncio's subprocess, whose transport would kill the zygote with its event loop."""
     with contextlib.suppress(FileNotFoundError):
         socket_path.unlink()
     root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path)]
+    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path), cgroup_parent]
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     interpreter = _sealed(sys.executable)
     try:

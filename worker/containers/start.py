@@ -18,8 +18,8 @@ from covey.errors import Conflict, CoveyError, Internal, InvalidArgument, NotMod
 from worker.containers import (
     bundle,
     health,
-    host_config,
     limits,
+    log_options,
     network_requests,
     policy,
     record,
@@ -58,12 +58,17 @@ async def start(host: Host, live: Live) -> None:
             raise Conflict("cannot start a paused container, try unpause instead")
         if status == record.RUNNING:
             raise NotModified(f"container {container.name} runs already")
+        again = live.restart is not None and live.restart is asyncio.current_task()
+        if status == record.RESTARTING and not again:
+            raise NotModified(f"container {container.name} is about to be started again by its policy")
         if live.removing or status in (record.REMOVING, record.DEAD):
             raise Conflict("container is marked for removal and cannot be started")
         # A container may be older than the daemon's options.
         mounts = policy.asked(container.mounts, container.owner, f"{host.options.exec_root}/tasks")
         host.options.policy.check(container.host_config, mounts)
         cancel_restart(live)
+        if not again:
+            container.restart_count, container.restart_delay = 0, 0.0
         container.manually_stopped = False
         try:
             await _start(host, live)
@@ -189,7 +194,7 @@ async def _take_over(
 def _settings(host: Host, container: Container) -> dict[str, Any]:
     """What the shim is told beside the bundle."""
     return {
-        "log": log_options(host, container),
+        "log": _log_settings(host, container),
         "stdin": bool(container.config.get("OpenStdin")),
         "init": bool(container.host_config.get("Init")),
     }
@@ -385,12 +390,12 @@ async def _make_shim(host: Host, container: Container, directory: Path, undo: As
     return await Shim.connect(directory)
 
 
-def log_options(host: Host, container: Container) -> dict[str, Any]:
-    """The shim's log settings."""
-    config = container.host_config.get("LogConfig") or {}
-    size, count = host_config.log_rotation(config.get("Config") or {})
-    driver = "none" if config.get("Type") == "none" else "json-file"
-    return {"path": str(host.log_path(container)), "driver": driver, "max_size": size, "max_file": count}
+def _log_settings(host: Host, container: Container) -> dict[str, Any]:
+    """The shim's log settings, with the directory the file goes to."""
+    path = host.log_path(container)
+    if log_options.driver_of(container) == "local":
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    return log_options.for_shim(container, str(path), host.options.name)
 
 
 async def _serve_pending(live: Live, shim: Shim) -> None:

@@ -93,6 +93,9 @@ def sample(
     if pids.get("limit"):
         out["pids_stats"]["limit"] = pids["limit"]
     out["blkio_stats"] = _blkio(raw.get("blkio") or [])
+    if raw.get("log"):
+        # Ours: what a full ring (mode non-blocking) or a full disk has cost.
+        out["log_stats"] = dict(raw["log"])
     if networks:
         out["networks"] = {name: dict(counters) for name, counters in networks.items()}
     return out

@@ -6,6 +6,7 @@ Nothing here waits while it holds a container's lock: the exit is recorded by wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 from covey.errors import Conflict, Internal, NotModified
@@ -110,6 +111,10 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
         host.save(container)
     if await send(live, number):
         host.publish(container, "kill", {"signal": str(number)})
+    if container.state.status == record.PAUSED and number == stop_signal(container):
+        # A frozen process would not even notice it.
+        with contextlib.suppress(Conflict):
+            await unpause(host, live)
     if number == signal.SIGKILL and not await wait_exited(live, KILL_PATIENCE):
         raise Internal(f"container {container.short} did not end within {KILL_PATIENCE:.0f} s of SIGKILL")
 

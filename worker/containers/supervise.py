@@ -6,7 +6,6 @@ without a record means 137.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +140,7 @@ def _decide_restart(host: Host, live: Live, ended: Exit) -> None:
     again = not live.removing and restart_policy.wanted(policy, ended.code, container.restart_count, container.manually_stopped)
     if again:
         ran_for = container.state.finished_at - container.state.started_at
-        live.restart_delay = restart_policy.delay(live.restart_delay, ran_for)
+        container.restart_delay = restart_policy.delay(container.restart_delay, ran_for)
         host.set_status(container, record.RESTARTING)
         live.restart = host.spawn(restart(host, live), f"container {container.short}: restart")
     live.exited.set()
@@ -149,11 +148,12 @@ def _decide_restart(host: Host, live: Live, ended: Exit) -> None:
 
 
 async def restart(host: Host, live: Live) -> None:
-    """Another start after the delay, unless somebody stopped it meanwhile."""
-    await asyncio.sleep(live.restart_delay)
+    """Another start when the delay since its exit is over, unless somebody stopped it meanwhile."""
+    container = live.container
+    await host.clock.sleep(max(0.0, container.state.finished_at + container.restart_delay - host.clock.now()))
     if live.container.state.status != record.RESTARTING:
         return
-    live.container.restart_count += 1
+    container.restart_count += 1
     try:
         await host.start_again(live)
     except Exception as error:

@@ -36,7 +36,8 @@ _Piece = bytes | tarfile.TarInfo
 def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False, owners: Owners | None = None) -> Iterator[bytes]:
     """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown``.
 
-    ``one_device``: mount points are shown empty (export). Sockets are left out. OSError when something cannot be read.
+    An empty ``shown`` leaves the root entry out. ``one_device``: mount points are shown empty (export). Sockets are left
+    out. OSError when something cannot be read.
     """
     links: dict[tuple[int, int], str] = {}
     device = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_dev if one_device else None
@@ -92,9 +93,10 @@ def _directory(
     device: int | None,
     status: os.stat_result,
 ) -> Iterator[_Piece]:
-    if not info.name.endswith("/"):
+    if info.name and not info.name.endswith("/"):
         info.name += "/"
-    yield info
+    if info.name:
+        yield info
     if device is not None and status.st_dev != device:
         return
     fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from covey.clock import rfc3339
-from worker.containers import record
+from worker.containers import log_options, record
 from worker.containers.record import Container, Health, Mount
 
 
@@ -183,7 +183,6 @@ def network_settings(container: Container, live: Live) -> dict[str, Any]:
 def inspect(container: Container, live: Live) -> dict[str, Any]:
     """ContainerInspectResponse."""
     directory = live.directory
-    driver = str((container.host_config.get("LogConfig") or {}).get("Type") or "")
     out: dict[str, Any] = {
         "Id": container.id,
         "Created": rfc3339(container.created),
@@ -194,7 +193,7 @@ def inspect(container: Container, live: Live) -> dict[str, Any]:
         "ResolvConfPath": f"{directory}/resolv.conf",
         "HostnamePath": f"{directory}/hostname",
         "HostsPath": f"{directory}/hosts",
-        "LogPath": f"{directory}/{container.id}-json.log" if driver != "none" else "",
+        "LogPath": f"{directory}/{container.id}-json.log" if log_options.driver_of(container) == "json-file" else "",
         "Name": f"/{container.name}",
         "RestartCount": container.restart_count,
         "Driver": "overlay2",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import Conflict, Internal, InvalidArgument, NotImplementedYet
-from worker.containers import log_lines, logs, record, stats, top
+from worker.containers import log_lines, log_options, logs, record, stats, top
 from worker.containers.host import Host, Live
 from worker.containers.log_lines import Query
 from worker.containers.shim_client import ShimGone
@@ -41,8 +41,9 @@ def check_logs(host: Host, live: Live, query: Query) -> None:
     """Raises InvalidArgument, NotImplementedYet for logs that cannot be read."""
     if not (query.stdout or query.stderr):
         raise InvalidArgument("Bad parameters: you must choose at least one stream")
-    driver = (live.container.host_config.get("LogConfig") or {}).get("Type")
-    if driver == "none":
+    if live.removing or live.container.state.status in (record.REMOVING, record.DEAD):
+        raise Conflict("can not get logs from container which is dead or marked for removal")
+    if log_options.driver_of(live.container) not in logs.FORMS:
         raise NotImplementedYet("configured logging driver does not support reading")
 
 
@@ -54,7 +55,8 @@ async def log_chunks(host: Host, live: Live, query: Query) -> AsyncIterator[byte
         # A container that waits for its restart goes on writing to the same log.
         return live.exited.is_set() and container.state.status != record.RESTARTING
 
-    async for entry in logs.read(host.log_path(container), query, ended):
+    form = logs.FORMS[log_options.driver_of(container)]
+    async for entry in logs.read(host.log_path(container), query, ended, form):
         yield log_lines.render(entry, query, container.tty)
 
 
@@ -106,6 +108,8 @@ async def stats_pair(host: Host, live: Live) -> dict[str, Any]:
 
 async def processes(live: Live, arguments: str) -> dict[str, Any]:
     """ContainerTopResponse. Raises Conflict when it does not run."""
+    if live.container.state.status == record.RESTARTING:
+        raise Conflict(f"container {live.container.id} is restarting, wait until the container is running")
     if live.shim is None:
         raise Conflict(f"container {live.container.id} is not running")
     try:

@@ -23,8 +23,9 @@ POLL = 0.05
 class ZygoteLink:
     """``own``: whether to start a zygote at ``socket_path`` when none answers."""
 
-    def __init__(self, socket_path: Path, *, own: bool) -> None:
+    def __init__(self, socket_path: Path, cgroup_parent: str, *, own: bool) -> None:
         self._path = socket_path
+        self._cgroup_parent = cgroup_parent
         self._own = own
         self._zygote: Zygote | None = None
         self._lock = asyncio.Lock()
@@ -43,7 +44,7 @@ class ZygoteLink:
             if self._own:
                 log.info("starting a zygote at %s (%s)", self._path, gone)
                 self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-                return await Zygote.spawn(self._path, self._path.with_name("zygote.log"))
+                return await Zygote.spawn(self._path, self._path.with_name("zygote.log"), self._cgroup_parent)
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:

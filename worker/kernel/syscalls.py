@@ -17,7 +17,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
         "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 138,
         "rt_sigaction": 13, "bpf": 321, "fspick": 433, "pidfd_getfd": 438, "sched_setattr": 314, "ioprio_set": 251,
-        "personality": 135, "set_mempolicy": 238,
+        "personality": 135, "set_mempolicy": 238, "rt_sigprocmask": 14,
     },
     "aarch64": {
         "clone": 220, "mount": 40, "umount2": 39, "pivot_root": 41, "sethostname": 161, "setdomainname": 162,
@@ -25,7 +25,7 @@ _NUMBERS: dict[str, dict[str, int]] = {
         "close_range": 436, "openat2": 437, "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429,
         "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442, "fstatfs": 44,
         "rt_sigaction": 134, "bpf": 280, "fspick": 433, "pidfd_getfd": 438, "sched_setattr": 274, "ioprio_set": 30,
-        "personality": 92, "set_mempolicy": 237,
+        "personality": 92, "set_mempolicy": 237, "rt_sigprocmask": 135,
     },
 }  # fmt: skip
 
@@ -319,10 +319,23 @@ def seccomp_set_filter(instructions: bytes, flags: int = 0) -> int:
     return _call("seccomp", SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
 
 
+_SignalAction = ctypes.c_ulong * 4
+_DEFAULT_ACTION, _IGNORED = _SignalAction(0), _SignalAction(1)
+
+
 def default_signal_action(signal: int) -> None:
     """SIG_DFL for any signal, the C library's own two (32, 33) too, which it lets nobody else touch."""
-    action = (ctypes.c_ulong * 4)()
-    _call("rt_sigaction", signal, ctypes.byref(action), None, 8)
+    _call("rt_sigaction", signal, ctypes.byref(_DEFAULT_ACTION), None, 8)
+
+
+def ignore_signal(signal: int) -> None:
+    """SIG_IGN, beside Python's own table of handlers."""
+    _call("rt_sigaction", signal, ctypes.byref(_IGNORED), None, 8)
+
+
+def unblock_signals() -> None:
+    """An empty signal mask."""
+    _call("rt_sigprocmask", 2, ctypes.byref(ctypes.c_ulong(0)), None, 8)
 
 
 def pidfd_send_signal(pidfd: int, signal: int) -> None:

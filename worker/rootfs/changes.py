@@ -15,6 +15,8 @@ from pathlib import Path
 from worker.kernel import safe_paths, trees
 
 MODIFIED, ADDED, DELETED = 0, 1, 2
+#: What the engine puts into every root file system to mount upon; Docker keeps them in a layer of their own.
+PLACES = frozenset(("dev", "dev/console", "dev/pts", "dev/shm", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc", "sys"))
 _OPAQUE = "trusted.overlay.opaque"
 _HERE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -29,8 +31,11 @@ def changes(upper: Path, lowers: Sequence[Path]) -> list[tuple[str, int]]:
             return fd
 
         below = _Below([opened(lower) for lower in lowers])
+        left_out = _made_by_engine(opened(upper), below)
         found: list[tuple[str, int]] = []
         for path, status, opaque in _walk(opened(upper)):
+            if path in left_out:
+                continue
             existed = below.has(path)
             if _is_whiteout(status):
                 if existed:
@@ -41,6 +46,43 @@ def changes(upper: Path, lowers: Sequence[Path]) -> list[tuple[str, int]]:
                 kept = set(opaque)
                 found += [(f"/{path}/{name}", DELETED) for name in below.names(path) if name not in kept]
     return sorted(found)
+
+
+def made_by_engine(upper: Path, lowers: Sequence[Path]) -> set[str]:
+    """Paths in ``upper``, without a leading slash, that are the engine's doing: no change, and nothing to commit.
+
+    Empty places of its mounts that no layer has, and directories that were copied up for them alone.
+    """
+    with contextlib.ExitStack() as stack:
+        fds = [os.open(path, _HERE) for path in (upper, *lowers)]
+        for fd in fds:
+            stack.callback(os.close, fd)
+        return _made_by_engine(fds[0], _Below(fds[1:]))
+
+
+def _made_by_engine(upper_fd: int, below: _Below) -> set[str]:
+    found: set[str] = set()
+    # Longest first: a directory that holds only such places is looked at after them.
+    for path in sorted({*PLACES, *(os.path.dirname(path) for path in PLACES)} - {""}, key=len, reverse=True):
+        try:
+            fd = safe_paths.open_in_root(upper_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, follow=False)
+        except OSError:
+            continue
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISDIR(status.st_mode):
+                nothing = all(f"{path}/{name}" in found for name in os.listdir(fd))
+            else:
+                nothing = stat.S_ISREG(status.st_mode) and status.st_size == 0 and not below.has(path)
+        finally:
+            os.close(fd)
+        if nothing and below.looks(path) in (None, _looks(status)) and (path in PLACES or below.has(path)):
+            found.add(path)
+    return found
+
+
+def _looks(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_mode, status.st_uid, status.st_gid
 
 
 def size(upper: Path) -> int:
@@ -95,6 +137,16 @@ class _Below:
 
     def has(self, path: str) -> bool:
         return bool(self._found(path))
+
+    def looks(self, path: str) -> tuple[int, int, int] | None:
+        """(mode, uid, gid) of what is there; None for nothing."""
+        for lower in self._found(path)[:1]:
+            fd = safe_paths.open_in_root(lower, path, os.O_PATH | os.O_NOFOLLOW, follow=False)
+            try:
+                return _looks(os.fstat(fd))
+            finally:
+                os.close(fd)
+        return None
 
     def names(self, path: str) -> list[str]:
         """Names in directory ``path``."""

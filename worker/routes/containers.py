@@ -10,8 +10,8 @@ from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Empty, Stream, Taken, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
-from covey.errors import InvalidArgument
-from worker.containers import list_filters
+from covey.errors import InvalidArgument, NotFound
+from worker.containers import list_filters, signals
 from worker.containers.engine import Engine
 from worker.containers.log_lines import Query
 from worker.routes import door
@@ -77,6 +77,8 @@ class Containers:
 
     async def logs(self, call: Call) -> Answer:
         query = log_query(call, self._engine.clock.now())
+        if not (query.stdout or query.stderr):
+            raise InvalidArgument("Bad parameters: you must choose at least one stream")
         tty = self._engine.container(call.params["id"]).tty
         chunks = self._engine.logs(call.params["id"], query)
         return Stream(chunks, framing.content_type(call.version, tty))
@@ -110,7 +112,12 @@ class Containers:
         return Empty(204)
 
     async def kill(self, call: Call) -> Answer:
-        await self._engine.kill(call.params["id"], call.text("signal") or None)
+        ref, name = call.params["id"], call.text("signal")
+        signals.parse(name or "KILL")
+        try:
+            await self._engine.kill(ref, name or None)
+        except NotFound as error:
+            raise NotFound(f"cannot kill container: {ref}: {error.message}") from None
         return Empty(204)
 
     async def update(self, call: Call) -> Answer:
@@ -123,6 +130,8 @@ class Containers:
         return {"Warnings": await self._engine.update(call.params["id"], body)}
 
     async def rename(self, call: Call) -> Answer:
+        if not call.text("name"):
+            raise InvalidArgument("Neither old nor new names may be empty")
         await self._engine.rename(call.params["id"], call.text("name"))
         return Empty(204)
 

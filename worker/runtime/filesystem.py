@@ -27,9 +27,12 @@ _SKELETON_ROOT = "root"
 
 
 class Tree(Protocol):
-    """``root_fd``: the root under construction. ``sources``: (path, recursive) → detached copies made beforehand, one a use."""
+    """``root_fd``: the root under construction. ``place_fd``: where it goes, if that is open already, else -1. ``sources``:
+    (path, recursive) → detached copies made beforehand, one a use.
+    """
 
     root_fd: int
+    place_fd: int
     channel: sync.Channel
     sources: dict[tuple[str, bool], list[int]]
 
@@ -52,37 +55,37 @@ def private_parent(tree: Tree, path: str) -> None:
 
 def open_root(tree: Tree, path: str) -> None:
     """Make the rootfs a mount of its own, private so that nothing put into it shows on the host, and open it."""
-    try:
-        copy = mounts.clone(path, recursive=True)
-    except PermissionError:
-        raise RuntimeFault("invalid", f"root.path: {_closed_directory(path)}", "open_root") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise RuntimeFault("invalid", f"root.path: there is no directory {path}", "open_root") from None
+    target = tree.place_fd if tree.place_fd >= 0 else _opened_root(path)
+    copy = _copy_of(tree, path, True)
     mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
-    try:
-        target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except NotADirectoryError:
-        raise RuntimeFault("invalid", f"root.path: {path} is not a directory", "open_root") from None
     mounts.attach(copy, target)
     os.close(target)
     tree.root_fd = copy
 
 
-def receive_root(tree: Tree) -> None:
-    """In a user namespace the parent has opened the rootfs, whose path may be closed to us; it lies over "/" till the pivot.
+def hold_sources(tree: Tree, root: str, binds: list[tuple[str, bool]]) -> None:
+    """In a user namespace, before its mapped root's ids are taken: copies of the root and of the binds' sources.
 
-    Paths that start at "/" go on to mean the machine's: a process's own root is not looked for above itself.
+    Until then the owner of the machine's directories may pass them; what the machine has set on the mounts stays set.
     """
-    _, (copy,) = tree.channel.expect(sync.TREE)
-    mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
-    target = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    tree.place_fd = _opened_root(root)
+    for path, recursive in [(root, True), *binds]:
+        try:
+            copy = _cloned(path, recursive)
+        except PermissionError:
+            raise RuntimeFault("invalid", f"bind source {path}: {_closed_directory(path)}", "hold_sources") from None
+        tree.sources.setdefault((path, recursive), []).insert(0, copy)
+
+
+def _opened_root(path: str) -> int:
     try:
-        mounts.attach(copy, target)
-    except OSError as error:
-        raise RuntimeFault("invalid", f"root.path: {error.strerror}", "receive_root") from None
-    finally:
-        os.close(target)
-    tree.root_fd = copy
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        raise RuntimeFault("invalid", f"root.path: {_closed_directory(path)}", "open_root") from None
+    except FileNotFoundError:
+        raise RuntimeFault("invalid", f"root.path: there is no directory {path}", "open_root") from None
+    except NotADirectoryError:
+        raise RuntimeFault("invalid", f"root.path: {path} is not a directory", "open_root") from None
 
 
 def _closed_directory(path: str) -> str:
@@ -137,10 +140,7 @@ def _finish(
 ) -> None:
     """Set attributes on a detached mount, put it in place, then its propagation (a detached one has no peers)."""
     try:
-        if attributes != (0, 0):
-            mounts.set_attributes(mount_fd, *attributes)
-        if recursive_attributes != (0, 0):
-            mounts.set_attributes(mount_fd, *recursive_attributes, recursive=True)
+        _set_attributes(mount_fd, attributes, recursive_attributes)
         mounts.attach(mount_fd, target)
         for flag in propagation:
             recursive = bool(flag & syscalls.MS_REC)
@@ -150,14 +150,28 @@ def _finish(
         os.close(target)
 
 
+def _set_attributes(mount_fd: int, attributes: Attributes, recursive_attributes: Attributes) -> None:
+    try:
+        if attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *attributes)
+        if recursive_attributes != (0, 0):
+            mounts.set_attributes(mount_fd, *recursive_attributes, recursive=True)
+    except PermissionError as error:
+        # The kernel keeps what the host has set on a mount that came into a user namespace (mount_namespaces(7)).
+        words = "an option would undo what the host has set on it, which a user namespace may not"
+        raise RuntimeFault("kernel", f"{words} (errno {error.errno})") from None
+
+
 def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how: Any) -> None:
     _attach_bind(tree, _copy_of(tree, source, recursive), destination, how)
 
 
 def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
     made = tree.sources.get((source, recursive))
-    if made:
-        return made.pop()
+    return made.pop() if made else _cloned(source, recursive)
+
+
+def _cloned(source: str, recursive: bool) -> int:
     try:
         return mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
@@ -191,10 +205,7 @@ def remount(
     try:
         if not _is_mount_point(target):
             raise RuntimeFault("invalid", f"remount: nothing is mounted at {destination}")
-        if attributes != (0, 0):
-            mounts.set_attributes(target, *attributes)
-        if recursive_attributes != (0, 0):
-            mounts.set_attributes(target, *recursive_attributes, recursive=True)
+        _set_attributes(target, attributes, recursive_attributes)
         if options:
             mounts.reconfigure(target, fstype, options)
     finally:
@@ -409,6 +420,7 @@ def root_propagation(tree: Tree, propagation: int) -> None:
 
 FILESYSTEM_STEPS: dict[str, Any] = {
     "device": device,
+    "hold_sources": hold_sources,
     "link": link,
     "make_directory": make_directory,
     "mask_paths": mask_paths,
@@ -422,7 +434,6 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "private_parent": private_parent,
     "readonly_path": readonly_path,
     "readonly_root": readonly_root,
-    "receive_root": receive_root,
     "remount": remount,
     "root_propagation": root_propagation,
     "skeleton": skeleton,

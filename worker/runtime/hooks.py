@@ -8,6 +8,7 @@ beside an event loop. Which state a container is in, and what a failure means fo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -103,7 +104,7 @@ class Background:
     def __init__(
         self, entries: Entries, state: dict[str, Any], directory: str | None = None, *, all_of_them: bool = False
     ) -> None:
-        self.fd, write_end = os.pipe2(os.O_CLOEXEC)
+        self.fd, write_end = (_raised(fd) for fd in os.pipe2(os.O_CLOEXEC))
         try:
             self.pid = syscalls.fork_into(0)
         except BaseException:
@@ -155,7 +156,7 @@ def _background_child(
 def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], directory: str | None) -> None:
     stdin = _memory_file(json.dumps(state).encode())
     stderr = _memory_file(b"")
-    said, saying = os.pipe2(os.O_CLOEXEC)
+    said, saying = (_raised(fd) for fd in os.pipe2(os.O_CLOEXEC))
     try:
         pid = syscalls.fork_into(0)
         if pid == 0:
@@ -200,8 +201,8 @@ def _hook_child(hook: dict[str, Any], stdin: int, stderr: int, saying: int, dire
         os.setsid()
         signal.set_wakeup_fd(-1)
         _reset_signals()
-        os.dup2(saying, 3, inheritable=False) if saying != 3 else None
-        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(saying, 3, inheritable=False)
+        null = _raised(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
         for source, target in ((stdin, 0), (null, 1), (stderr, 2)):
             os.dup2(source, target)
         syscalls.close_range(4)
@@ -224,11 +225,18 @@ def _reset_signals(numbers: Iterable[int] = range(1, signal.NSIG)) -> None:
 
 
 def _memory_file(data: bytes) -> int:
-    """A file without a name, above the standard descriptors and the one for words."""
-    fd = os.memfd_create("covey-hook", os.MFD_CLOEXEC)
+    """A file without a name."""
+    fd = _raised(os.memfd_create("covey-hook", os.MFD_CLOEXEC))
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def _raised(fd: int) -> int:
+    """The same open file above the descriptors that a hook's own take the place of."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16)
+    os.close(fd)
+    return high
 
 
 def _text(fd: int) -> str:

@@ -19,17 +19,14 @@ def make_tree(tree: MappedTree) -> int:
     """A detached, mapped copy of the mount at ``tree.source``: its descriptor."""
     try:
         copy = mounts.clone(tree.source, recursive=tree.recursive)
-    except (FileNotFoundError, NotADirectoryError):
-        if tree.field == "root":
-            raise RuntimeFault("invalid", f"root.path: there is no directory {tree.source}", "open_root") from None
+    except FileNotFoundError:
         raise RuntimeFault("invalid", f"{tree.field}.source: {tree.source} does not exist", "mount") from None
     try:
-        if tree.uid_map:
-            namespace = _user_namespace(tree)
-            try:
-                mounts.map_ids(copy, namespace, recursive=tree.recursive_map)
-            finally:
-                os.close(namespace)
+        namespace = _user_namespace(tree)
+        try:
+            mounts.map_ids(copy, namespace, recursive=tree.recursive_map)
+        finally:
+            os.close(namespace)
     except OSError as error:
         os.close(copy)
         words = f"the filesystem of {tree.source} cannot map owners: {error.strerror}"

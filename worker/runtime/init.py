@@ -13,7 +13,6 @@ import os
 import resource
 import select
 import signal
-import socket
 import stat
 import struct
 import sys
@@ -34,7 +33,9 @@ _SYNC_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
-_OURS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_OURS = tuple(
+    int(number) for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+)
 _PTMX = os.makedev(5, 2)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -57,7 +58,7 @@ class Init:
     def __init__(self, channel: sync.Channel, pidfd: int | None) -> None:
         self.channel = channel
         self.pidfd = pidfd
-        self.root_fd = -1
+        self.root_fd = self.place_fd = -1
         self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
@@ -127,7 +128,7 @@ def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
         os.dup2(high[4], _SYNC_FD + 1, inheritable=False)
     syscalls.close_range(_SYNC_FD + (1 if pidfd is None else 2))
     channel.socket.detach()
-    channel = sync.Channel(socket.socket(fileno=_SYNC_FD))
+    channel = sync.adopt(_SYNC_FD)
     _reset_signals()
     return Init(channel, None if pidfd is None else _SYNC_FD + 1)
 
@@ -135,8 +136,8 @@ def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
 def _reset_signals() -> None:
     """Ignored signals survive execve; all others are at their default since ``prepare``."""
     for number in _OURS:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        syscalls.default_signal_action(number)
+    syscalls.unblock_signals()
 
 
 def perform(init: Init, steps: Iterable[Step]) -> None:

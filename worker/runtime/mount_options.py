@@ -25,11 +25,7 @@ Mapping = list[dict[str, int]]
 
 
 class MappedTree:
-    """A bind that the parent makes and hands to init, in the order of use; without maps its owners stay as they are.
-
-    It may map ids, and its way to the source is not that of the mapped root of a user namespace, to whom directories of
-    the host are closed.
-    """
+    """A bind whose owners are mapped: made by the parent, which may map ids, and handed to init in the order of use."""
 
     __slots__ = ("field", "gid_map", "recursive", "recursive_map", "source", "uid_map")
 
@@ -77,17 +73,9 @@ def sort_options(options: list[str]) -> tuple[dict[str, Any], list[str], set[str
 
 
 def step(
-    mount: dict[str, Any],
-    index: int,
-    cgroup_mounts: list[tuple[str, str, tuple[str, ...]]],
-    label: str = "",
-    *,
-    user_namespace: bool = False,
+    mount: dict[str, Any], index: int, cgroup_mounts: list[tuple[str, str, tuple[str, ...]]], label: str = ""
 ) -> tuple[str, dict[str, Any]]:
-    """(name of init's step, its arguments). ``label``: the SELinux context of new filesystems. Raises SpecFault.
-
-    With ``user_namespace`` every bind is one of ``mapped_trees``.
-    """
+    """(name of init's step, its arguments). ``label``: the SELinux context of new filesystems. Raises SpecFault."""
     field = f"mounts[{index}].options"
     kind = mount.get("type") or ""
     how, data, own = sort_options(list(mount.get("options") or []))
@@ -101,7 +89,7 @@ def step(
         data = [option for option in data if option not in _OF_THE_SUPERBLOCK]
         if data:
             raise SpecFault(field, f"{', '.join(data)}: not possible with a bind")
-        if user_namespace or _is_mapped(mount):
+        if is_mapped(mount):
             return "mount_mapped", {"source": mount["source"], **how}
         return "mount_bind", {"source": mount["source"], "recursive": "rbind" in own, **how}
     if "remount" in own:
@@ -120,31 +108,21 @@ def step(
     }
 
 
-def _is_mapped(mount: dict[str, Any]) -> bool:
+def is_mapped(mount: dict[str, Any]) -> bool:
     return is_bind(mount) and bool({"idmap", "ridmap"} & set(mount.get("options") or []) or mount.get("uidMappings"))
 
 
-def has_user_namespace(config: dict[str, Any]) -> bool:
-    return any(entry.get("type") == "user" for entry in (config.get("linux") or {}).get("namespaces") or [])
-
-
 def has_mapped_trees(config: dict[str, Any]) -> bool:
-    return has_user_namespace(config) or any(_is_mapped(mount) for mount in config.get("mounts") or [])
+    return any(is_mapped(mount) for mount in config.get("mounts") or [])
 
 
 def mapped_trees(config: dict[str, Any]) -> list[MappedTree]:
-    """The trees the parent makes, in the bundle's order: binds with mapped owners; in a user namespace the root and all binds.
-
-    Raises SpecFault.
-    """
+    """The trees the parent makes for binds with mapped owners, in the bundle's order. Raises SpecFault."""
     linux = config.get("linux") or {}
-    inside = has_user_namespace(config)
-    result = [MappedTree("root", config["root"]["path"], True, False, "", "")] if inside else []
+    result = []
     for index, mount in enumerate(config.get("mounts") or []):
         options = mount.get("options") or []
-        if not _is_mapped(mount):
-            if inside and is_bind(mount):
-                result.append(MappedTree(f"mounts[{index}]", mount["source"], "rbind" in options, False, "", ""))
+        if not is_mapped(mount):
             continue
         uids, gids = mount.get("uidMappings"), mount.get("gidMappings")
         if not uids and not gids:

@@ -138,15 +138,17 @@ def launch(
         if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
-    except (ProcessLookupError, BrokenPipeError):
+    except (ProcessLookupError, ConnectionError):
         # It has ended already; what it said before is in the channel.
         pass
     except RuntimeFault as fault:
         launched.phase, launched.fault = "failed", fault
         launched.signal(signal.SIGKILL)
     except OSError as error:
-        launched.phase = "failed"
-        launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
+        # Where it has ended by itself, its own words say why.
+        if not (launched.on_readable() and launched.fault):
+            launched.phase = "failed"
+            launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
         launched.signal(signal.SIGKILL)
     return launched
 

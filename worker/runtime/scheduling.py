@@ -7,6 +7,7 @@ personality}.h.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -131,7 +132,13 @@ def _call(field: str, call: Any, *arguments: int) -> None:
 
 
 def scheduler(init: Any, policy: int, flags: int, nice: int, priority: int, runtime: int, deadline: int, period: int) -> None:
-    _call("process.scheduler", syscalls.sched_setattr, policy, flags, nice, priority, runtime, deadline, period)
+    try:
+        syscalls.sched_setattr(policy, flags, nice, priority, runtime, deadline, period)
+    except OSError as error:
+        hint = ""
+        if error.errno == errno.EPERM and policy in (POLICIES["SCHED_FIFO"], POLICIES["SCHED_RR"]):
+            hint = ": on cgroup v1 a real-time policy needs linux.resources.cpu.realtimeRuntime"
+        raise RuntimeFault("kernel", f"process.scheduler: {error.strerror}{hint}") from None
 
 
 def io_priority(init: Any, value: int) -> None:

@@ -8,17 +8,17 @@ names answers ENOSYS, as runc has it: a program then takes its older way, which 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.runtime.errors import SpecFault
 from worker.runtime.seccomp_bpf import Comparison, Intervals, Outcome, Rule, assemble
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _FORMAT = 2
 _DOCKER_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -80,7 +80,7 @@ _INTEGERS = {"personality": (0,), "socket": (0, 1, 2), "socketpair": (0, 1, 2)}
 @cache
 def numbers() -> dict[str, dict[str, int]]:
     """Architecture → name → number."""
-    with open(Path(__file__).with_name("syscall_numbers.json"), encoding="utf-8") as file:
+    with open(os.path.join(os.path.dirname(__file__), "syscall_numbers.json"), encoding="utf-8") as file:
         tables: dict[str, dict[str, int]] = {name: table for name, table in json.load(file).items() if name != "origin"}
     return tables
 
@@ -117,6 +117,10 @@ def compile(profile: dict[str, Any], capabilities: Iterable[str], arch: str) -> 
 
 def compiled_file(cache: Path, profile: dict[str, Any], capabilities: Iterable[str], arch: str) -> Path:
     """The file with the compiled filter in directory ``cache``, made on first use; name it in covey.seccomp.path."""
+    # For a daemon. A process that compiles for itself alone is on a container's way, and need not load these.
+    import hashlib
+    import tempfile
+
     held = sorted(set(capabilities))
     key = json.dumps([_FORMAT, profile, held, arch, os.uname().release], sort_keys=True)
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.bpf"

@@ -7,12 +7,11 @@ below ``linux`` is worker.runtime.spec_linux's.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import Any
 
-from worker.runtime import hooks, mount_options, scheduling, spec_linux
+from worker.runtime import compact_json, hooks, mount_options, scheduling, spec_linux
 from worker.runtime.errors import SpecFault
 
 Config = dict[str, Any]
@@ -81,8 +80,8 @@ def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey") -> Config:
     """
     path = os.path.join(bundle, "config.json")
     try:
-        with open(path, "rb") as file:
-            config = json.load(file)
+        with open(path, "rb", buffering=0) as file:
+            config = compact_json.loads(file.readall())
     except FileNotFoundError:
         raise SpecFault("config.json", f"there is none in bundle {bundle}") from None
     except ValueError as error:

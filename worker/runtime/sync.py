@@ -10,12 +10,14 @@ namespaces nor containers.
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
+from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
 READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
@@ -23,13 +25,21 @@ MAPPED, PLACED, CLAIM, START = "mapped", "placed", "claim", "start"
 HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
 _MOST_FDS = 8
+_ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
+# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
+_AF_UNIX, _SOCK_SEQPACKET, _SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
+_SCM_RIGHTS, _MSG_NOSIGNAL, _MSG_CMSG_CLOEXEC = (
+    int(socket.SCM_RIGHTS),
+    int(socket.MSG_NOSIGNAL),
+    int(socket.MSG_CMSG_CLOEXEC),
+)
 _WORDS = 2048
 
 
 class Channel:
     """One end of the handshake; the socket keeps message boundaries. ``body``: the last message that was received."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self.socket = sock
         self.body: dict[str, Any] = {}
 
@@ -50,12 +60,10 @@ class Channel:
         if fault is not None:
             # A message has to fit whole: a name of 100 KiB that is not found may not break the handshake.
             message["error"] = {name: value[:_WORDS] for name, value in fault.as_dict().items()}
-        data = json.dumps(message).encode()
+        data = compact_json.dumps(message)
         passed = [*fds] if fd is None else [fd, *fds]
-        if passed:
-            socket.send_fds(self.socket, [data], passed, socket.MSG_NOSIGNAL)
-        else:
-            self.socket.send(data, socket.MSG_NOSIGNAL)
+        rights = [(_SOL_SOCKET, _SCM_RIGHTS, struct.pack(f"{len(passed)}i", *passed))] if passed else []
+        self.socket.sendmsg([data], rights, _MSG_NOSIGNAL)
 
     def receive(self) -> tuple[str, RuntimeFault | None, int | None]:
         """(kind, fault, descriptor); kind is "" at end of file."""
@@ -67,13 +75,17 @@ class Channel:
 
     def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             # The other end closed with a message of ours unread; that is told first, its last words come after.
-            data, fds, _, _ = socket.recv_fds(self.socket, _LIMIT, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+            data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
+        fds: list[int] = []
+        for level, kind, packed in rights:
+            if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
+                fds += struct.unpack(f"{len(packed) // 4}i", packed[: len(packed) & ~3])
         if not data:
             return None, fds
-        self.body = json.loads(data)
+        self.body = compact_json.loads(data)
         return self.body, fds
 
     def expect(self, kind: str) -> tuple[dict[str, Any], list[int]]:
@@ -89,5 +101,10 @@ class Channel:
 
 def pair() -> tuple[Channel, Channel]:
     """(parent's end, child's end)."""
-    parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent, child = _socket.socketpair(_AF_UNIX, _SOCK_SEQPACKET)
     return Channel(parent), Channel(child)
+
+
+def adopt(fd: int) -> Channel:
+    """The channel whose socket is ``fd``."""
+    return Channel(_socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, fd))

@@ -7,9 +7,9 @@ caller's function, so that the runtime need not know it.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
-import json
 import os
 import select
 import signal
@@ -19,11 +19,17 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import process
+from worker.runtime import compact_json
 
 VERSION = 1
+_FOR_A_SHIM = b'"fork_shim"'
+"""What tells a request for a shim from the others before it is parsed, which the shim does."""
 _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
 _PEER = struct.Struct("iII")
+# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
+_AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 
 Child = Callable[[dict[str, Any], socket.socket], None]
 
@@ -34,8 +40,10 @@ def listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         name = os.path.basename(path)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
         old = os.umask(0o177)
         try:
             listener.bind(f"/proc/self/fd/{directory}/{name}")
@@ -51,19 +59,27 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def peer_allowed(connection: socket.socket) -> bool:
-    """Only root and our own user may speak to us."""
-    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+def peer_allowed(fd: int) -> bool:
+    """Only root and our own user may speak to us over the connected socket ``fd``."""
+    connection = _socket.socket(_AF_UNIX, _SOCK_STREAM, 0, fd)
+    try:
+        _, uid, _ = _PEER.unpack(connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _PEER.size))
+    finally:
+        connection.detach()
     return uid in (0, os.geteuid())
 
 
 def frame(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
+    data = compact_json.dumps(body)
     return _LENGTH.pack(len(data)) + data
 
 
 class Zygote:
-    """Serves until told to stop, then returns; in a forked shim it returns after ``child`` has."""
+    """Serves until told to stop, then returns; in a forked shim it returns after ``child`` has.
+
+    What it does between two forks is as little as can be: each page it writes is a copy that the shim before it is left
+    alone with. So a request for a shim is read, carried out and answered by the shim itself.
+    """
 
     def __init__(self, path: str, child: Child) -> None:
         self._path = path
@@ -71,84 +87,92 @@ class Zygote:
         self._listener = listen(path)
         self._identity = os.stat(path).st_ino
         self._poll = select.poll()
-        self._connections: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._buffers: dict[int, bytearray] = {}
         self._stopped = False
-        self._fork: tuple[dict[str, Any], socket.socket] | None = None
 
     def serve(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._poll.register(self._listener, select.POLLIN)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # A shim inherits it, and so does nothing: what is stopped in there is a copy of us.
+            signal.signal(number, self._stop)
+        accepting = self._listener.fileno()
+        self._poll.register(accepting, select.POLLIN)
         self._poll.register(wake_read, select.POLLIN)
         gc.collect()
         gc.freeze()
         while not self._stopped:
             for fd, _ in self._poll.poll():
                 if fd == wake_read:
-                    os.read(wake_read, 4096)
-                    _reap()
-                elif fd == self._listener.fileno():
+                    _reap(wake_read)
+                elif fd == accepting:
                     self._accept()
                 else:
-                    self._receive(fd)
-                if self._fork is not None:
-                    signal.set_wakeup_fd(-1)
-                    os.close(wake_read)
-                    os.close(wake_write)
-                    self._become_child()
-                    return
+                    wanted = self._receive(fd)
+                    if wanted is not None and os.fork() == 0:
+                        signal.set_wakeup_fd(-1)
+                        os.close(wake_read)
+                        os.close(wake_write)
+                        self._become_shim(fd, wanted)
+                        return
         with contextlib.suppress(FileNotFoundError):
             # A successor may have put its own socket there.
             if os.stat(self._path).st_ino == self._identity:
                 os.unlink(self._path)
 
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
-            if not peer_allowed(connection):
-                connection.close()
-                return
-            self._connections[connection.fileno()] = (connection, bytearray())
-            self._poll.register(connection, select.POLLIN)
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
+        if peer_allowed(fd):
+            self._buffers[fd] = bytearray()
+            self._poll.register(fd, select.POLLIN)
+        else:
+            os.close(fd)
 
     def _drop(self, fd: int) -> None:
         self._poll.unregister(fd)
-        self._connections.pop(fd)[0].close()
+        del self._buffers[fd]
+        os.close(fd)
 
-    def _receive(self, fd: int) -> None:
-        connection, buffer = self._connections[fd]
+    def _receive(self, fd: int) -> bytes | None:
+        """The body of a request for a shim, if one has come; what else has come is answered."""
         try:
-            data = connection.recv(65536)
+            data = os.read(fd, 65536)
         except ConnectionError:
             data = b""
         if not data:
             self._drop(fd)
-            return
+            return None
+        buffer = self._buffers[fd]
         buffer += data
-        while len(buffer) >= 4 and self._fork is None and not self._stopped:
+        while len(buffer) >= 4 and not self._stopped:
             (length,) = _LENGTH.unpack_from(buffer)
             if length > _LIMIT:
                 self._drop(fd)
-                return
+                return None
             if len(buffer) < 4 + length:
-                return
+                return None
             body = bytes(buffer[4 : 4 + length])
             del buffer[: 4 + length]
-            self._answer(connection, body)
+            if _FOR_A_SHIM in body:
+                return body
+            self._answer(fd, body)
+        return None
 
-    def _answer(self, connection: socket.socket, body: bytes) -> None:
+    def _answer(self, fd: int, body: bytes) -> None:
         try:
-            request = json.loads(body)
-            reply = self._perform(request)
-            if reply is None:
-                return
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reply = {"error": {"code": "invalid", "message": f"{type(error).__name__}: {error}", "step": "zygote"}}
-        with contextlib.suppress(OSError):
-            connection.sendall(frame(reply))
+            reply = self._perform(compact_json.loads(body))
+        except (ValueError, KeyError, TypeError) as error:
+            reply = _fault(error)
+        _say(fd, reply)
 
-    def _perform(self, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "hello":
             return {"version": VERSION, "pid": os.getpid()}
@@ -157,32 +181,45 @@ class Zygote:
         if op == "stop":
             self._stopped = True
             return {}
-        if op == "fork_shim":
-            return self._fork_shim(request)
         return {"error": {"code": "invalid", "message": f"unknown op {op!r}", "step": "zygote"}}
 
-    def _fork_shim(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """None in the child. The socket is made before the fork: whoever gets the answer can connect."""
-        listener = listen(os.path.join(request["dir"], "shim.sock"))
-        pid = os.fork()
-        if pid == 0:
-            self._fork = (request, listener)
-            return None
-        listener.close()
-        return {"pid": pid, "start_time": process.start_time(pid)}
-
-    def _become_child(self) -> None:
-        assert self._fork is not None
-        request, listener = self._fork
+    def _become_shim(self, asker: int, body: bytes) -> None:
+        """In the child. The shim's socket is made before the answer: whoever has that can connect."""
         os.setsid()
         self._listener.close()
-        for connection, _ in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        try:
+            request = compact_json.loads(body)
+            if request["op"] != "fork_shim":
+                _say(asker, {"error": {"code": "invalid", "message": f"unknown op {request['op']!r}", "step": "zygote"}})
+                return
+            listener = listen(os.path.join(request["dir"], "shim.sock"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _say(asker, _fault(error))
+            return
+        pid = os.getpid()
+        _say(asker, {"pid": pid, "start_time": process.start_time(pid)})
+        for fd in self._buffers:
+            os.close(fd)
+        self._buffers.clear()
         self._child(request, listener)
 
 
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
+def _say(fd: int, reply: dict[str, Any]) -> None:
+    try:
+        os.write(fd, frame(reply))
+    except OSError:
+        # Whoever asked has gone.
+        pass
+
+
+def _fault(error: Exception) -> dict[str, Any]:
+    return {"error": {"code": "invalid", "message": f"{type(error).__name__}: {error}", "step": "zygote"}}
+
+
+def _reap(wake: int) -> None:
+    try:
+        os.read(wake, 4096)
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except (BlockingIOError, ChildProcessError):
+        pass

@@ -1,4 +1,5 @@
-"""Composes the zygote with the shim it forks: ``python -I -S -m worker.shim <zygote.sock>`` with our path importable.
+"""Composes the zygote with the shim it forks: ``python -I -S -m worker.shim <zygote.sock> [cgroup]``,
+with our path importable; ``cgroup`` is the parent of the containers' own.
 
 The command is made by worker.containers.shim_client; -I -S keep site-packages, and with them everything but the
 standard library, out of every shim.
@@ -6,13 +7,17 @@ standard library, out of every shim.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
-from worker.kernel import syscalls
+from worker.kernel import safe_paths, syscalls
 from worker.runtime import cgroups, init
 from worker.runtime.zygote import Zygote
 from worker.shim import main as shim
+from worker.shim.rehearsal import rehearse
+
+_OOM_SCORE = -998
 
 
 def main() -> None:
@@ -20,12 +25,30 @@ def main() -> None:
     syscalls.close_range(3)
     init.prepare()
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
+    with contextlib.suppress(OSError):
+        # Every shim inherits it; without CAP_SYS_RESOURCE they keep the daemon's score.
+        safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
     found = cgroups.hierarchies()
+    if len(sys.argv) > 2:
+        _enter(sys.argv[2], found)
+    rehearse(found)
     Zygote(sys.argv[1], lambda request, listener: shim.main(request, listener, found)).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     # The interpreter's own clean-up would touch, and so copy, pages that are shared with every other shim.
     os._exit(0)
+
+
+def _enter(parent: str, hierarchies: list[cgroups.Hierarchy]) -> None:
+    """Be, and have every shim be, below the parent of the containers' cgroups.
+
+    Out of the daemon's cgroup, which may be emptied when the daemon is stopped. Who cannot move stays: the end of that
+    cgroup would be the containers'.
+    """
+    with contextlib.suppress(OSError):
+        group = cgroups.Cgroup(f"{parent}/shims", hierarchies)
+        group.create()
+        group.enter()
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ stream frames (stream number, 3 zero bytes, 4-byte big-endian length). What requ
 
 from __future__ import annotations
 
-import json
-import socket
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
 
+from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 from worker.shim.loop import HANGUP, READ, WRITE, Loop
 from worker.shim.streams import STDIN, Streams
@@ -26,9 +26,11 @@ Perform = Callable[["Connection", dict[str, Any]], None]
 
 
 class Connection:
-    def __init__(self, loop: Loop, sock: socket.socket, perform: Perform, closed: Callable[[Connection], None]) -> None:
+    """``fd``: the connected socket, which is ours from now on; -1 once it is closed."""
+
+    def __init__(self, loop: Loop, fd: int, perform: Perform, closed: Callable[[Connection], None]) -> None:
         self._loop = loop
-        self._socket = sock
+        self._fd = fd
         self._perform = perform
         self._closed = closed
         self._inbox = bytearray()
@@ -44,8 +46,8 @@ class Connection:
         self._streams: Streams | None = None
         self._stdin = False
         self._outputs: tuple[int, ...] = ()
-        sock.setblocking(False)
-        loop.add(sock.fileno(), READ, self._on_ready)
+        os.set_blocking(fd, False)
+        loop.add(fd, READ, self._on_ready)
 
     @property
     def pending(self) -> bool:
@@ -103,21 +105,22 @@ class Connection:
             self._take_frames()
 
     def close(self) -> None:
-        if self._socket.fileno() < 0:
+        if self._fd < 0:
             return
-        self._loop.remove(self._socket.fileno())
-        self._socket.close()
+        self._loop.remove(self._fd)
+        os.close(self._fd)
+        self._fd = -1
         self._outbox.clear()
         if self._streams is not None:
             self._streams.detach(self)
         self._closed(self)
 
     def _send(self, data: bytes) -> None:
-        if self._socket.fileno() < 0:
+        if self._fd < 0:
             return
         if not self._outbox:
             try:
-                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+                sent = os.write(self._fd, data)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -131,14 +134,14 @@ class Connection:
 
     def _update(self) -> None:
         mask = (READ if self._reading else 0) | (WRITE if self._outbox else 0)
-        if mask != self._mask and self._socket.fileno() >= 0:
+        if mask != self._mask and self._fd >= 0:
             self._mask = mask
-            self._loop.modify(self._socket.fileno(), mask)
+            self._loop.modify(self._fd, mask)
 
     def _on_ready(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        if events & READ and self._socket.fileno() >= 0:
+        if events & READ and self._fd >= 0:
             self._receive()
         elif events & HANGUP:
             self.close()
@@ -146,7 +149,7 @@ class Connection:
     def _flush(self) -> None:
         try:
             while self._outbox:
-                sent = self._socket.send(memoryview(self._outbox)[:65536], socket.MSG_NOSIGNAL)
+                sent = os.write(self._fd, memoryview(self._outbox)[:65536])
                 del self._outbox[:sent]
         except BlockingIOError:
             pass
@@ -165,7 +168,7 @@ class Connection:
         if not self._reading:
             return
         try:
-            data = self._socket.recv(65536)
+            data = os.read(self._fd, 65536)
         except BlockingIOError:
             return
         except OSError:
@@ -196,7 +199,7 @@ class Connection:
             del self._inbox[: 4 + length]
             self._busy = True
             try:
-                request = json.loads(raw)
+                request = compact_json.loads(raw)
                 if not isinstance(request, dict):
                     raise ValueError("a request is an object")
             except ValueError as error:
@@ -226,5 +229,5 @@ class Connection:
 
 
 def _packed(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
+    data = compact_json.dumps(body)
     return _LENGTH.pack(len(data)) + data

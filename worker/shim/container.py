@@ -15,14 +15,15 @@ from functools import partial
 from typing import Any
 
 from worker.kernel import process as kernel_process
+from worker.kernel import syscalls
 from worker.runtime import birth, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
-from worker.shim import bundle, records
-from worker.shim.jsonlog import JsonLog
+from worker.shim import bundle, logs, records
+from worker.shim.logs import Log
 from worker.shim.loop import PRIORITY, READ, Loop
 from worker.shim.outside import Outside
 from worker.shim.process import Answer, Process
@@ -49,7 +50,7 @@ class Container:
         self._directory = directory
         self._broadcast = broadcast
         self._hierarchies = hierarchies
-        self._log: JsonLog | None = None
+        self._log: Log | None = None
         self._group: Cgroup | None = None
         self._bundle = ""
         self._outside: Outside | None = None
@@ -73,6 +74,7 @@ class Container:
             "started_at": self.process.started_at if self.process else None,
             "exit": self.exit,
             "lost_log_bytes": self._log.lost_bytes if self._log else 0,
+            "dropped_log_entries": self._log.dropped if self._log else 0,
         }
 
     def record_identity(self) -> None:
@@ -149,11 +151,8 @@ class Container:
         born = Birth.from_json(known) if known else birth.of_container(spec.load(place, self.ident))
         load = partial(bundle.load, ident=self.ident)
         outside = self._outside = Outside(self._loop, load(place, with_init), self.ident, place) if born.outside else None
-        log = request.get("log") or {}
         self._bundle = place
-        self._log = None
-        if log.get("driver", "none") == "json-file":
-            self._log = JsonLog(log["path"], log.get("max_size"), log.get("max_file") or 1)
+        self._log = logs.opened(self._loop, request.get("log"))
 
         def created(fault: RuntimeFault | None) -> None:
             if fault is not None:
@@ -172,6 +171,9 @@ class Container:
             assert self.process is not None
             self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
             return
+        if not born.clone_flags & syscalls.CLONE_NEWPID:
+            # Orphans of a process with a pid namespace of its own are that namespace's.
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         group = Cgroup(born.cgroup, self._hierarchies)
         if self._group is None or self._group.path != group.path:
             prepare.check_unused(group)
@@ -351,7 +353,9 @@ class Container:
     def stats(self, request: dict[str, Any], reply: Reply) -> None:
         self.require("created", "running", "paused")
         assert self._group is not None
-        reply(self._group.stats())
+        log = self._log
+        said = {"dropped_entries": log.dropped, "lost_bytes": log.lost_bytes} if log else None
+        reply({**self._group.stats(), "log": said})
 
     def exec(self, request: dict[str, Any], reply: Reply) -> None:
         container = self.require("running")

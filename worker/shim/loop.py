@@ -6,7 +6,6 @@ they can answer for.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -33,6 +32,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._running = True
+        self._pipe: tuple[int, ...] = ()
 
     def add(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` whenever ``fd`` is ready; hang-ups and errors are always told."""
@@ -52,22 +52,32 @@ class Loop:
         return timer
 
     def watch_children(self, callback: Callable[[int, int], None]) -> None:
-        """Reap every child and call ``callback(pid, wait status)``."""
+        """Reap every child and call ``callback(pid, wait status)``. SIGCHLD has a handler: the zygote's."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
         def reap(_: int) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 os.read(read, 4096)
-            with contextlib.suppress(ChildProcessError):
+            except BlockingIOError:
+                pass
+            try:
                 while True:
                     pid, status = os.waitpid(-1, os.WNOHANG)
                     if pid == 0:
                         return
                     callback(pid, status)
+            except ChildProcessError:
+                pass
 
         self.add(read, READ, reap)
+        self._pipe = (read, write)
+
+    def close(self) -> None:
+        """Let go of the kernel's objects; what was added is its owners' to close."""
+        self._epoll.close()
+        for fd in self._pipe:
+            os.close(fd)
 
     def stop(self) -> None:
         self._running = False

@@ -17,7 +17,7 @@ from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Prepare, Stdio
 from worker.runtime.mount_options import MappedTree
 from worker.runtime.process import Launch, launch
-from worker.shim.jsonlog import JsonLog
+from worker.shim.logs import Log
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import Streams
 
@@ -33,7 +33,7 @@ Answer = Callable[["RuntimeFault | None"], None]
 class Process:
     """exit_code: None while it lives; then its status, or 128 + signal."""
 
-    def __init__(self, loop: Loop, log: JsonLog | None, on_exit: Callable[[Process], None]) -> None:
+    def __init__(self, loop: Loop, log: Log | None, on_exit: Callable[[Process], None]) -> None:
         self._loop = loop
         self._on_exit = on_exit
         self._answer: Answer | None = None
@@ -84,7 +84,7 @@ class Process:
         if self._launch.phase == "failed":
             self._settle(self._launch.fault)
 
-    def claim(self, bundle: str, init: bool, log: JsonLog | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
+    def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
         """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
         assert self._launch is not None
         self._answer = answer

@@ -9,6 +9,8 @@ import json
 import os
 from typing import Any
 
+from worker.runtime import compact_json
+
 VERSION = 1
 
 
@@ -17,7 +19,7 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps({"version": VERSION, **body}).encode())
+        os.write(fd, compact_json.dumps({"version": VERSION, **body}))
         if durable:
             os.fsync(fd)
     finally:

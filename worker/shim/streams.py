@@ -15,7 +15,7 @@ import termios
 from typing import Protocol
 
 from worker.runtime.init import Stdio
-from worker.shim.jsonlog import JsonLog
+from worker.shim.logs import Log
 from worker.shim.loop import READ, WRITE, Loop
 
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -42,7 +42,7 @@ class Attacher(Protocol):
 class Streams:
     """The descriptors of one process on our side, and its attachers."""
 
-    def __init__(self, loop: Loop, log: JsonLog | None) -> None:
+    def __init__(self, loop: Loop, log: Log | None) -> None:
         self._loop = loop
         self._log = log
         self._outputs: dict[int, int] = {}
@@ -155,6 +155,8 @@ class Streams:
         self.ended = True
         self.close_stdin(now=True)
         self._console = -1
+        if self._log is not None:
+            self._log.flush()
         for attacher in list(self._attachers):
             attacher.end()
 
@@ -162,6 +164,9 @@ class Streams:
         """The process has ended: take what its pipes still hold."""
         for fd in list(self._outputs):
             self._drain_one(fd)
+        if self._log is not None:
+            # Whoever hears of the exit finds the whole log.
+            self._log.flush()
 
     def process_ended(self) -> None:
         """Its exit is known to all: end the attachers, soon even if a descendant keeps the pipes open."""

@@ -101,7 +101,7 @@ def test_rlimits_never_pass_the_daemons_own() -> None:
         ({"AutoRemove": True, "RestartPolicy": {"Name": "always"}}, "can't create 'AutoRemove'"),
         ({"CapAdd": ["NOPE"]}, 'invalid CapAdd: unknown capability: "CAP_NOPE"'),
         ({"LogConfig": {"Type": "syslog"}}, "no log driver named 'syslog'"),
-        ({"LogConfig": {"Type": "json-file", "Config": {"max-size": "x"}}}, "max-size='x'"),
+        ({"LogConfig": {"Type": "json-file", "Config": {"max-size": "x"}}}, "error parsing option max-size: invalid size: 'x'"),
         ({"Ulimits": [{"Name": "nofiles"}]}, "invalid ulimit type"),
         ({"PidMode": "nonsense"}, "invalid PID mode"),
         ({"Links": ["a:b"]}, "HostConfig.Links"),

@@ -34,7 +34,7 @@ class Rig:
     def connect(self, **attach: bool) -> tuple[socket.socket, Connection]:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        connection = Connection(self.loop, theirs, self.perform, self.closed.append)
+        connection = Connection(self.loop, theirs.detach(), self.perform, self.closed.append)
         self._sockets += [ours, theirs]
         if attach:
             outputs = tuple(n for n, name in ((1, "stdout"), (2, "stderr")) if attach.get(name))

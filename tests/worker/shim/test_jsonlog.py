@@ -6,7 +6,8 @@ import json
 import os
 import re
 
-from worker.shim.jsonlog import ENTRY_LIMIT, JsonLog
+from worker.shim.jsonlog import JsonLog
+from worker.shim.logfile import ENTRY_LIMIT
 
 
 def entries(path):

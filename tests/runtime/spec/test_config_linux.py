@@ -1,0 +1,535 @@
+"""config-linux.md: namespaces, mappings, time, devices, cgroups, sysctls, propagation, masks, personality."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.conftest import wait_until
+from tests.runtime.spec.table import Table, own_root
+from worker.runtime.cgroups import Cgroup, read
+from worker.runtime.errors import RuntimeFault
+from worker.runtime.labels import present
+
+TABLE = Table("config-linux.md")
+KINDS = ("pid", "network", "ipc", "uts", "mount", "cgroup")
+FILES = {"network": "net", "mount": "mnt"}
+DENY_ALL = {"allow": False, "access": "rwm"}
+MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+
+
+def spaces(*kinds: str, **paths: str) -> dict[str, Any]:
+    """linux.namespaces of these types; ``paths``: type → path."""
+    entries = [{"type": kind, **({"path": paths[kind]} if kind in paths else {})} for kind in dict.fromkeys((*kinds, *paths))]
+    return {"namespaces": entries}
+
+
+def link(kind: str, pid: int | str = "self") -> str:
+    return os.readlink(f"/proc/{pid}/ns/{FILES.get(kind, kind)}")
+
+
+async def inside(boxes: Any, kind: str, **changes: Any) -> str:
+    return (await boxes.sh(f"readlink /proc/self/ns/{FILES.get(kind, kind)}", **changes)).out.strip()
+
+
+# Default filesystems
+
+
+@TABLE.row("Default filesystems", "/proc, /sys, /dev/pts and /dev/shm of their types are made available")
+async def _(boxes):
+    result = await boxes.sh("cat /proc/mounts")
+    found = {line.split()[1]: line.split()[2] for line in result.out.splitlines()}
+    wanted = {"/proc": "proc", "/sys": "sysfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs"}
+    assert wanted.items() <= found.items()
+
+
+# Namespaces
+
+for kind in (*KINDS, "time"):
+
+    @TABLE.row("namespaces", f"{kind} without a path is a new one")
+    async def _(boxes, kind=kind):
+        found = await inside(boxes, kind, linux=spaces(*KINDS, kind))
+        assert found.startswith(f"{FILES.get(kind, kind)}:[")
+        assert found != link(kind)
+
+
+@TABLE.row("namespaces", "user without a path is a new one, in which the process is mapped")
+async def _(boxes):
+    linux = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}
+    result = await boxes.sh("readlink /proc/self/ns/user; id -u; cat /proc/self/uid_map", linux=linux)
+    name, uid, *numbers = result.out.split()
+    assert name != link("user")
+    assert [uid, *numbers] == ["0", "0", "100000", "65536"]
+
+
+for kind in (*KINDS, "time"):
+    if kind == "mount":
+        continue
+
+    @TABLE.row("namespaces", f"{kind} that is not named is the runtime's")
+    async def _(boxes, kind=kind):
+        kinds = [other for other in KINDS if other != kind]
+        changes = {"hostname": None} if kind == "uts" else {}
+        assert await inside(boxes, kind, linux=spaces(*kinds), **changes) == link(kind)
+
+
+for kind in ("pid", "network", "ipc", "uts", "cgroup", "time"):
+
+    @TABLE.row("namespaces.path", f"the process is in the {kind} namespace of the path")
+    async def _(boxes, kind=kind):
+        first = await boxes.start(["sleep", "60"], linux=spaces(*KINDS, "time"))
+        path = f"/proc/{first.init_pid}/ns/{FILES.get(kind, kind)}"
+        kinds = [other for other in KINDS if other != kind]
+        assert await inside(boxes, kind, linux=spaces(*kinds, **{kind: path})) == link(kind, first.init_pid)
+
+
+@TABLE.row("namespaces.path", "the process is in the user namespace of the path, and the new ones belong to it")
+async def _(boxes):
+    owned = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}
+    first = await boxes.start(["sleep", "60"], linux=owned)
+    theirs = f"/proc/{first.init_pid}/ns"
+    for paths in ({"user": f"{theirs}/user"}, {"user": f"{theirs}/user", "network": f"{theirs}/net"},
+                  {"user": f"{theirs}/user", "pid": f"{theirs}/pid"}):  # fmt: skip
+        kinds = [kind for kind in KINDS if kind not in paths]
+        box = await boxes.start(["sleep", "60"], linux=spaces(*kinds, **paths))
+        assert link("user", box.init_pid) == link("user", first.init_pid)
+        assert os.stat(f"/proc/{box.init_pid}").st_uid == 100000
+        if "pid" not in paths:
+            assert link("pid", box.init_pid) != link("pid", first.init_pid)
+        code, out, err = await box.run_exec("e", ["sh", "-c", "id -u; mount -t tmpfs tmpfs /tmp || echo no"],
+                                            capabilities={"bounding": ["CAP_SYS_ADMIN"], "permitted": ["CAP_SYS_ADMIN"],
+                                                          "effective": ["CAP_SYS_ADMIN"]})  # fmt: skip
+        assert (code, out) == (0, b"0\n"), (paths, err)
+
+
+@TABLE.row("namespaces.path", "the process is in the mount namespace of the path")
+async def _(boxes):
+    holder = subprocess.Popen(["unshare", "--mount", "sleep", "60"])
+    try:
+        await wait_until("a mount namespace", lambda: link("mount", holder.pid) != link("mount"))
+        theirs = link("mount", holder.pid)
+        kinds = [kind for kind in KINDS if kind != "mount"]
+        found = await inside(boxes, "mount", linux=spaces(*kinds, mount=f"/proc/{holder.pid}/ns/mnt"))
+        assert found == theirs
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+for kind, path in (("network", "/proc/self/ns/uts"), ("uts", "/proc/self/ns/ipc"), ("pid", "/proc/self/ns/net"),
+                   ("user", "/proc/self/ns/mnt"), ("mount", "/proc/self/ns/user"), ("cgroup", "/proc/self/ns/pid"),
+                   ("time", "/proc/self/ns/net"), ("ipc", "/etc/passwd"), ("ipc", "/no/such")):  # fmt: skip
+
+    @TABLE.row("namespaces.path", f"{path} is not associated with a namespace of type {kind}, which is an error")
+    async def _(boxes, kind=kind, path=path):
+        kinds = [other for other in ("mount", "pid") if other != kind]
+        with pytest.raises(RuntimeFault, match=r"linux\.namespaces") as caught:
+            await boxes.make(["true"], linux=spaces(*kinds, **{kind: path}), hostname=None)
+        assert path in caught.value.message
+        assert kind in caught.value.message
+
+
+TABLE.refuses("namespaces.path", "must be absolute", "linux.namespaces", [{"type": "mount"}, {"type": "ipc", "path": "x"}],
+              "linux.namespaces[1].path")  # fmt: skip
+TABLE.refuses("namespaces", "duplicates are an error", "linux.namespaces", [{"type": "mount"}, {"type": "uts"}] * 2,
+              "linux.namespaces[2].type")  # fmt: skip
+TABLE.refuses("namespaces.type", "is one of the eight", "linux.namespaces", [{"type": "mount"}, {"type": "disk"}],
+              "linux.namespaces[1].type")  # fmt: skip
+
+
+# User namespace mappings
+
+
+@TABLE.row("uidMappings and gidMappings", "every entry is mapped, and ownership on disk is not modified")
+async def _(boxes):
+    uids = [{"containerID": 0, "hostID": 100000, "size": 10}, {"containerID": 1000, "hostID": 200000, "size": 5}]
+    gids = [{"containerID": 0, "hostID": 300000, "size": 10}, {"containerID": 1001, "hostID": 400000, "size": 5}]
+    before = (boxes.rootfs / "etc").stat().st_uid
+    linux = {**spaces(*KINDS, "user"), "uidMappings": uids, "gidMappings": gids}
+    box = await boxes.start(["sleep", "60"], linux=linux, process={"user": {"uid": 1002, "gid": 1003}})
+    words = Path(f"/proc/{box.init_pid}/status").read_text()
+    assert words.split("\nUid:")[1].split()[0] == "200002"
+    assert words.split("\nGid:")[1].split()[0] == "400002"
+    assert (boxes.rootfs / "etc").stat().st_uid == before == 0
+
+
+@TABLE.row("uidMappings and gidMappings", "a root that the mapped user cannot reach is an error naming the directory")
+async def _(boxes):
+    closed = boxes._base / "closed"
+    closed.mkdir(mode=0o700)
+    root = own_root(boxes).rename(closed / "root")
+    os.chown(closed, 4321, 4321)
+    for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
+        path.chmod(path.stat().st_mode | 0o011)
+    linux = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}
+    with pytest.raises(RuntimeFault, match=rf"root\.path: directory {closed} is closed"):
+        await boxes.make(["true"], linux=linux, root={"path": str(root)})
+
+
+for key in ("containerID", "hostID", "size"):
+    entry = {"containerID": 0, "hostID": 1, "size": 2}
+    del entry[key]
+    TABLE.refuses(f"uidMappings.{key}", "is required", "linux.uidMappings", [entry], f"linux.uidMappings[0].{key}")
+TABLE.refuses("uidMappings", "ranges of one side must not overlap", "linux.uidMappings", MAPS * 2, "linux.uidMappings")
+
+
+# Offset for time namespace
+
+
+@TABLE.row("timeOffsets", "secs and nanosecs are the clocks' offsets in the container")
+async def _(boxes):
+    offsets = {"boottime": {"secs": 1_000_000, "nanosecs": 5}, "monotonic": {"secs": 7}}
+    result = await boxes.sh("cat /proc/uptime /proc/self/timens_offsets",
+                            linux={**spaces(*KINDS, "time"), "timeOffsets": offsets})  # fmt: skip
+    words = result.out.split()
+    assert float(words[0]) > 1_000_000 > float(Path("/proc/uptime").read_text().split()[0])
+    assert words[2:] == ["monotonic", "7", "0", "boottime", "1000000", "5"]
+
+
+WITHOUT_TIME = {"namespaces": [{"type": "mount"}], "timeOffsets": {"boottime": {"secs": 1}}}
+TABLE.refuses("timeOffsets", "needs a time namespace", "linux", WITHOUT_TIME, "linux.timeOffsets.boottime")
+TABLE.refuses("timeOffsets", "the clocks are monotonic and boottime", "linux.timeOffsets", {"realtime": {"secs": 1}},
+              "linux.timeOffsets.realtime")  # fmt: skip
+TABLE.refuses("timeOffsets.nanosecs", "is below a second", "linux.timeOffsets", {"boottime": {"nanosecs": 10**9}},
+              "linux.timeOffsets.boottime.nanosecs")  # fmt: skip
+
+
+# Devices
+
+
+@TABLE.row("devices", "are available with type, numbers, mode and owner")
+async def _(boxes):
+    devices = [
+        {"path": "/dev/one", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 5, "gid": 6},
+        {"path": "/outside/of/dev", "type": "b", "major": 8, "minor": 200, "fileMode": 0o600},
+        {"path": "/dev/unbuffered", "type": "u", "major": 1, "minor": 3},
+        {"path": "/dev/pipe", "type": "p", "fileMode": 0o622},
+    ]
+    result = await boxes.sh("stat -c '%n %F %t:%T %a %u:%g' /dev/one /outside/of/dev /dev/unbuffered /dev/pipe",
+                            linux={"devices": devices}, root={"path": str(own_root(boxes))})  # fmt: skip
+    assert result.out.splitlines() == [
+        "/dev/one character special file a:e5 640 5:6",
+        "/outside/of/dev block special file 8:c8 600 0:0",
+        "/dev/unbuffered character special file 1:3 666 0:0",
+        "/dev/pipe fifo 0:0 622 0:0",
+    ]
+
+
+@TABLE.row("devices.path", "a file there that does not match the device is an error")
+async def _(boxes):
+    root = own_root(boxes)
+    os.mknod(root / "node", stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    good = {"path": "/node", "type": "c", "major": 1, "minor": 5}
+    assert (await boxes.sh("true", linux={"devices": [good]}, root={"path": str(root)})).code == 0
+    for bad in ({**good, "minor": 3}, {**good, "type": "b"}, {**good, "path": "/etc/passwd"}):
+        with pytest.raises(RuntimeFault, match=f"another file at {bad['path']}"):
+            await boxes.make(["true"], linux={"devices": [bad]}, root={"path": str(root)})
+
+
+@TABLE.row("devices", "where none can be made the host's is bound, which has to be the same one")
+async def _(boxes):
+    linux = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}
+    with pytest.raises(RuntimeFault, match="another device"):
+        await boxes.make(["true"], linux={**linux, "devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 5}]})
+    with pytest.raises(RuntimeFault, match="the host has no /dev/none"):
+        await boxes.make(["true"], linux={**linux, "devices": [{"path": "/dev/none", "type": "c", "major": 1, "minor": 5}]})
+
+
+TABLE.refuses("devices.path", "is absolute", "linux.devices", [{"path": "x", "type": "p"}], "linux.devices[0].path")
+TABLE.refuses("devices.type", "is c, b, u or p", "linux.devices", [{"path": "/x", "type": "q"}], "linux.devices[0].type")
+TABLE.refuses("devices.major", "is required unless type is p", "linux.devices", [{"path": "/x", "type": "c", "minor": 1}],
+              "linux.devices[0].major")  # fmt: skip
+TABLE.refuses("devices.minor", "is required unless type is p", "linux.devices", [{"path": "/x", "type": "b", "major": 1}],
+              "linux.devices[0].minor")  # fmt: skip
+
+
+@TABLE.row("Default devices", "null, zero, full, random, urandom and tty are supplied")
+async def _(boxes):
+    numbers = {"null": "1:3", "zero": "1:5", "full": "1:7", "random": "1:8", "urandom": "1:9", "tty": "5:0"}
+    result = await boxes.sh("cd /dev && stat -c '%n %t:%T' null zero full random urandom tty")
+    assert dict(line.split() for line in result.out.splitlines()) == numbers
+
+
+@TABLE.row("Default devices", "/dev/console is the terminal's, if there is one")
+async def _(boxes):
+    result = await boxes.sh("stat -c %t /dev/console; echo words >/dev/console", process={"terminal": True})
+    assert result.out.split() == ["88", "words"]
+    assert (await boxes.sh("ls /dev/console")).code != 0
+
+
+@TABLE.row("Default devices", "/dev/ptmx is the container's own")
+async def _(boxes):
+    result = await boxes.sh("readlink /dev/ptmx; stat -L -c %t:%T /dev/ptmx")
+    assert result.out.split() == ["pts/ptmx", "5:2"]
+
+
+# Control groups
+
+
+@TABLE.row("Control groups", "a group that is unfit, as one with others in it, is an error")
+async def _(boxes):
+    first = await boxes.start(["sleep", "60"])
+    with pytest.raises(RuntimeFault, match="holds 1 processes"):
+        await boxes.make(["true"], linux={"cgroupsPath": first.cgroup.path})
+
+
+@TABLE.row("cgroupsPath", "an absolute path is below the cgroup mount, and is made")
+async def _(boxes):
+    path = f"{boxes.parent}/absolute/deep"
+    box = await boxes.start(["sleep", "60"], linux={"cgroupsPath": path})
+    assert all(place.endswith(path) and os.path.isdir(place) for place in box.cgroup.directories())
+    assert box.init_pid in box.cgroup.pids()
+    await box.shim.kill(9)
+    await box.exit()
+    await box.shim.delete()
+    assert Cgroup(f"{boxes.parent}/absolute").remove()
+
+
+@TABLE.row("cgroupsPath", "a relative path is below /covey, the same place for the same value")
+async def _(boxes):
+    name = f"test-{os.getpid()}-relative"
+    box = await boxes.start(["sleep", "60"], linux={"cgroupsPath": name})
+    assert box.init_pid in Cgroup(f"/covey/{name}").pids()
+
+
+@TABLE.row("cgroupsPath", "an absent one is the container's id below /covey")
+async def _(boxes):
+    shim, directory, _ = await boxes.shim()
+    config = boxes.bundle(["sleep", "60"], directory.name)
+    del config["linux"]["cgroupsPath"]
+    from json import dumps
+
+    (directory / "config.json").write_text(dumps(config))
+    pid, _ = await shim.create(directory)
+    assert pid in Cgroup(f"/covey/{directory.name}").pids()
+
+
+TABLE.refuses("cgroupsPath", "must not lead out of the hierarchy", "linux.cgroupsPath", "../x", "linux.cgroupsPath")
+TABLE.refuses("cgroupsPath", "systemd's form is invalid here", "linux.cgroupsPath", "a.slice:b:c", "linux.cgroupsPath")
+
+FULL = {"allow": True, "type": "c", "major": 1, "minor": 7, "access": "rwm"}
+
+
+@TABLE.row("resources.devices", "entries hold in the listed order")
+async def _(boxes):
+    script = "for d in full zero; do head -c1 /dev/$d >/dev/null && echo $d; done 2>/dev/null"
+    denied = {"allow": False, "type": "c", "major": 1, "minor": 7, "access": "r"}
+    for rules, wanted in (([DENY_ALL, denied], "zero"), ([DENY_ALL, denied, FULL], "full zero"), ([DENY_ALL], "full zero")):
+        result = await boxes.sh(script, linux={"resources": {"devices": rules}})
+        assert " ".join(result.out.split()) == wanted, rules
+
+
+@TABLE.row("resources.devices", "unset type and numbers mean all")
+async def _(boxes):
+    if Cgroup(boxes.parent).version != 1:
+        pytest.skip("names a file of cgroup v1")
+    rules = [DENY_ALL, {"allow": True, "major": 10, "access": "r"}, {"allow": True, "type": "b", "access": "m"}]
+    box = await boxes.start(["sleep", "60"], linux={"resources": {"devices": rules}})
+    lines = read(f"{box.cgroup.directory('devices')}/devices.list").splitlines()
+    assert {"b 10:* r", "c 10:* r", "b *:* m"} <= set(lines)
+    assert "a *:* rwm" not in lines
+
+
+V1: list[tuple[str, dict[str, Any], str, str, str]] = [
+    ("memory.limit", {"memory": {"limit": 1 << 26}}, "memory", "memory.limit_in_bytes", str(1 << 26)),
+    ("memory.reservation", {"memory": {"reservation": 1 << 25}}, "memory", "memory.soft_limit_in_bytes", str(1 << 25)),
+    ("memory.swap", {"memory": {"limit": 1 << 26, "swap": 1 << 27}}, "memory", "memory.memsw.limit_in_bytes", str(1 << 27)),
+    ("memory.limit -1 is unlimited", {"memory": {"limit": -1}}, "memory", "memory.limit_in_bytes", "9223372036854771712"),
+    ("memory.swappiness", {"memory": {"swappiness": 0}}, "memory", "memory.swappiness", "0"),
+    ("memory.disableOOMKiller", {"memory": {"disableOOMKiller": True}}, "memory", "memory.oom_control", "oom_kill_disable 1"),
+    ("cpu.shares", {"cpu": {"shares": 77}}, "cpu", "cpu.shares", "77"),
+    ("cpu.period", {"cpu": {"period": 20000}}, "cpu", "cpu.cfs_period_us", "20000"),
+    ("cpu.quota", {"cpu": {"quota": 30000}}, "cpu", "cpu.cfs_quota_us", "30000"),
+    ("cpu.burst", {"cpu": {"quota": 30000, "burst": 10000}}, "cpu", "cpu.cfs_burst_us", "10000"),
+    ("cpu.idle", {"cpu": {"idle": 1}}, "cpu", "cpu.idle", "1"),
+    ("cpu.cpus", {"cpu": {"cpus": "0"}}, "cpuset", "cpuset.cpus", "0"),
+    ("cpu.mems", {"cpu": {"mems": "0"}}, "cpuset", "cpuset.mems", "0"),
+    ("pids.limit", {"pids": {"limit": 9}}, "pids", "pids.max", "9"),
+    ("blockIO.weight", {"blockIO": {"weight": 300}}, "blkio", "blkio.bfq.weight", "300"),
+]  # fmt: skip
+for name, resources, controller, file, wanted in V1:
+
+    @TABLE.row("resources", f"{name} is set (cgroup v1)")
+    async def _(boxes, resources=resources, controller=controller, file=file, wanted=wanted):
+        if Cgroup(boxes.parent).version != 1:
+            pytest.skip("names files of cgroup v1")
+        box = await boxes.make(["true"], linux={"resources": {"devices": [DENY_ALL], **resources}})
+        assert read(f"{box.cgroup.directory(controller)}/{file}").strip().startswith(wanted)
+
+
+for key, file in (("throttleReadBpsDevice", "read_bps"), ("throttleWriteBpsDevice", "write_bps"),
+                  ("throttleReadIOPSDevice", "read_iops"), ("throttleWriteIOPSDevice", "write_iops")):  # fmt: skip
+
+    @TABLE.row("resources", f"blockIO.{key} is set for its device (cgroup v1)")
+    async def _(boxes, key=key, file=file):
+        if Cgroup(boxes.parent).version != 1:
+            pytest.skip("names files of cgroup v1")
+        disks = sorted(Path("/sys/block").iterdir()) if Path("/sys/block").exists() else []
+        if not disks:
+            pytest.skip("no block device to limit")
+        major, minor = (disks[-1] / "dev").read_text().strip().split(":")
+        entry = {"major": int(major), "minor": int(minor), "rate": 4096}
+        box = await boxes.make(["true"], linux={"resources": {"blockIO": {key: [entry]}}})
+        found = read(f"{box.cgroup.directory('blkio')}/blkio.throttle.{file}_device").split()
+        assert found == [f"{major}:{minor}", "4096"]
+
+
+@TABLE.row("resources.memory", "kernel and kernelTCP, given up by the kernel, are passed over")
+async def _(boxes):
+    assert (await boxes.sh("true", linux={"resources": {"memory": {"kernel": 1 << 20, "kernelTCP": 1 << 20}}})).code == 0
+
+
+for name, resources in {
+    "hugepageLimits": {"hugepageLimits": [{"pageSize": "2MB", "limit": 1 << 21}]},
+    "network.classID": {"network": {"classID": 5}},
+    "network.priorities": {"network": {"priorities": [{"name": "lo", "priority": 5}]}},
+    "rdma": {"rdma": {"mlx5_1": {"hcaHandles": 3}}},
+    "unified": {"unified": {"memory.high": "1000000"}},
+    "cpu.cpus": {"cpu": {"cpus": "1000"}},
+}.items():
+
+    @TABLE.row("resources", f"{name} that cannot apply is an error naming it")
+    async def _(boxes, name=name, resources=resources):
+        group = Cgroup(boxes.parent)
+        controller = {"hugepageLimits": "hugetlb", "rdma": "rdma"}.get(name, "net_cls" if "class" in name else "net_prio")
+        if group.version == 2 or (not name.startswith(("unified", "cpu")) and group.directory(controller)):
+            pytest.skip(f"this machine has {name}")
+        with pytest.raises(RuntimeFault, match=name.replace(".", r"\.")):
+            await boxes.make(["true"], linux={"resources": resources})
+
+
+for key, entry, field in (
+    ("blockIO", {"weightDevice": [{"major": 8, "minor": 0}]}, "blockIO.weightDevice"),
+    ("rdma", {"mlx5_1": {}}, "rdma.mlx5_1"),
+    ("hugepageLimits", [{"pageSize": "2mb", "limit": 1}], "hugepageLimits.pageSize"),
+    ("cpu", {"quota": 5, "burst": 6}, "cpu.burst"),
+):
+
+    @TABLE.row("resources", f"{field} that the specification forbids is an error")
+    async def _(boxes, key=key, entry=entry, field=field):
+        with pytest.raises(RuntimeFault, match=field.replace(".", r"\.")):
+            await boxes.make(["true"], linux={"resources": {key: entry}})
+
+
+@TABLE.row("resources", "an error leaves no group behind")
+async def _(boxes):
+    path = f"{boxes.parent}/failing"
+    with pytest.raises(RuntimeFault):
+        await boxes.make(["true"], linux={"cgroupsPath": path, "resources": {"cpu": {"cpus": "1000"}}})
+    deadline = asyncio.get_running_loop().time() + 5
+    while Cgroup(path).exists():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)
+
+
+# Intel RDT, sysctl
+
+TABLE.refuses("intelRdt", "cannot be met here, which is an error", "linux.intelRdt", {"closID": "x"}, "linux.intelRdt")
+TABLE.refuses("netDevices", "cannot be met here, which is an error", "linux.netDevices", {"eth0": {}}, "linux.netDevices")
+
+for key, value in {"net.ipv4.ip_forward": "1", "kernel.shmmax": "65536", "fs.mqueue.msg_max": "33", "kernel.msgmax": "9000",
+                   "net/ipv4/conf/lo/rp_filter": "1", "kernel.domainname": "set.by.sysctl"}.items():  # fmt: skip
+
+    @TABLE.row("sysctl", f"{key} is set in the container")
+    async def _(boxes, key=key, value=value):
+        path = f"/proc/sys/{key if '/' in key else key.replace('.', '/')}"
+        assert (await boxes.sh(f"cat {path}", linux={"sysctl": {key: value}})).out.strip() == value
+        assert Path(path).read_text().strip() != value or value == "1"
+
+
+for key in ("kernel.panic", "vm.swappiness", "fs.file-max", "kernel/core_pattern"):
+    TABLE.refuses("sysctl", f"{key} of the whole machine is refused", "linux.sysctl", {key: "1"}, f"linux.sysctl.{key}")
+TABLE.refuses("sysctl", "values are strings", "linux.sysctl", {"kernel.shmmax": 1}, "linux.sysctl.kernel.shmmax")
+TABLE.refuses("sysctl", "needs its namespace", "linux", {"namespaces": [{"type": "mount"}], "sysctl": {"net.x": "1"}},
+              "linux.sysctl.net.x")  # fmt: skip
+
+
+@TABLE.row("sysctl", "is refused in a namespace that is the machine's own, joined by path")
+async def _(boxes):
+    own = f"/proc/{os.getpid()}/ns/net"
+    linux = {**spaces(*[kind for kind in KINDS if kind != "network"], network=own), "sysctl": {"net.ipv4.ip_forward": "1"}}
+    with pytest.raises(RuntimeFault, match="machine's own network namespace"):
+        await boxes.make(["true"], linux=linux)
+
+
+# Rootfs propagation, masked and read-only paths
+
+for name, wanted in {"shared": ["shared:"], "slave": [], "private": [], "unbindable": ["unbindable"]}.items():
+
+    @TABLE.row("rootfsPropagation", f"{name} is the root's")
+    async def _(boxes, name=name, wanted=wanted):
+        result = await boxes.sh("cat /proc/self/mountinfo", linux={"rootfsPropagation": name})
+        (line,) = [line for line in result.out.splitlines() if line.split(" ")[4] == "/"]
+        fields = [field for field in line.partition(" - ")[0].split(" ")[6:] if not field.startswith("master:")]
+        assert len(fields) == len(wanted), line
+        assert all(field.startswith(begin) for field, begin in zip(fields, wanted, strict=True))
+
+
+@TABLE.row("maskedPaths", "cannot be read, files and directories alike")
+async def _(boxes):
+    root = own_root(boxes)
+    (root / "secret").mkdir()
+    (root / "secret/file").write_text("words")
+    result = await boxes.sh("cat /etc/passwd; ls /secret; touch /secret/x",
+                            linux={"maskedPaths": ["/etc/passwd", "/secret", "/none"]}, root={"path": str(root)})  # fmt: skip
+    assert result.out == ""
+    assert "Read-only file system" in result.err
+
+
+@TABLE.row("readonlyPaths", "are read-only, with what is mounted below")
+async def _(boxes):
+    mounts = [{"destination": "/data/below", "type": "tmpfs"}]
+    result = await boxes.sh("touch /data/x; touch /data/below/x; ls -d /data", mounts=mounts,
+                            linux={"readonlyPaths": ["/data", "/none"]}, root={"path": str(own_root(boxes))})  # fmt: skip
+    assert result.err.count("Read-only file system") == 2
+    assert result.out == "/data\n"
+
+
+for key in ("maskedPaths", "readonlyPaths"):
+    TABLE.refuses(key, "must be absolute", f"linux.{key}", ["etc"], f"linux.{key}[0]")
+
+
+@TABLE.row("mountLabel", "cannot be applied without SELinux, which is an error")
+async def _(boxes):
+    if present("selinux"):
+        pytest.skip("this machine runs SELinux")
+    with pytest.raises(RuntimeFault, match=r"linux\.mountLabel: this machine runs no SELinux"):
+        await boxes.make(["true"], linux={"mountLabel": "system_u:object_r:svirt_sandbox_file_t:s0"})
+
+
+# Personality, memory policy
+
+for domain, wanted in {"LINUX32": "00000008", "LINUX": "00000000"}.items():
+
+    @TABLE.row("personality", f"{domain} is the execution domain")
+    async def _(boxes, domain=domain, wanted=wanted):
+        may = {mode: ["CAP_SYS_PTRACE"] for mode in ("bounding", "permitted", "effective")}
+        changes = {"linux": {"personality": {"domain": domain}}, "process": {"capabilities": may}}
+        result = await boxes.sh("cat /proc/self/personality", **changes)
+        assert result.out.strip() == wanted
+
+
+TABLE.refuses("personality.domain", "is LINUX or LINUX32", "linux.personality", {"domain": "BSD"}, "linux.personality.domain")
+TABLE.refuses("personality.flags", "no flag value is supported", "linux.personality",
+              {"domain": "LINUX", "flags": ["ADDR_NO_RANDOMIZE"]}, "linux.personality.flags")  # fmt: skip
+
+
+@TABLE.row("memoryPolicy", "is the process's")
+async def _(boxes):
+    result = await boxes.sh("head -1 /proc/self/numa_maps", linux={"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}})
+    assert result.out.split()[1] == "bind:0", result
+
+
+TABLE.refuses("memoryPolicy.mode", "is one of the listed", "linux.memoryPolicy", {"mode": "MPOL_X"}, "linux.memoryPolicy.mode")
+TABLE.refuses("memoryPolicy.nodes", "is a list of numbers", "linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "a"},
+              "linux.memoryPolicy.nodes")  # fmt: skip
+
+
+test_rows, test_refusals = TABLE.tests()

@@ -1,0 +1,159 @@
+"""Does in the zygote, a few times before it serves, what every shim and every new process does after its fork.
+
+CPython rewrites code on its first runs and fills caches inside its objects. Done before the fork, the pages that hold
+them stay shared by all shims; done after it, each shim and each init copies them, which costs memory and half the time
+of a start. Nothing is decided here, nothing is left, and what fails is only not rehearsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from typing import Any
+
+from worker.kernel import mounts, safe_paths
+from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, sandbox, spec, zygote
+from worker.runtime.birth import Birth
+from worker.runtime.cgroups import Cgroup, Hierarchy
+from worker.runtime.init import Init
+from worker.runtime.launch import Host, LaunchPlan, Step
+from worker.shim import logs, records
+from worker.shim.loop import READ
+from worker.shim.main import Shim
+from worker.shim.process import Process
+
+_ROUNDS = 12
+"""From the eighth run on CPython 3.11 specialises a function; the specialised form needs a few runs of its own."""
+_PATIENCE = 5.0
+_LINUX: dict[str, Any] = {
+    "namespaces": [{"type": kind} for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup")],
+    "cgroupsPath": "/covey-rehearsal/container",
+    "resources": {
+        "devices": [{"allow": False, "access": "rwm"}, {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}],
+        "memory": {"limit": 1 << 28},
+        "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+        "pids": {"limit": 64},
+    },
+    "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
+    "maskedPaths": ["/proc/kcore", "/sys/firmware"],
+    "readonlyPaths": ["/proc/bus", "/proc/sys"],
+}
+_CONFIG: dict[str, Any] = {
+    "ociVersion": "1.2.0",
+    "root": {"path": "/"},
+    "process": {
+        "cwd": "/",
+        "args": ["true"],
+        "env": ["PATH=/usr/bin:/bin"],
+        "user": {"uid": 0, "gid": 0, "additionalGids": [0]},
+        "capabilities": {key: ["CAP_CHOWN", "CAP_KILL"] for key in ("bounding", "effective", "permitted")},
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}],
+    },
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]},
+        {"destination": "/etc/hosts", "type": "bind", "source": "/etc/hosts", "options": ["rbind", "rprivate"]},
+    ],
+    "linux": _LINUX,
+}
+
+
+def rehearse(hierarchies: list[Hierarchy]) -> None:
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for _ in range(_ROUNDS):
+        directory = tempfile.mkdtemp(prefix="covey-rehearsal-")
+        try:
+            with contextlib.suppress(OSError):
+                _plan(hierarchies)
+                _make(directory)
+                _live(directory, hierarchies)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+    signal.set_wakeup_fd(-1)
+
+
+def _plan(hierarchies: list[Hierarchy]) -> None:
+    """What a new process works out."""
+    config = compact_json.loads(compact_json.dumps(_CONFIG))
+    spec.check(config)
+    group = Cgroup(_LINUX["cgroupsPath"], hierarchies)
+    host = Host(capabilities.held(), group.mounts(), group.entrances())
+    launch.plan_container(config, host)
+    birth.Birth.from_json(birth.of_container(config).to_json())
+    template = {**_CONFIG, "mounts": _CONFIG["mounts"][:-1]}
+    sandbox.fits(template, config)
+    sandbox.difference(template, config)
+    sandbox.ahead(template, host, "/")
+    sandbox.rest(template, config, host)
+    sandbox.sources(template, config)
+    limits.writes(_LINUX["resources"], group.version)
+
+
+def _make(directory: str) -> None:
+    """How it makes its tree, on one that nobody has: detached mounts, and places in a scratch directory."""
+    root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for fd in (
+        safe_paths.make_dirs_in_root(root, "/a/b"),
+        safe_paths.create_file_in_root(root, "/c/d"),
+        safe_paths.open_in_root(root, "/a", follow=False),
+        mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"], source="tmpfs"),
+        root,
+    ):
+        os.close(fd)
+    cgroups.write(f"{directory}/c/d", "0")
+    safe_paths.write_proc("self/oom_score_adj", cgroups.read("/proc/self/oom_score_adj").strip())
+
+
+def _live(directory: str, hierarchies: list[Hierarchy]) -> None:
+    """A shim with one client, and a process of the host's own that runs ``true``, from its fork to its end."""
+    listener = zygote.listen(os.path.join(directory, "shim.sock"))
+    shim = Shim({"id": "rehearsal", "dir": directory, "cgroup_parent": "/covey-rehearsal"}, listener, hierarchies)
+    loop, container = shim.loop, shim.container
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(f"{directory}/shim.sock")
+    log = logs.opened(loop, {"driver": "json-file", "path": f"{directory}/log"})
+
+    def ended(process: Process) -> None:
+        records.write(directory, "exit.json", {"id": "rehearsal", "exit_code": process.exit_code}, durable=False)
+        container.describe()
+        loop.call_later(0, loop.stop)
+
+    process = Process(loop, log, ended)
+    steps = [Step("find_program", args=["true"], env=["PATH=/usr/bin:/bin"]), Step("announce_exec"), Step("execve")]
+
+    def created(fault: object) -> None:
+        if fault is None:
+            process.start(lambda _: None)
+
+    loop.watch_children(lambda pid, status: process.on_reaped(status) if pid == process.pid else None)
+    loop.add(listener.fileno(), READ, lambda _: shim.accept())
+    loop.call_later(_PATIENCE, loop.stop)
+    container.record_identity()
+    for op in ("hello", "pids", "start", "unknown", "events"):
+        client.sendall(zygote.frame({"op": op}))
+    process.create(
+        Birth(0, [], False, None, 0),
+        _planned(steps),
+        Cgroup("/covey-rehearsal/container", hierarchies),
+        stdin=False,
+        answer=created,
+    )
+    loop.run()
+    client.close()
+    listener.close()
+    if log is not None:
+        log.close()
+    loop.close()
+
+
+def _planned(steps: list[Step]) -> Any:
+    def prepare(_: Init) -> LaunchPlan:
+        return LaunchPlan([], steps)
+
+    return prepare
