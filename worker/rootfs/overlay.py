@@ -36,6 +36,8 @@ class Overlay:
         self._containers.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch = trees.emptied(root / "removed")
         self._lock = threading.Lock()
+        self._ids: dict[str, dict[str, Any] | None] = {}
+        """Of the records read so far: a start asks for them more than once."""
         self._user_namespaces: dict[tuple[str, ...], int] = {}
 
     def prepare(self, container_id: str, layers: Sequence[Path], ids: Mapping[str, Any] | None = None) -> None:
@@ -105,6 +107,7 @@ class Overlay:
 
     def remove(self, container_id: str) -> None:
         """Delete the container's writable part (unmount first); nothing there is fine."""
+        self._ids.pop(container_id, None)
         aside = self._scratch / secrets.token_hex(8)
         try:
             os.rename(self._containers / container_id, aside)
@@ -136,8 +139,9 @@ class Overlay:
 
     def ids(self, container_id: str) -> dict[str, Any] | None:
         """The id maps it was prepared with. NotFound when it was not prepared."""
-        found: dict[str, Any] | None = self._record(container_id).get("ids")
-        return found
+        if container_id not in self._ids:
+            self._record(container_id)
+        return self._ids[container_id]
 
     def _user_namespace(self, ids: Mapping[str, Any]) -> int:
         texts = tuple("".join(f"{a} {b} {c}\n" for a, b, c in ids[key]) for key in ("uids", "gids"))
@@ -157,6 +161,7 @@ class Overlay:
             raise NotFound(f"No root file system for container {container_id}: prepare it first") from None
         if record.get("version") != VERSION:
             raise Internal(f"{path} was written by another release (version {record.get('version')})")
+        self._ids[container_id] = record.get("ids")
         return record
 
 

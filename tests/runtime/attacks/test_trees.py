@@ -88,7 +88,10 @@ async def test_places_exchanged_under_a_runtime_that_trusts_paths(canary: Path, 
     with swapped(real, link):
         while not happened and time.monotonic() < deadline:
             tries += 1
-            if os.path.realpath(real).startswith(str(volume)):
+            found = ""
+            with contextlib.suppress(OSError):
+                found = os.path.realpath(real)
+            if found.startswith(str(volume)):
                 # The moment between the look and the use, stretched to where the other one is in place.
                 while not real.is_symlink() and time.monotonic() < deadline:
                     pass
