@@ -15,7 +15,18 @@ from typing import Any
 from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import host_config, limits, merge, mount_specs, network_requests, policy, remap, seccomp, signals
+from worker.containers import (
+    host_config,
+    limits,
+    merge,
+    mount_specs,
+    network_requests,
+    policy,
+    remap,
+    seccomp,
+    signals,
+    surroundings,
+)
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
 from worker.containers.registry import check_name
@@ -53,18 +64,26 @@ async def create(
     sources = {text.partition(":")[0] for text in settings.get("VolumesFrom") or []}
     others = {ref: host.registry.resolve(ref).mounts for ref in sources}
     container.mounts = mount_specs.requested(config, settings, others)
-    remap.applies(host.options.remap, settings)
+    ids = _ids(host, settings)
     host.options.policy.check(settings, policy.asked(container.mounts, owner, f"{host.options.exec_root}/tasks"))
     async with AsyncExitStack() as undo:
         _claim_name(host, container, name)
         undo.callback(host.registry.release_name, container.name, container.id)
-        await _settle_mounts(host, container, undo)
-        await _prepare_root(host, container, image, undo)
+        await _settle_mounts(host, container, undo, ids)
+        await _prepare_root(host, container, image, undo, ids)
         host.registry.add(container)
         undo.pop_all()
     host.live(container)
     host.publish(container, "create")
     return container, _warnings(settings, image)
+
+
+def _ids(host: Host, settings: Mapping[str, Any]) -> remap.Remap | None:
+    """The ids of its user namespace: the daemon's; on one without, those of ``default`` for a container that wants its own."""
+    found = host.options.remap
+    if found is None and settings.get("UsernsMode") == "private":
+        found = surroundings.read_remap("default", "HostConfig.UsernsMode private:")
+    return found if remap.applies(found, settings) else None
 
 
 def _container(
@@ -131,10 +150,9 @@ def _claim_name(host: Host, container: Container, name: str | None) -> None:
     container.created = host.clock.now()
 
 
-async def _settle_mounts(host: Host, container: Container, undo: AsyncExitStack) -> None:
+async def _settle_mounts(host: Host, container: Container, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
     """Volumes are made or found, bind sources must be there."""
     given = {one.get("Target"): one for one in container.host_config.get("Mounts") or []}
-    ids = host.options.remap if remap.applies(host.options.remap, container.host_config) else None
     owner = ids.root if ids else None
     for mount in container.mounts:
         if mount.type == "volume":
@@ -164,10 +182,9 @@ async def _settle_volume(
         host.events.publish("volume", "create", volume.name, {"driver": volume.driver})
 
 
-async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack) -> None:
+async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
     layers = await host.run(host.images.layer_dirs, image)
     undo.push_async_callback(host.run, host.overlay.remove, container.id)
-    ids = host.options.remap if remap.applies(host.options.remap, container.host_config) else None
     await host.run(host.overlay.prepare, container.id, layers, ids.as_lists() if ids else None)
     filled = [mount for mount in container.mounts if mount.type == "volume" and mount.copy]
     if filled:

@@ -153,8 +153,8 @@ def _security(host: dict[str, Any]) -> None:
         key = option.replace(":", "=", 1).partition("=")[0]
         if key not in ("no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups"):
             raise InvalidArgument(f"invalid --security-opt 2: {option!r}")
-    if host["UsernsMode"] not in ("", "host"):
-        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host")
+    if host["UsernsMode"] not in ("", "host", "private"):
+        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host, or private for one of its own")
     if host["Runtime"] not in ("", "covey", "runc", "io.containerd.runc.v2"):
         raise InvalidArgument(f"unknown or invalid runtime name: {host['Runtime']}")
     host["Runtime"] = "covey"

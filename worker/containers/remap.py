@@ -75,7 +75,7 @@ def split(option: str) -> tuple[str, str]:
     return user, group
 
 
-def ranges(text: str, names: set[str], file: str, option: str) -> tuple[Range, ...]:
+def ranges(text: str, names: set[str], file: str, asked: str) -> tuple[Range, ...]:
     """The ranges that ``file`` (subuid(5): name-or-id:first:count) gives to any of ``names``, one after the other."""
     found: list[Range] = []
     place = 0
@@ -90,7 +90,7 @@ def ranges(text: str, names: set[str], file: str, option: str) -> tuple[Range, .
     if not found:
         name = sorted(names, key=str.isdigit)[0]
         raise InvalidArgument(
-            f"--userns-remap {option}: {file} has no ids for {name}: add a line such as {name}:165536:65536 "
+            f"{asked}: {file} has no ids for {name}: add a line such as {name}:165536:65536 "
             f"(usermod --add-sub{'uids' if file.endswith('uid') else 'gids'} 165536-231071 {name})"
         )
     return tuple(found[:_MOST_RANGES])

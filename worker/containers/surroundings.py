@@ -135,21 +135,26 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path,
         return ""
 
 
-def read_remap(option: str) -> remap.Remap:
-    """The ids of ``--userns-remap`` by this machine's users, groups, /etc/subuid and /etc/subgid. Raises InvalidArgument."""
+def read_remap(option: str, asked: str = "--userns-remap") -> remap.Remap:
+    """The ids of ``--userns-remap`` by this machine's users, groups, /etc/subuid and /etc/subgid. Raises InvalidArgument.
+
+    ``asked``: what wants it, for messages.
+    """
     user, group = remap.split(option)
     users_, groups = _user_names(user), _group_names(group) if group else set()
     for names, kind, name in ((users_, "user", user), (groups, "group", group)):
         if names is None:
             raise InvalidArgument(
-                f"--userns-remap {option}: there is no {kind} {name!r} on this machine: "
+                f"{asked} {option}: there is no {kind} {name!r} on this machine: "
                 f"add it ({kind}add --system {'--shell /usr/sbin/nologin ' if kind == 'user' else ''}{name})"
             )
     assert users_ is not None
     texts = {file: Path(file).read_text(encoding="utf-8") if os.path.exists(file) else "" for file in remap.FILES}
     # subgid(5) is by the user's name; a group's is taken too, as older Dockers had it.
     allowed = (users_, users_ | (groups or set()))
-    uids, gids = (remap.ranges(texts[file], who, file, option) for file, who in zip(remap.FILES, allowed, strict=True))
+    uids, gids = (
+        remap.ranges(texts[file], who, file, f"{asked} {option}") for file, who in zip(remap.FILES, allowed, strict=True)
+    )
     return remap.Remap(uids, gids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -107,6 +108,17 @@ class Node:
     def state(self, ref: str) -> dict[str, Any]:
         found: dict[str, Any] = self.inspect(ref)["State"]
         return found
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """A request of the API that the CLI cannot make; its answer, or the error's object."""
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(str(self.socket))
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read() or b"null")
+        finally:
+            connection.close()
 
     def events(self, *filters: str, form: str = "{{.Action}}") -> list[str]:
         """The events of this daemon's life so far, formatted."""

@@ -116,6 +116,17 @@ def test_the_hosts_user_namespace_on_request(mapped: Node):
 
 
 @pytest.mark.root
+def test_one_of_its_own_by_the_api(mapped: Node):
+    """Where the daemon has ids, private means these; the CLI does not know the word."""
+    made = mapped.call("POST", "/containers/create?name=own", {"Image": IMAGE, "HostConfig": {"UsernsMode": "private"}})
+    assert made["Id"]
+    assert mapped.inspect("own")["HostConfig"]["UsernsMode"] == "private"
+    mapped.docker("rm", "own")
+    bad = mapped.call("POST", "/containers/create", {"Image": IMAGE, "HostConfig": {"UsernsMode": "mine"}})
+    assert "invalid user namespace mode: mine" in bad["message"]
+
+
+@pytest.mark.root
 def test_a_shared_network_shares_the_user_namespace(mapped: Node):
     ident = mapped.run("--name", "first", IMAGE, "sleep", "60")
     pid = mapped.state(ident)["Pid"]
@@ -168,7 +179,7 @@ def test_a_container_keeps_its_ids_when_the_daemon_changes(mapped: Node):
 
 def test_ranges_follow_each_other_and_broken_lines_count_for_nothing():
     text = "other:1:5\nme:100000:10\n# me:1:1\nme:x:1\nme:200000:5:9\nme:4294967295:5\n1000:300000:20\nme:400000:0\n"
-    found = remap.ranges(text, {"me", "1000"}, "/etc/subuid", "me")
+    found = remap.ranges(text, {"me", "1000"}, "/etc/subuid", "--userns-remap me")
     assert found == (Range(0, 100000, 10), Range(10, 300000, 20))
     assert [remap.outside(found, number) for number in (0, 9, 10, 29)] == [100000, 100009, 300000, 300019]
     assert [remap.inside(found, number) for number in (100000, 300019, 0, 99)] == [0, 29, 65534, 65534]
@@ -178,7 +189,7 @@ def test_ranges_follow_each_other_and_broken_lines_count_for_nothing():
     assert remap.from_lists(kept.as_lists()) == kept
     assert remap.map_text(found) == "0 100000 10\n10 300000 20\n"
     with pytest.raises(InvalidArgument, match=r"/etc/subgid has no ids for you: add a line such as you:165536:65536"):
-        remap.ranges(text, {"you", "77"}, "/etc/subgid", "you")
+        remap.ranges(text, {"you", "77"}, "/etc/subgid", "--userns-remap you")
 
 
 @pytest.mark.parametrize(
