@@ -93,6 +93,9 @@ class Route:
     table: int
 
 
+_PERMANENT = 0x80  # linux/if_addr.h
+
+
 def attribute(kind: int, value: bytes) -> bytes:
     """One netlink attribute, padded to 4 bytes."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
@@ -320,6 +323,15 @@ def parse_address(body: bytes) -> LinkAddress:
     found = dict(attributes(body[_ADDRESS.size :]))
     address = ipaddress.ip_address(found.get(2) or found[1])
     return LinkAddress(index, ipaddress.ip_interface(f"{address}/{length}"))
+
+
+def is_lasting_address(body: bytes) -> bool:
+    """Whether an address is permanent (IFA_F_PERMANENT) and of global scope: somebody's setting, not the kernel's."""
+    _, _, flags, scope, _ = _ADDRESS.unpack_from(body)
+    wide = dict(attributes(body[_ADDRESS.size :])).get(8)
+    if wide:
+        flags = int.from_bytes(wide[:4], sys.byteorder)
+    return bool(flags & _PERMANENT) and scope == 0
 
 
 def parse_route(body: bytes) -> Route | None:

@@ -26,7 +26,7 @@ class Birth:
     "gid": text} for /proc/PID/{uid,gid}_map, or None without a new user namespace. ``placed_by_parent``: the parent makes
     its cgroup and puts it in. ``stdio_owner``: with a user namespace the uid, as the host counts, that must be able to open
     its pipes again (/dev/stdout); without one the process sees to it itself. ``outside``: the parent has to read the bundle
-    too, for hooks, a seccomp listener or mounts that it makes. ``cgroup``: its path.
+    too, for hooks, a seccomp listener, network devices or mounts that it makes. ``cgroup``: its path.
     """
 
     __slots__ = (
@@ -100,9 +100,10 @@ def of_container(config: dict[str, Any]) -> Birth:
 
 
 def needs_parent(config: dict[str, Any]) -> bool:
-    """Whether something of the bundle is done by the parent: hooks, a seccomp listener, binds with mapped owners."""
-    seccomp = (config.get("linux") or {}).get("seccomp") or {}
-    return bool(hooks.entries(config, *hooks.KINDS)) or bool(seccomp.get("listenerPath")) or has_mapped_trees(config)
+    """Whether something of the bundle is done by the parent: hooks, a seccomp listener, mapped binds, network devices."""
+    linux = config.get("linux") or {}
+    listens = bool((linux.get("seccomp") or {}).get("listenerPath"))
+    return bool(hooks.entries(config, *hooks.KINDS) or listens or linux.get("netDevices") or has_mapped_trees(config))
 
 
 def of_exec(process: dict[str, Any]) -> Birth:

@@ -85,7 +85,7 @@ def document(facts: Facts) -> dict[str, Any]:
             "selinux": {"enabled": "selinux" in facts.modules},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": facts.kernel >= _IDMAP_SINCE}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
         },
     }
 

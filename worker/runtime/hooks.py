@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from worker.kernel import syscalls
@@ -98,11 +98,18 @@ def run_all(entries: Entries, state: dict[str, Any], directory: str | None = Non
 class Background:
     """Hooks running in a child of this process; ``fd`` becomes readable when ``result`` has an answer.
 
-    ``all_of_them``: as ``run_all``. The child is the caller's to reap (it is pid ``pid``).
+    ``all_of_them``: as ``run_all``. ``first``: what the child does before, which may raise RuntimeFault. The child is the
+    caller's to reap (it is pid ``pid``).
     """
 
     def __init__(
-        self, entries: Entries, state: dict[str, Any], directory: str | None = None, *, all_of_them: bool = False
+        self,
+        entries: Entries,
+        state: dict[str, Any],
+        directory: str | None = None,
+        *,
+        all_of_them: bool = False,
+        first: Callable[[], None] | None = None,
     ) -> None:
         self.fd, write_end = (_raised(fd) for fd in os.pipe2(os.O_CLOEXEC))
         try:
@@ -112,7 +119,7 @@ class Background:
             os.close(write_end)
             raise
         if self.pid == 0:
-            _background_child(entries, state, directory, all_of_them, write_end)
+            _background_child(entries, state, directory, all_of_them, first, write_end)
         os.close(write_end)
 
     def result(self) -> tuple[RuntimeFault | None, list[str]]:
@@ -128,7 +135,12 @@ class Background:
 
 
 def _background_child(
-    entries: Entries, state: dict[str, Any], directory: str | None, all_of_them: bool, write_end: int
+    entries: Entries,
+    state: dict[str, Any],
+    directory: str | None,
+    all_of_them: bool,
+    first: Callable[[], None] | None,
+    write_end: int,
 ) -> NoReturn:
     fault: RuntimeFault | None = None
     warnings: list[str] = []
@@ -139,6 +151,8 @@ def _background_child(
         os.dup2(write_end, 3, inheritable=False)
         syscalls.close_range(4)
         try:
+            if first is not None:
+                first()
             if all_of_them:
                 warnings = run_all(entries, state, directory)
             else:

@@ -96,7 +96,7 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     entrances = [] if "user" in namespaces else host.cgroup_entrances
     new_cgroup_namespace = "cgroup" in namespaces and not namespaces["cgroup"]
     create.append(Step("join_cgroup", namespace=new_cgroup_namespace, entrances=entrances))
-    if hooks.entries(config, *_HOOKS_OF_CREATE):
+    if hooks.entries(config, *_HOOKS_OF_CREATE) or linux.get("netDevices"):
         create.append(Step("hooks_of_create", entries=hooks.entries(config, "createContainer")))
     create.append(Step("pivot"))
     create += root_steps(config)

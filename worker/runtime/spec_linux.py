@@ -15,12 +15,10 @@ from worker.runtime.errors import SpecFault
 from worker.runtime.namespaces import FLAGS
 
 NAMESPACE_TYPES = tuple(FLAGS)
-_NOT_MET = (
-    ("intelRdt", "this runtime does not drive resctrl: assign the cgroup's processes from outside, or leave it out"),
-    ("netDevices", "this runtime moves no devices: have a createRuntime hook do it, or leave it out"),
-)
+_NOT_MET = (("intelRdt", "this runtime does not drive resctrl: assign the cgroup's processes from outside, or leave it out"),)
 """Known fields that mean something and cannot be met: refused, never dropped in silence."""
 _CLOCKS = ("monotonic", "boottime")
+_DEVICE_NAME = re.compile(r"[^\s/:]{1,15}")  # dev_valid_name() of net/core/dev.c
 _MOST_ID = 2**32 - 1
 
 
@@ -47,6 +45,7 @@ def check(linux: dict[str, Any]) -> None:
     for clock, offset in (linux.get("timeOffsets") or {}).items():
         _check_offset(clock, offset, seen)
     scheduling.check_linux(linux)
+    _check_net_devices(linux.get("netDevices") or {}, seen)
     for key, why in _NOT_MET:
         if linux.get(key):
             raise SpecFault(f"linux.{key}", why)
@@ -128,6 +127,20 @@ def _check_offset(clock: str, offset: Any, namespaces: set[str]) -> None:
         value = offset.get(key, 0)
         if not isinstance(value, int) or not least <= value <= most:
             raise SpecFault(f"linux.timeOffsets.{clock}.{key}", f"{value!r} is not a number from {least} to {most}")
+
+
+def _check_net_devices(devices: dict[str, Any], namespaces: set[str]) -> None:
+    if devices and "network" not in namespaces:
+        raise SpecFault("linux.netDevices", "needs a network namespace in linux.namespaces")
+    seen: set[str] = set()
+    for name, entry in devices.items():
+        inside = (entry or {}).get("name") or name
+        for given in (name, inside):
+            if not isinstance(given, str) or not _DEVICE_NAME.fullmatch(given) or given in (".", ".."):
+                raise SpecFault(f"linux.netDevices.{name}", f"{given!r} is not the name of a network device")
+        if inside in seen and "%d" not in inside:
+            raise SpecFault(f"linux.netDevices.{name}.name", f"{inside!r} is given to two devices")
+        seen.add(inside)
 
 
 def _check_seccomp(seccomp: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from worker.runtime import hooks, mount_options, seccomp_listener, sync
@@ -48,7 +49,8 @@ class Outside:
                 launched.resume({"state": state})
 
         if kind == sync.HOOKS:
-            self._run(hooks.EARLY, state, done)
+            devices = (self._config.get("linux") or {}).get("netDevices")
+            self._run(hooks.EARLY, state, done, first=partial(_move_devices, devices, launched.pid) if devices else None)
         else:
             done(self._deliver(launched, int(body["fd"]), state), [])
 
@@ -76,15 +78,30 @@ class Outside:
         state = hooks.state(self._config, self._ident, self._bundle, "stopped", 0)
         self._run(("poststop",), state, lambda _, warnings: done(warnings), all_of_them=True)
 
-    def _run(self, kinds: tuple[str, ...], state: dict[str, Any], done: Done, *, all_of_them: bool = False) -> None:
+    def _run(
+        self,
+        kinds: tuple[str, ...],
+        state: dict[str, Any],
+        done: Done,
+        *,
+        all_of_them: bool = False,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         entries = hooks.entries(self._config, *kinds)
-        if not entries:
+        if not entries and first is None:
             done(None, [])
             return
-        running = hooks.Background(entries, state, self._bundle, all_of_them=all_of_them)
+        running = hooks.Background(entries, state, self._bundle, all_of_them=all_of_them, first=first)
 
         def ended(_: int) -> None:
             self._loop.remove(running.fd)
             done(*running.result())
 
         self._loop.add(running.fd, READ, ended)
+
+
+def _move_devices(devices: dict[str, Any], pid: int) -> None:
+    # In a process that ends with it, and that alone has to load what speaks netlink.
+    from worker.runtime import net_devices
+
+    net_devices.move(devices, pid)

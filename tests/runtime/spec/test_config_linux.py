@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -429,10 +431,83 @@ async def _(boxes):
         await asyncio.sleep(0.01)
 
 
-# Intel RDT, sysctl
+# Intel RDT
 
 TABLE.refuses("intelRdt", "cannot be met here, which is an error", "linux.intelRdt", {"closID": "x"}, "linux.intelRdt")
-TABLE.refuses("netDevices", "cannot be met here, which is an error", "linux.netDevices", {"eth0": {}}, "linux.netDevices")
+
+
+# Network devices
+
+
+@contextlib.contextmanager
+def spare_devices(count: int = 1) -> Iterator[list[str]]:
+    """Devices of the machine, each with an address; what is left of them is removed."""
+    names = [f"cvoci{os.getpid() % 10000}-{number}" for number in range(count)]
+    try:
+        for number, name in enumerate(names):
+            pair = f"link add {name} mtu 1400 type veth peer name {name}p"
+            for words in (pair, f"addr add 198.18.99.{number + 1}/24 dev {name}", f"link set {name} up"):
+                made = subprocess.run(["ip", *words.split()], capture_output=True, text=True)
+                if "Unknown device type" in made.stderr:
+                    pytest.skip(f"no veth devices here: {made.stderr.strip()}")
+                assert made.returncode == 0, made.stderr
+        yield names
+    finally:
+        for name in names:
+            # The end that stays goes with the other, which may be in a namespace that is just going.
+            subprocess.run(["ip", "link", "del", f"{name}p"], capture_output=True)
+
+
+@TABLE.row("netDevices", "are moved into the container, up, with their lasting addresses and attributes")
+async def _(boxes):
+    with spare_devices() as (name,):
+        result = await boxes.sh(f"ip addr show {name}", linux={"netDevices": {name: {}}})
+        assert "198.18.99.1/24" in result.out, result
+        assert "mtu 1400" in result.out
+        assert ",UP" in result.out
+        assert not os.path.exists(f"/sys/class/net/{name}")
+
+
+@TABLE.row("netDevices.name", "is the name inside; with %d the kernel chooses the number")
+async def _(boxes):
+    with spare_devices(2) as (first, second):
+        devices = {first: {"name": "inside"}, second: {"name": "net%d"}}
+        result = await boxes.sh("ip -o link", linux={"netDevices": devices})
+        assert " inside@" in result.out
+        assert " net0@" in result.out
+
+
+@TABLE.row("netDevices", "a name that the container has already is an error, and what was moved before comes back")
+async def _(boxes):
+    with spare_devices(2) as (first, second):
+        devices = {first: {"name": "inside"}, second: {"name": "lo"}}
+        with pytest.raises(RuntimeFault, match=rf"netDevices\.{second}: the container has a device lo already"):
+            await boxes.make(["true"], linux={"netDevices": devices})
+        shown = subprocess.run(["ip", "addr", "show", first], capture_output=True, text=True, check=True).stdout
+        assert "198.18.99.1/24" in shown
+        assert ",UP" in shown
+
+
+@TABLE.row("netDevices", "one that cannot be moved is an error that names it")
+async def _(boxes):
+    for name, words in (("cvoci-none", "no such device"), ("lo", "has a device lo already")):
+        with pytest.raises(RuntimeFault, match=rf"netDevices\.{name}: .*{words}"):
+            await boxes.make(["true"], linux={"netDevices": {name: {}}})
+    kinds = [kind for kind in KINDS if kind != "network"]
+    with spare_devices() as (name,):
+        linux = {**spaces(*kinds, network=f"/proc/{os.getpid()}/ns/net"), "netDevices": {name: {"name": "other"}}}
+        with pytest.raises(RuntimeFault, match="runtime's own network namespace"):
+            await boxes.make(["true"], linux=linux)
+
+
+WITHOUT_NETWORK = {"namespaces": [{"type": "mount"}], "netDevices": {"eth0": {}}}
+TABLE.refuses("netDevices", "needs a network namespace", "linux", WITHOUT_NETWORK, "linux.netDevices")
+TABLE.refuses("netDevices.name", "is a name", "linux.netDevices", {"eth0": {"name": "a/b"}}, "linux.netDevices.eth0")
+TABLE.refuses("netDevices.name", "is given once", "linux.netDevices", {"a": {"name": "x"}, "b": {"name": "x"}},
+              "linux.netDevices.b.name")  # fmt: skip
+
+
+# Sysctl
 
 for key, value in {"net.ipv4.ip_forward": "1", "kernel.shmmax": "65536", "fs.mqueue.msg_max": "33", "kernel.msgmax": "9000",
                    "net/ipv4/conf/lo/rp_filter": "1", "kernel.domainname": "set.by.sysctl"}.items():  # fmt: skip

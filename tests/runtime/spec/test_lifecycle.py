@@ -155,7 +155,8 @@ async def _(boxes):
 for words in ("runc spec", "runc spec --rootless", "crun spec"):
 
     @TABLE.row("Create", f"the bundle that {words} writes runs as it is")
-    async def _(boxes, line=words.split()):
+    async def _(boxes, words=words):
+        line = words.split()
         if shutil.which(line[0]) is None:
             pytest.skip(f"no {line[0]}: apt-get install {line[0]}")
         shim, directory, _ = await boxes.shim()
@@ -169,9 +170,9 @@ for words in ("runc spec", "runc spec --rootless", "crun spec"):
         assert pid in Cgroup(f"/covey/{directory.name}").pids()
         attachment = await shim.attach()
         await shim.start()
-        words = b"".join([data async for _, data in attachment.frames()]).decode()
-        assert words.split()[:2] == ["0", "/dev/pts/0"], words
-        assert "Read-only file system" in words
+        said = b"".join([data async for _, data in attachment.frames()]).decode()
+        assert said.split()[:2] == ["0", "/dev/pts/0"], said
+        assert "Read-only file system" in said
 
 
 # Hooks: a script that adds a line of its kind, its namespace and its state to a file on the host.
