@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import descendants
 from rivals import COVEY, DOCKER, Rival, running
 
 from covey.testing import images, python_image
@@ -190,7 +189,7 @@ def probe(rival: Rival, archive: bytes, **options: Any) -> dict[str, Any]:
     if code != 0:
         raise SystemExit(f"bench: the probe in {rival.kind.name} ended with {code}: {err[-800:]}")
     found: dict[str, Any] = json.loads(out)
-    daemon = next(one for one in descendants(rival.root) if rival.kind.parts[next(iter(rival.kind.parts))](one))
+    daemon = rival.processes(next(iter(rival.kind.parts)))[0]
     own = {kind: link != os.readlink(f"/proc/{daemon.pid}/ns/{kind}") for kind, link in found["namespaces"].items()}
     return {**found, "namespaces": own}
 

@@ -395,6 +395,14 @@ def pivot(tree: Tree) -> None:
     os.chdir("/")
 
 
+def move_root(tree: Tree) -> None:
+    """Instead of the pivot, where the old root is a ramdisk that cannot be swapped: it stays below, hidden by a chroot."""
+    os.fchdir(tree.root_fd)
+    syscalls.mount(".", "/", None, syscalls.MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
+
+
 def _mount_id(fd: int) -> str:
     with open(f"/proc/thread-self/fdinfo/{fd}", encoding="ascii") as info:
         for line in info:
@@ -429,6 +437,7 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "mount_filesystem": mount_filesystem,
     "mount_mapped": mount_mapped,
     "open_root": open_root,
+    "move_root": move_root,
     "pivot": pivot,
     "private_mounts": private_mounts,
     "private_parent": private_parent,

@@ -24,40 +24,64 @@ from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
 from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
 from worker.runtime.namespaces import NAMESPACE_STEPS
 from worker.runtime.scheduling import SCHEDULING_STEPS
 
-_SYNC_FD = 3
+_FIRST_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
 _OURS = tuple(
     int(number) for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 )
-_PTMX = os.makedev(5, 2)
+_PTMX, _NULL = os.makedev(5, 2), os.makedev(1, 3)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class Stdio:
-    """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself."""
+    """The descriptors a process gets as 0, 1 and 2; None for a terminal's, which it makes itself.
 
-    __slots__ = ("stderr", "stdin", "stdout")
+    ``kept``: how many more, from 3 on, the program has from whoever started it, unless they are closed on exec.
+    """
 
-    def __init__(self, stdin: int | None, stdout: int | None, stderr: int | None) -> None:
+    __slots__ = ("kept", "stderr", "stdin", "stdout")
+
+    def __init__(self, stdin: int | None, stdout: int | None, stderr: int | None, kept: int = 0) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.kept = kept
+
+
+class Detachment:
+    """A process that outlives whoever forks it: it has no death signal.
+
+    ``listener``: the listening socket at which it waits to be started by another process, once its parent has said
+    ``detach``; until then the parent's death is its own. Without one it goes on by its parent's ``start``.
+    """
+
+    __slots__ = ("listener",)
+
+    def __init__(self, listener: int | None = None) -> None:
+        self.listener = listener
 
 
 class Init:
-    """State that steps hand on: the open root, the console, the program found."""
+    """State that steps hand on: the open root, the console, the program found.
 
-    def __init__(self, channel: sync.Channel, pidfd: int | None) -> None:
+    ``private_fd``: from there on descriptors are init's own, which the program must not get. ``attached``: it dies with
+    its parent.
+    """
+
+    def __init__(self, channel: sync.Channel, pidfd: int | None, private_fd: int, attached: bool) -> None:
         self.channel = channel
         self.pidfd = pidfd
+        self.private_fd = private_fd
+        self.attached = attached
         self.root_fd = self.place_fd = -1
         self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
@@ -69,19 +93,27 @@ class Init:
         self.state: dict[str, Any] = {}
         self.step = ""
 
+    def die_with_parent(self) -> None:
+        """Set the death signal, which a change of ids clears."""
+        if self.attached:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+
 
 Prepare = Callable[["Init"], LaunchPlan]
 """Makes the plan in the new process, where it costs the parent nothing; may perform steps that come before all others."""
 
 
-def run(prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> NoReturn:
+def run(
+    prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None, detachment: Detachment | None = None
+) -> NoReturn:
     """The child's whole life up to execve; never returns and never raises into the parent's code.
 
     ``pidfd``: the container's init, for a plan that enters its namespaces.
     """
     code = 1
     try:
-        init = _isolate(channel, stdio, pidfd)
+        listener = detachment.listener if detachment is not None else None
+        init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
         try:
             plan = prepare(init)
             perform(init, plan.create)
@@ -89,7 +121,11 @@ def run(prepare: Prepare, channel: sync.Channel, stdio: Stdio, pidfd: int | None
             init.channel.send(sync.CREATED, fd=init.console_master, body=body)
             if init.console_master is not None:
                 os.close(init.console_master)
-            init.channel.expect(sync.START)
+            if listener is None:
+                if not plan.at_once:
+                    init.channel.expect(sync.START)
+            else:
+                _await_start(init, listener)
             perform(init, plan.start)
         except Exception as error:
             fault = _as_fault(error, init.step)
@@ -109,28 +145,47 @@ def _as_fault(error: Exception, step: str) -> RuntimeFault:
     return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
 
 
-def _isolate(channel: sync.Channel, stdio: Stdio, pidfd: int | None) -> Init:
-    """Give up all the parent has open, its session and its signal set-up; die when it dies."""
+def _await_start(init: Init, listener: int) -> None:
+    """Let go of the creator, then wait for whoever says ``start``; one that connects and goes only asks if we wait."""
+    init.channel.expect(sync.DETACH)
+    while True:
+        init.channel.close()
+        init.channel = sync.accept(listener)
+        if init.channel.receive()[0] == sync.START:
+            break
+    os.close(listener)
+
+
+def _isolate(
+    channel: sync.Channel, stdio: Stdio, pidfd: int | None, listener: int | None, *, attached: bool
+) -> tuple[Init, int | None]:
+    """Give up all the parent has open, its session and its signal set-up; die when it dies, if ``attached``.
+
+    Answers also where ``listener`` is then.
+    """
     signal.set_wakeup_fd(-1)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if attached:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     os.setsid()
+    private = _FIRST_FD + stdio.kept
+    ours = [fd for fd in (channel.fileno(), pidfd, listener) if fd is not None]
     # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
     high = [
-        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
-        for fd in (stdio.stdin, stdio.stdout, stdio.stderr, channel.fileno(), pidfd)
+        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(64, private + len(ours)))
+        for fd in (stdio.stdin, stdio.stdout, stdio.stderr, *ours)
     ]
     devnull = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
         os.dup2(high[target] if high[target] >= 0 else devnull, target)
-    os.dup2(high[3], _SYNC_FD, inheritable=False)
-    if pidfd is not None:
-        os.dup2(high[4], _SYNC_FD + 1, inheritable=False)
-    syscalls.close_range(_SYNC_FD + (1 if pidfd is None else 2))
+    for offset, fd in enumerate(high[3:]):
+        os.dup2(fd, private + offset, inheritable=False)
+    syscalls.close_range(private + len(ours))
     channel.socket.detach()
-    channel = sync.adopt(_SYNC_FD)
+    channel = sync.adopt(private)
     _reset_signals()
-    return Init(channel, None if pidfd is None else _SYNC_FD + 1)
+    last = private + len(ours) - 1
+    return Init(channel, None if pidfd is None else private + 1, private, attached), None if listener is None else last
 
 
 def _reset_signals() -> None:
@@ -151,6 +206,7 @@ def become_mapped_root(init: Init, wait: bool) -> None:
     if wait:
         init.channel.expect(sync.MAPPED)
     namespaces.become_root_of_namespace()
+    init.die_with_parent()
 
 
 def unshare(init: Init, flags: int) -> None:
@@ -163,6 +219,7 @@ def enter(init: Init, flags: int, user: bool) -> None:
     os.close(init.pidfd)
     if user:
         namespaces.become_root_of_namespace()
+        init.die_with_parent()
     init.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
@@ -239,7 +296,7 @@ def stdio(init: Init, terminal: bool) -> None:
         return
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
-        if stat.S_ISCHR(os.fstat(target).st_mode):
+        if os.fstat(target).st_rdev == _NULL:
             os.dup2(null, target)
     os.close(null)
 
@@ -276,6 +333,19 @@ def find_program(init: Init, args: list[str], env: list[str]) -> None:
     raise RuntimeFault("not-found", f'exec: "{name}": executable file not found in $PATH', "execve")
 
 
+def check_program(init: Init, args: list[str], env: list[str], cwd: str) -> None:
+    """Miss the program while the creator still listens; what only its user can see is left to the start."""
+    find_program(init, args, env)
+    try:
+        mode = os.stat(os.path.join(cwd, init.program)).st_mode
+    except OSError as error:
+        if error.errno not in _NOT_FOUND:
+            return
+        raise RuntimeFault("not-found", f'exec: "{args[0]}": {(error.strerror or "").lower()}', "execve") from None
+    if not stat.S_ISREG(mode) or not mode & 0o111:
+        raise RuntimeFault("not-executable", f'exec: "{args[0]}": permission denied', "execve")
+
+
 def working_directory(init: Init, path: str, last: bool) -> None:
     """Enter the directory as root, or as the user where root is kept out (a FUSE or NFS mount of the user's)."""
     if last and init.entered_directory:
@@ -309,8 +379,10 @@ def identity(init: Init, uid: int, gid: int, groups: list[int], umask: int) -> N
     os.setresuid(uid, uid, uid)
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 0)
     os.umask(umask)
-    # A change of ids clears the death signal; a parent that died in between shows on the channel.
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if not init.attached:
+        return
+    init.die_with_parent()
+    # A parent that died before that shows on the channel.
     poll = select.poll()
     poll.register(init.channel.fileno(), select.POLLHUP)
     if poll.poll(0):
@@ -347,7 +419,7 @@ def hooks_of_start(init: Init, entries: hooks.Entries) -> None:
 
 
 def execve(init: Init) -> None:
-    syscalls.close_range(_SYNC_FD, flags=syscalls.CLOSE_RANGE_CLOEXEC)
+    syscalls.close_range(init.private_fd, flags=syscalls.CLOSE_RANGE_CLOEXEC)
     try:
         os.execve(init.program, init.args, init.env)
     except OSError as error:
@@ -357,6 +429,7 @@ def execve(init: Init) -> None:
 
 _STEPS: dict[str, Any] = {
     **FILESYSTEM_STEPS,
+    **HOME_STEPS,
     **LABEL_STEPS,
     **NAMESPACE_STEPS,
     **SCHEDULING_STEPS,
@@ -364,6 +437,7 @@ _STEPS: dict[str, Any] = {
     "become_mapped_root": become_mapped_root,
     "bounding": bounding,
     "capabilities": set_capabilities,
+    "check_program": check_program,
     "console": console,
     "domainname": domainname,
     "enter": enter,

@@ -7,6 +7,7 @@ channel is readable and answers what has happened. The caller keeps the event lo
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
-from worker.runtime.init import Stdio
+from worker.runtime.init import Detachment, Stdio
 from worker.runtime.mount_options import MappedTree
+
+_NULL = os.makedev(1, 3)
 
 
 class Launch:
@@ -41,22 +44,29 @@ class Launch:
         self.on_request: Callable[[str, dict[str, Any]], None] | None = None
         """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
+        self._at_once = False
 
-    def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
-        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
+    def claim(self, bundle: str, init: bool, stdio: Stdio, *, at_once: bool) -> None:
+        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment.
+
+        ``at_once``: it does not wait for ``start``, which then only says that it was meant.
+        """
         self.phase = "claimed"
+        self._at_once = at_once
         view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fds = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
             present = [fd is not None for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-            self.channel.send(sync.CLAIM, body={"bundle": bundle, "init": init, "stdio": present}, fds=[view, *fds])
+            body = {"bundle": bundle, "init": init, "stdio": present, "start": at_once}
+            self.channel.send(sync.CLAIM, body=body, fds=[view, *fds])
         finally:
             os.close(view)
 
     def start(self) -> None:
         """Let a created process go on to execve."""
         self.phase = "starting"
-        self.channel.send(sync.START)
+        if not self._at_once:
+            self.channel.send(sync.START)
 
     def resume(self, body: dict[str, Any]) -> None:
         """Answer a request of the process."""
@@ -107,20 +117,22 @@ def launch(
     group: Cgroup,
     entered_pid: int | None = None,
     trees: Sequence[MappedTree] = (),
+    detachment: Detachment | None = None,
 ) -> Launch:
     """Fork a process that executes what ``prepare`` answers in it. Raises RuntimeFault or OSError, leaving no process.
 
     ``group``: where the parent has to place a process of a user namespace, which cannot enter by itself.
     ``entered_pid``: the container's init, whose namespaces an exec enters. ``trees``: mounts to make for it.
+    ``detachment``: the process is to outlive this one.
     """
     for fd in (stdio.stdin, stdio.stdout, stdio.stderr):
         if fd is not None and birth.placed_by_parent:
-            os.fchown(fd, birth.stdio_owner, -1)
+            hand_over(fd, birth.stdio_owner)
     parent, child = sync.pair()
     parent.socket.setblocking(False)
     entered = os.pidfd_open(entered_pid) if entered_pid is not None else None
     try:
-        pid = _fork(birth, prepare, child, stdio, entered)
+        pid = _fork(birth, prepare, child, stdio, entered, detachment)
     except BaseException:
         parent.close()
         raise
@@ -153,7 +165,26 @@ def launch(
     return launched
 
 
-def _fork(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, entered: int | None) -> int:
+def hand_over(fd: int, owner: int) -> None:
+    """Let ``owner`` open its stdio again; the machine's /dev/null, a read-only file or another's is left as it is."""
+    entry = os.fstat(fd)
+    if entry.st_uid == owner or entry.st_rdev == _NULL:
+        return
+    try:
+        os.fchown(fd, owner, -1)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL):
+            raise
+
+
+def _fork(
+    birth: Birth,
+    prepare: init.Prepare,
+    channel: sync.Channel,
+    stdio: Stdio,
+    entered: int | None,
+    detachment: Detachment | None,
+) -> int:
     joined: list[int] = []
     try:
         if entered is not None:
@@ -164,10 +195,10 @@ def _fork(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Std
             joined.append(own)
             namespaces.join(path, kind)
         if birth.user_namespace:
-            return _fork_inside(birth, prepare, channel, stdio)
+            return _fork_inside(birth, prepare, channel, stdio, detachment)
         pid = syscalls.fork_into(birth.clone_flags)
         if pid == 0:
-            init.run(prepare, channel, stdio, entered)
+            init.run(prepare, channel, stdio, entered, detachment)
         return pid
     finally:
         for fd in joined:
@@ -180,7 +211,9 @@ def _own_namespace(kind: str) -> int:
     return os.open(f"/proc/self/ns/{namespaces.PROC_NAMES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _fork_inside(birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio) -> int:
+def _fork_inside(
+    birth: Birth, prepare: init.Prepare, channel: sync.Channel, stdio: Stdio, detachment: Detachment | None
+) -> int:
     """Fork through a process that has joined the user namespace at ``birth.user_namespace``, to which the new ones belong.
 
     The process is our own child nevertheless (CLONE_PARENT). The one between ends at once and says the real pid.
@@ -195,7 +228,7 @@ def _fork_inside(birth: Birth, prepare: init.Prepare, channel: sync.Channel, std
                 syscalls.setns(fd, syscalls.CLONE_NEWUSER)
                 pid = syscalls.fork_into(birth.clone_flags | syscalls.CLONE_PARENT)
                 if pid == 0:
-                    init.run(prepare, channel, stdio, None)
+                    init.run(prepare, channel, stdio, None, detachment)
                 answer = str(pid)
             except OSError as error:
                 answer = f"linux.namespaces: user namespace {birth.user_namespace}: {error.strerror}"

@@ -73,17 +73,18 @@ _TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
 )
 
 
-def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey") -> Config:
+def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey", config_file: str = "") -> Config:
     """The checked config of a bundle directory, with paths made absolute. Raises SpecFault.
 
-    ``ident``, ``cgroup_parent``: what a cgroupsPath that is absent or relative is completed with.
+    ``ident``, ``cgroup_parent``: what a cgroupsPath that is absent or relative is completed with. ``config_file``: read
+    instead of the bundle's own.
     """
-    path = os.path.join(bundle, "config.json")
+    path = config_file or os.path.join(bundle, "config.json")
     try:
         with open(path, "rb", buffering=0) as file:
             config = compact_json.loads(file.readall())
     except FileNotFoundError:
-        raise SpecFault("config.json", f"there is none in bundle {bundle}") from None
+        raise SpecFault("config.json", f"there is none at {path}, the bundle being {bundle}") from None
     except ValueError as error:
         raise SpecFault("config.json", f"is not JSON: {error}") from None
     check(config)

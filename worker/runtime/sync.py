@@ -4,8 +4,8 @@ Child → parent: ``ready`` (a sandbox waits to be claimed), ``created`` (with t
 ``exec`` (about to execve), ``error``; ``hooks`` (the tree stands: run what runs outside) and ``listener`` (the number of a
 seccomp listener's descriptor), which are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree``
 (a mount's descriptor), ``placed`` (in its cgroup), ``claim`` (what a ready sandbox is to become, with descriptors),
-``start``. End of file after ``exec`` means that execve succeeded; before it, that the child died. It knows neither
-namespaces nor containers.
+``start``, or ``detach`` (the child is on record and is to wait for its start elsewhere). End of file after ``exec`` means
+that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
 READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
-MAPPED, PLACED, CLAIM, START = "mapped", "placed", "claim", "start"
+MAPPED, PLACED, CLAIM, START, DETACH = "mapped", "placed", "claim", "start", "detach"
 HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
 _MOST_FDS = 8
@@ -108,3 +108,12 @@ def pair() -> tuple[Channel, Channel]:
 def adopt(fd: int) -> Channel:
     """The channel whose socket is ``fd``."""
     return Channel(_socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, fd))
+
+
+def accept(listener: int) -> Channel:
+    """The next connection to a listening socket of this kind."""
+    sock = socket.socket(_AF_UNIX, _SOCK_SEQPACKET, 0, listener)
+    try:
+        return adopt(sock.accept()[0].detach())
+    finally:
+        sock.detach()
