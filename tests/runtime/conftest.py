@@ -242,6 +242,16 @@ class Boxes:
             assert not left, f"{directory.name} left {left}"
 
 
+def copied(root: Path, place: Path) -> Path:
+    """A copy of a root file system, without what is no file, directory or link: a copy of /dev/full never ends."""
+
+    def special(directory: str, names: list[str]) -> list[str]:
+        kinds = {name: stat.S_IFMT(os.lstat(os.path.join(directory, name)).st_mode) for name in names}
+        return [name for name, kind in kinds.items() if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)]
+
+    return Path(shutil.copytree(root, place, symlinks=True, ignore=special))
+
+
 @pytest.fixture(autouse=True)
 def _no_nodes_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Device nodes go with their test, though pytest keeps its directories: whoever copies or backs up a zero never ends."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-from pathlib import Path
 
 import pytest
+
+from .conftest import copied
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 KINDS = ("pid", "net", "ipc", "uts", "mnt", "cgroup")
@@ -85,7 +85,7 @@ async def test_a_user_namespace_in_directories_that_are_closed_to_its_root(boxes
     """The rootfs and a bind's source lie below 0700 directories of the host, which the mapped root may not pass."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    root = Path(shutil.copytree(boxes.rootfs, closed / "root", symlinks=True))
+    root = copied(boxes.rootfs, closed / "root")
     for base, directories, files in os.walk(root):
         for name in (".", *directories, *files):
             os.chown(os.path.join(base, name), 100000, 100000, follow_symlinks=False)

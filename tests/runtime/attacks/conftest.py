@@ -29,7 +29,7 @@ from worker.containers import bundle, host_config, limits, seccomp, surroundings
 from worker.containers.shim_client import Shim, Zygote
 from worker.containers.users import User
 
-from ..conftest import PATIENCE, Boxes, Result, default_bundle, merged
+from ..conftest import PATIENCE, Boxes, Result, copied, default_bundle, merged
 
 KIT = (Path(__file__).parent / "kit.py").read_bytes()
 PYTHON = [python_image.PYTHON, "-I", "-S", "-c"]
@@ -54,7 +54,7 @@ def python_root(rootfs: Path) -> Iterator[Path]:
     """The busybox root file system with Python and the kit in it; shared, so written to only through mounts."""
     with tempfile.TemporaryDirectory(prefix="covey-test-attacks-") as directory:
         root = Path(directory) / "root"
-        shutil.copytree(rootfs, root, symlinks=True)
+        copied(rootfs, root)
         root.parent.chmod(0o755)
         for path, content in python_image.python_files(extra={"kit": KIT}).items():
             place = root / path.lstrip("/")
@@ -71,7 +71,7 @@ def python_root(rootfs: Path) -> Iterator[Path]:
 def own_root(python_root: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the root file system that a test may change; gone afterwards, as it is large."""
     place = tmp_path / "own-root"
-    shutil.copytree(python_root, place, symlinks=True)
+    copied(python_root, place)
     yield place
     shutil.rmtree(place, ignore_errors=True)
 
