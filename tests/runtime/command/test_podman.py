@@ -20,6 +20,8 @@ import pytest
 from worker.kernel import syscalls
 from worker.runtime.cgroups import Cgroup
 
+from ..conftest import copied
+
 pytestmark = pytest.mark.root
 
 _CONFIG = """
