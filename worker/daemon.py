@@ -29,7 +29,9 @@ from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers import runtimes
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
+from worker.containers.policy import Policy
 from worker.containers.runtimes import OWN
+from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -46,7 +48,8 @@ class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
-    appended.
+    appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
+    worker.containers.remap.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -59,6 +62,8 @@ class DaemonOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     labels: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    userns_remap: str = ""
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
@@ -179,6 +184,8 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         labels=tuple(options.labels),
         runtimes=added,
         default_runtime=runtimes.check_default(options.default_runtime, added),
+        policy=Policy(tuple(options.refused)),
+        remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
     )
 

@@ -32,6 +32,7 @@ def create(host: Host, live: Live, request: Mapping[str, Any]) -> Exec:
         raise InvalidArgument("No exec command specified")
     merge.check_environment(request.get("Env") or [])
     streams.detach_sequence(str(request.get("DetachKeys") or ""))
+    host.options.policy.check_exec(request)
     one = Exec(fresh_id(), container.id, {**request, "Cmd": command})
     ended = [key for key, other in live.execs.items() if other.exit_code is not None]
     for key in ended[:-KEPT]:

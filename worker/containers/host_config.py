@@ -171,8 +171,8 @@ def _security(host: dict[str, Any]) -> None:
         key = option.replace(":", "=", 1).partition("=")[0]
         if key not in ("no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups"):
             raise InvalidArgument(f"invalid --security-opt 2: {option!r}")
-    if host["UsernsMode"] not in ("", "host"):
-        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host")
+    if host["UsernsMode"] not in ("", "host", "private"):
+        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host, or private for one of its own")
     limits.device_rules(host, [])
 
 

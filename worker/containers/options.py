@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from worker.containers.policy import Policy
+from worker.containers.remap import Remap
 from worker.containers.runtimes import OWN
 from worker.network.networks import DEFAULT_BRIDGE
 
@@ -35,6 +37,8 @@ class EngineOptions:
     labels: tuple[str, ...] = ()
     runtimes: Mapping[str, str] = field(default_factory=dict)
     default_runtime: str = OWN
+    policy: Policy = field(default_factory=Policy)
+    remap: Remap | None = None
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

@@ -23,7 +23,9 @@ from worker.containers import (
     limits,
     log_options,
     network_requests,
+    policy,
     record,
+    remap,
     runtimes,
     seccomp,
     supervise,
@@ -34,6 +36,7 @@ from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
 from worker.containers.shim_client import Shim, ShimGone, end_shim
+from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -65,6 +68,9 @@ async def start(host: Host, live: Live) -> None:
             raise NotModified(f"container {container.name} is about to be started again by its policy")
         if live.removing or status in (record.REMOVING, record.DEAD):
             raise Conflict("container is marked for removal and cannot be started")
+        # A container may be older than the daemon's options.
+        mounts = policy.asked(container.mounts, container.owner, f"{host.options.exec_root}/tasks")
+        host.options.policy.check(container.host_config, mounts)
         cancel_restart(live)
         if not again:
             container.restart_count, container.restart_delay = 0, 0.0
@@ -165,6 +171,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
             await _serve_pending(live, shim)
+            check_joined(host, container)
             await shim.start()
         undo.pop_all()
     live.attachment = attachment
@@ -272,7 +279,11 @@ def namespace_joins(host: Host, container: Container) -> dict[str, str]:
         if mode == "host":
             joins[kind] = ""
         elif mode.startswith("container:"):
-            joins[kind] = f"/proc/{joined(host, container, mode).state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            other = joined(host, container, mode)
+            joins[kind] = f"/proc/{other.state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            if host.overlay.ids(container.id) is not None and host.overlay.ids(other.id) is not None:
+                # A namespace is its user namespace's: only in that one are there rights over it.
+                joins["user"] = f"/proc/{other.state.pid}/ns/user"
     if settings.get("UTSMode") == "host":
         joins["uts"] = ""
     if settings.get("CgroupnsMode") == "host":
@@ -288,6 +299,19 @@ def joined(host: Host, container: Container, mode: str) -> Container:
     if not other.state.running:
         raise Conflict(f"cannot join network of a non running container: {other.id}")
     return other
+
+
+def check_joined(host: Host, container: Container) -> None:
+    """After the namespaces of others were joined by their pids: these are still theirs, or Conflict.
+
+    The pid of one that ended may by then be a process of the host, with the host's namespaces.
+    """
+    for field in ("PidMode", "IpcMode", "NetworkMode"):
+        mode = str(container.host_config.get(field) or "")
+        if mode.startswith("container:"):
+            other = joined(host, container, mode)
+            if not process.is_alive(other.state.pid, other.state.pid_start):
+                raise Conflict(f"cannot join container {other.id}: it ended meanwhile")
 
 
 async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> Attachment | None:
@@ -324,8 +348,11 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
     hostname, domain = config["Hostname"], config.get("Domainname") or ""
     hosts = network_text.hosts(attachment, hostname, domain, settings.get("ExtraHosts") or [])
     texts = {"hostname": f"{hostname}\n", "hosts": hosts, "resolv.conf": resolv}
+    ids = _remap(host, container)
     for name, content in texts.items():
         surroundings.write_file(directory / name, content)
+        if ids is not None:
+            os.chown(directory / name, *ids.root)
     return {f"/etc/{name}": str(directory / name) for name in texts}
 
 
@@ -355,6 +382,7 @@ def _bundle(
             ceilings=surroundings.hard_limits(),
             cpus=os.cpu_count() or 1,
             shm=_shared_memory(host, container, directory),
+            remap=_remap(host, container),
         )
     )
     if _program(host, container):
@@ -362,6 +390,12 @@ def _bundle(
         config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     (directory / "config.json").write_bytes(msgspec.json.encode(config))
     return config
+
+
+def _remap(host: Host, container: Container) -> remap.Remap | None:
+    """The ids it was made with, whatever this daemon was started with."""
+    found = host.overlay.ids(container.id)
+    return remap.from_lists(found) if found else None
 
 
 def _hostname(host: Host, container: Container) -> str:

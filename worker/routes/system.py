@@ -193,10 +193,12 @@ FIXED: Mapping[str, Any] = {
     "ContainerdCommit": {"ID": ""},
     "RuncCommit": {"ID": ""},
     "InitCommit": {"ID": ""},
-    "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
     "CDISpecDirs": [],
     "Warnings": None,
 }
+
+
+SECURITY = ("name=seccomp,profile=builtin", "name=cgroupns")
 
 
 def node_info(engine: Engine, release: str) -> dict[str, Any]:
@@ -224,6 +226,7 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "DockerRootDir": str(options.data_root),
         "Name": options.name,
         "Labels": list(options.labels),
+        "SecurityOptions": [*SECURITY, *(["name=userns"] if options.remap else [])],
         "ServerVersion": release,
         "Swarm": dict(INACTIVE_SWARM),
     }

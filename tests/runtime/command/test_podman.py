@@ -20,6 +20,8 @@ import pytest
 from worker.kernel import syscalls
 from worker.runtime.cgroups import Cgroup
 
+from ..conftest import copied
+
 pytestmark = pytest.mark.root
 
 _CONFIG = """
@@ -84,7 +86,7 @@ def podman(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path, rootfs:
         pytest.skip("runc is not installed, so there is no control: apt-get install runc")
     # podman makes what it mounts in the root.
     own = tmp_path / "rootfs"
-    shutil.copytree(rootfs, own, symlinks=True)
+    copied(rootfs, own)
     parent = f"{runtime.parent}/podman"
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     # Its --runroot may have 50 characters, which pytest's directories are longer than.
