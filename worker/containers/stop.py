@@ -60,6 +60,7 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     """Raises NotModified when nothing runs."""
     container = live.container
     number = signals.parse(name) if name else stop_signal(container)
+    await _settled(live)
     if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
@@ -68,6 +69,13 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     host.save(container)
     await end(host, live, number, grace(container, timeout))
     host.publish(container, "stop")
+
+
+async def _settled(live: Live) -> None:
+    """Until an exit that is being settled has led to what it leads to, a restart perhaps."""
+    if live.container.state.status == record.EXITED and live.lock.locked():
+        async with live.lock:
+            return
 
 
 async def give_up_restart(host: Host, live: Live) -> bool:
@@ -101,6 +109,7 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
     """Raises Conflict in Docker's words when nothing runs. SIGKILL waits for the end."""
     container = live.container
     number = signals.parse(name or "KILL")
+    await _settled(live)
     if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
