@@ -60,7 +60,8 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     """Raises NotModified when nothing runs."""
     container = live.container
     number = signals.parse(name) if name else stop_signal(container)
-    await _settled(live)
+    if await _just_ended(live):
+        return
     if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
@@ -71,11 +72,13 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     host.publish(container, "stop")
 
 
-async def _settled(live: Live) -> None:
-    """Until an exit that is being settled has led to what it leads to, a restart perhaps."""
-    if live.container.state.status == record.EXITED and live.lock.locked():
-        async with live.lock:
-            return
+async def _just_ended(live: Live) -> bool:
+    """Whether its end is being put on record right now; then it is when this returns, and no policy starts it again."""
+    if live.container.state.status != record.EXITED or live.exited.is_set():
+        return False
+    live.container.manually_stopped = True
+    await live.exited.wait()
+    return True
 
 
 async def give_up_restart(host: Host, live: Live) -> bool:
@@ -109,7 +112,6 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
     """Raises Conflict in Docker's words when nothing runs. SIGKILL waits for the end."""
     container = live.container
     number = signals.parse(name or "KILL")
-    await _settled(live)
     if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
@@ -130,6 +132,7 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
 async def restart(host: Host, live: Live, timeout: int | None = None, name: str | None = None) -> None:
     """Stop if it runs, then start."""
     container = live.container
+    await _just_ended(live)
     if container.state.status == record.RESTARTING:
         await give_up_restart(host, live)
     if container.state.running:
