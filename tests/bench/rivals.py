@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import docker
@@ -22,7 +22,12 @@ from processes import Process, descendants, pss
 
 PATIENCE = 30.0
 #: Set up inside the namespaces, as their first process; tini reaps what the shims leave.
-INNER = ("tini", "-s", "--", "sh", "-c", 'ip link set lo up && exec "$@" >"$0" 2>&1')
+INNER = (
+    "tini", "-s", "--", "sh", "-c",
+    'log=$1; run=$2; shift 2; ip link set lo up && mkdir -p "$run" && mount -t tmpfs tmpfs "$run" && exec "$@" >"$log" 2>&1',
+    "node",
+)  # fmt: skip
+"""Both rivals' running state lies on a tmpfs, as it does on a machine."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,12 @@ COVEY = Kind(
         "daemon": lambda process: " cli.main daemon " in process.argv and process.name not in ("covey-zygote", "covey-shim"),
         "zygote": lambda process: process.name == "covey-zygote",
         "shims": lambda process: process.name == "covey-shim",
+        "sandboxes": lambda process: process.name == "covey-sandbox",
         "manager": lambda process: " cli.main manager " in process.argv,
         "etcd": lambda process: process.name == "etcd",
     },
 )
+COLD = replace(COVEY, name="covey-cold", argv=lambda base, cgroup: (*_covey(base, cgroup), "--warm-pool=0"))
 DOCKER = Kind(
     "docker",
     _dockerd,
@@ -71,12 +78,18 @@ DOCKER = Kind(
 
 
 class Rival:
-    """A running node; ``client`` speaks its Engine API."""
+    """A running node; ``client`` speaks its Engine API at ``socket``; its containers' cgroups are below ``cgroup``."""
 
-    def __init__(self, kind: Kind, root: int, client: docker.DockerClient) -> None:
+    def __init__(self, kind: Kind, root: int, client: docker.DockerClient, socket: Path, cgroup: str) -> None:
         self.kind = kind
         self.client = client
+        self.socket = socket
+        self.cgroup = cgroup
         self._root = root
+
+    def processes(self, part: str) -> list[Process]:
+        """The processes that are ``part`` of it."""
+        return [one for one in descendants(self._root) if self.kind.parts[part](one)]
 
     def memory(self) -> dict[str, float]:
         """MiB of PSS by part; containers' own processes belong to none."""
@@ -101,16 +114,17 @@ def running(kind: Kind, directory: Path) -> Iterator[Rival]:
     cgroup = f"/covey-bench-{os.getpid()}-{kind.name}"
     log = base / "daemon.log"
     command = ("unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", "--")
-    process = subprocess.Popen([*command, *INNER, str(log), *kind.argv(base, cgroup)], stdin=subprocess.DEVNULL)
+    inner = (*INNER, str(log), str(base / "run"))
+    process = subprocess.Popen([*command, *inner, *kind.argv(base, cgroup)], stdin=subprocess.DEVNULL)
     client = None
     try:
         client = _client(kind, base / "api.sock", process, log)
-        yield Rival(kind, process.pid, client)
+        yield Rival(kind, process.pid, client, base / "api.sock", cgroup)
     finally:
         if client is not None:
             client.close()
         _end(process)
-        _clear_cgroups(cgroup)
+        clear_cgroups(cgroup)
         shutil.rmtree(base, ignore_errors=True)
 
 
@@ -143,7 +157,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _clear_cgroups(name: str) -> None:
+def clear_cgroups(name: str) -> None:
     """Remove the subtree ``name`` of every hierarchy: the processes in it have ended with their namespace."""
     deadline = time.monotonic() + 10
     for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):

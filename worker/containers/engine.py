@@ -120,6 +120,7 @@ class Engine:
         host.auto_remove = self._auto_remove
         await zygote.open()
         host.spawn(zygote.keep(), "zygote: kept alive")
+        host.spawn(host.keep_synced(), "records: kept synced")
         await adopt.adopt(host)
         if options.warm_pool:
             host.spawn(host.pool.keep(), "pool: kept full")

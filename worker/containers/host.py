@@ -30,6 +30,7 @@ from worker.rootfs.volumes import Volumes
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+SYNC_DELAY = 0.05
 
 
 @dataclass(eq=False)
@@ -133,6 +134,8 @@ class Host:
         self.lives: dict[str, Live] = {}
         self.group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._unsynced: set[str] = set()
+        self._changed = asyncio.Event()
         self._threads = threads
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -173,7 +176,23 @@ class Host:
         return self.live(self.registry.resolve(ref))
 
     def save(self, container: Container, *, sync: bool = False) -> None:
-        self.registry.save(container, sync=sync)
+        """Replaces the record, at once for whoever reads it; with ``sync`` it soon outlives a power cut too.
+
+        Nobody waits for that: what a start or an exit changes means little after one. Raises Internal (disk full).
+        """
+        self.registry.save(container)
+        if sync:
+            self._unsynced.add(container.id)
+            self._changed.set()
+
+    async def keep_synced(self) -> None:
+        """Has the disk take what was saved with ``sync``, some at a time, until cancelled."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(SYNC_DELAY)
+            self._changed.clear()
+            unsynced, self._unsynced = self._unsynced, set()
+            await self.run(self.registry.sync, unsynced)
 
     def publish(self, container: Container, action: str, extra: Mapping[str, str] | None = None) -> None:
         """A container event with the attributes Docker gives: image, name, labels."""

@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,23 @@ log = logging.getLogger(__name__)
 QUIET = 0.02
 """Seconds without a start before another sandbox is made."""
 BACKOFF = (1.0, 60.0)
+
+_USUAL: Mapping[str, tuple[Any, ...]] = {
+    "Privileged": (False, None),
+    "PidMode": ("", None),
+    "IpcMode": ("", None, "private", "shareable", "none"),
+    "UTSMode": ("", None),
+    "UsernsMode": ("", None),
+    "CgroupnsMode": ("", None, "private"),
+    "CgroupParent": ("", None),
+    "Devices": ([], None),
+    "DeviceCgroupRules": ([], None),
+    "Sysctls": ({}, None),
+    "MaskedPaths": (None,),
+    "ReadonlyPaths": (None,),
+}
+"""HostConfig of containers whose sandbox is like all others; the v1 cgroup of one with a parent of its own cannot be
+renamed into it."""
 
 
 @dataclass(eq=False)
@@ -111,17 +128,19 @@ class Pool:
         if not self._starts:
             self._quiet.set()
 
-    def take(self, config: dict[str, Any]) -> Sandbox | None:
-        """A sandbox that can become the container of ``config``; the caller ends it if nothing comes of it."""
-        if not self._ready or not self._is_child_of_parent(config) or not sandbox.fits(self._template, config):
+    def take(self, settings: Mapping[str, Any]) -> Sandbox | None:
+        """A sandbox for a container with this HostConfig, if its bundle is likely to fit one (``fits`` is asked then).
+
+        The caller ends it if nothing comes of it.
+        """
+        if not self._ready or any(settings.get(name) not in usual for name, usual in _USUAL.items()):
             return None
         self._taken.set()
         return self._ready.pop(0)
 
-    def _is_child_of_parent(self, config: dict[str, Any]) -> bool:
-        """A v1 cgroup is renamed where it lies; one below another parent has to be made there."""
-        path: str = config["linux"]["cgroupsPath"]
-        return os.path.dirname(path) == f"/{self._options.cgroup_parent.strip('/')}"
+    def fits(self, config: dict[str, Any]) -> bool:
+        """Whether a sandbox can become the container of the bundle ``config``."""
+        return sandbox.fits(self._template, config)
 
     async def wait_full(self) -> None:
         """Until as many are ready as are wanted."""

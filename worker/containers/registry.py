@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from covey.errors import Conflict, Internal, InvalidArgument, NotFound
@@ -121,6 +121,17 @@ class Registry:
             raise Internal(
                 f"cannot write the record of container {container.short} to {path}: {error.strerror}: free space there"
             ) from error
+
+    def sync(self, ids: Iterable[str]) -> None:
+        """Has the disk take the records of these containers; one that is gone needs it no more. Blocking."""
+        for one in ids:
+            try:
+                with open(self.directory(one) / "config.json", "rb") as file:
+                    os.fsync(file.fileno())
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.error("the record of container %s may not outlive a power cut: %s", one, error)
 
     def rename(self, container: Container, name: str) -> None:
         """Gives the container another name. Raises Conflict."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -37,6 +38,8 @@ from worker.runtime.errors import UNFIT, RuntimeFault
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S")
+T = TypeVar("T")
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 EXIT_CODES = {"not-found": 127, "not-executable": 126}
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
@@ -143,45 +146,60 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
     directory = host.options.run_directory(container.id)
     async with AsyncExitStack() as undo:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
-        await host.run(_make_directory, host, container, directory)
         joins = namespace_joins(host, container)
-        attachment = await _reserve(host, container, undo)
-        config = await host.run(_bundle, host, container, directory, attachment, joins)
-        sandbox = host.pool.take(config) if warm and attachment is not None else None
-        if sandbox is not None and attachment is not None:
-            shim, pid, started, attachment = await _take_over(host, container, directory, config, sandbox, undo)
+        _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
+        sandbox = host.pool.take(container.host_config) if warm and _has_links(attachment) else None
+        bundled = host.run(_bundle, host, container, directory, attachment, joins)
+        if sandbox is not None:
+            undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
+            plugging = host.network.plug(container.id, sandbox.pid, sandbox.spare)
+            config, attachment = await _both(bundled, plugging)
+            shim, pid, started = await _take_over(host, live, directory, config, sandbox)
         else:
+            config = await bundled
             shim = await _make_shim(host, container, directory, undo)
             pid, started = await shim.create(directory, config=config, **_settings(host, container))
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
-        await _serve_pending(live, shim)
-        await shim.start()
+            await _serve_pending(live, shim)
+            await shim.start()
         undo.pop_all()
     live.attachment = attachment
     _running(host, live, shim, pid, started)
 
 
+def _has_links(attachment: Attachment | None) -> bool:
+    return attachment is not None and any(one.driver == "bridge" for one in attachment.endpoints)
+
+
 async def _take_over(
-    host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox, undo: AsyncExitStack
-) -> tuple[Shim, int, int, Attachment]:
-    """The sandbox becomes the container while its link is addressed."""
-    undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
-    sandbox.become(directory)
-    identity = {"id": container.id, "dir": str(directory)}
-    made, plugged = await asyncio.gather(
-        sandbox.shim.create(directory, config=config, identity=identity, **_settings(host, container)),
-        host.network.plug(container.id, sandbox.pid, sandbox.spare),
-        return_exceptions=True,
-    )
-    if isinstance(made, ShimGone) or (isinstance(made, RuntimeFault) and made.code in (UNFIT, "bad-state")):
-        raise SandboxLost(str(made)) from made
-    for outcome in (made, plugged):
-        if isinstance(outcome, BaseException):
-            raise outcome
-    assert isinstance(made, tuple)
-    assert isinstance(plugged, Attachment)
-    return sandbox.shim, *made, plugged
+    host: Host, live: Live, directory: Path, config: dict[str, Any], sandbox: Sandbox
+) -> tuple[Shim, int, int]:
+    """The sandbox becomes the container and starts, in one step unless somebody has to be attached in between."""
+    container = live.container
+    if not host.pool.fits(config):
+        raise SandboxLost("its bundle is not like the others")
+    at_once = not live.pending
+    try:
+        sandbox.become(directory)
+        made = await sandbox.shim.create(
+            directory,
+            config=config,
+            start=at_once,
+            identity={"id": container.id, "dir": str(directory)},
+            **_settings(host, container),
+        )
+        if not at_once:
+            await _serve_pending(live, sandbox.shim)
+            await sandbox.shim.start()
+    except (ShimGone, FileNotFoundError) as gone:
+        raise SandboxLost(str(gone)) from gone
+    except RuntimeFault as fault:
+        if fault.code not in (UNFIT, "bad-state"):
+            raise
+        raise SandboxLost(str(fault)) from fault
+    await _serve_pending(live, sandbox.shim)
+    return sandbox.shim, *made
 
 
 def _settings(host: Host, container: Container) -> dict[str, Any]:
@@ -191,6 +209,15 @@ def _settings(host: Host, container: Container) -> dict[str, Any]:
         "stdin": bool(container.config.get("OpenStdin")),
         "init": bool(container.host_config.get("Init")),
     }
+
+
+async def _both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
+    """Both at once, both to their end; the first's fault goes before the second's."""
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast(tuple[S, T], tuple(outcomes))
 
 
 def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None:

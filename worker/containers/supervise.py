@@ -86,9 +86,9 @@ def _other_event(host: Host, live: Live, event: dict[str, Any]) -> None:
 
 
 async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None:
-    """The exit on record, then everything of the run given back, then told; ``shim`` None when it is gone already.
+    """The exit on record, then addresses and ports given back, then told, then the rest of the run cleared away.
 
-    The container's lock is held by the caller.
+    ``shim`` is None when it is gone already. The container's lock is held by the caller, so that no verb finds the rest.
     """
     container, state = live.container, live.container.state
     if live.health is not None:
@@ -102,15 +102,18 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     except Internal as error:
         # A full disk must not keep a dead container's addresses and mounts; the shim's exit record is gone then, too.
         log.error("%s", error.message)
-    deleted = shim is not None and await _delete_shim(container, shim, ended)
     live.shim, live.attachment = None, None
-    await teardown.release(host, container, deleted=deleted)
+    await teardown.detach(host, container)
     _tell(host, live)
     _decide_restart(host, live, ended)
+    deleted = await _delete_shim(container, shim, ended)
+    await teardown.clear(host, container, deleted=deleted)
 
 
-async def _delete_shim(container: Container, shim: Shim, ended: Exit) -> bool:
-    """Whether the shim gave back what it held."""
+async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> bool:
+    """Whether there was a shim that gave back what it held."""
+    if shim is None:
+        return False
     try:
         await shim.delete()
     except (ShimGone, RuntimeFault) as error:

@@ -11,6 +11,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from worker.kernel import mounts, safe_paths, syscalls
 
 log = logging.getLogger(__name__)
 
+_compiled: dict[tuple[str, frozenset[str], Path], str] = {}
+"""Where the program of a profile, for a set of capabilities, was found to be."""
 _FILE_LIMIT = 4 * 1024 * 1024
 _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", "console"})
 
@@ -53,6 +56,7 @@ def user_in(root_fd: int, wanted: str, group_add: Iterable[str] = ()) -> users.U
     return users.resolve(wanted, read_inside(root_fd, "etc/passwd"), read_inside(root_fd, "etc/group"), group_add)
 
 
+@cache
 def hard_limits() -> dict[str, int]:
     """The hard rlimits of this process by OCI name, -1 for none: root without CAP_SYS_RESOURCE cannot raise them."""
     found = {}
@@ -116,19 +120,24 @@ def devices(host_config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list({node["path"]: node for node in found}.values())
 
 
-def compiled_seccomp(text: str | None, capabilities: Iterable[str], cache: Path, required: bool) -> str:
-    """The file with the profile's compiled program, "" for unconfined; kept in ``cache`` by what it depends on.
+def compiled_seccomp(text: str | None, capabilities: Iterable[str], directory: Path, required: bool) -> str:
+    """The file with the profile's compiled program, "" for unconfined; kept in ``directory`` by what it depends on.
 
     Where it cannot be compiled or kept: Internal if ``required``, else a warning and "".
     """
     if text is None:
         return ""
+    key = (text, frozenset(capabilities), directory)
+    known = _compiled.get(key)
+    if known is not None and os.path.exists(known):
+        return known
     from worker.runtime import seccomp_compile
 
     try:
-        return str(seccomp_compile.compiled_file(cache, json.loads(text), capabilities, os.uname().machine))
+        _compiled[key] = str(seccomp_compile.compiled_file(directory, json.loads(text), capabilities, os.uname().machine))
+        return _compiled[key]
     except OSError as error:
-        words = f"seccomp filters cannot be compiled ({error}): see to {cache}"
+        words = f"seccomp filters cannot be compiled ({error}): see to {directory}"
         if required:
             raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)

@@ -70,13 +70,23 @@ def _sweep(directory: Path) -> None:
         log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
 
 
-async def release(host: Host, container: Container, *, deleted: bool = False) -> None:
-    """Everything a container that does not run may still hold; ``deleted``: see ``clear_directory``."""
-    for step in (
-        host.network.detach(container.id),
-        host.run(clear_directory, host, container, host.options.run_directory(container.id), deleted=deleted),
-    ):
-        try:
-            await step
-        except Exception:
-            log.exception("releasing what container %s held failed", container.short)
+async def release(host: Host, container: Container) -> None:
+    """Everything a container that does not run may still hold."""
+    await detach(host, container)
+    await clear(host, container)
+
+
+async def detach(host: Host, container: Container) -> None:
+    """Its addresses and ports, for others to take."""
+    try:
+        await host.network.detach(container.id)
+    except Exception:
+        log.exception("releasing the addresses and ports of container %s failed", container.short)
+
+
+async def clear(host: Host, container: Container, *, deleted: bool = False) -> None:
+    """What its run left on disk and in the kernel; ``deleted``: see ``clear_directory``."""
+    try:
+        await host.run(clear_directory, host, container, host.options.run_directory(container.id), deleted=deleted)
+    except Exception:
+        log.exception("clearing away what a run of container %s left failed", container.short)

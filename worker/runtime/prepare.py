@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from worker.kernel import mounts, syscalls
+from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import birth, capabilities, init, launch, sandbox, spec, sync
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -90,6 +90,9 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
         make_group(template, group)
         host = host_of(group)
         init.perform(made, sandbox.ahead(template, host, place))
+        name = safe_paths.open_proc("self/comm", os.O_WRONLY)
+        os.write(name, b"covey-sandbox")
+        os.close(name)
         made.step = "claim"
         made.channel.send(sync.READY)
         claim, fds = made.channel.expect(sync.CLAIM)
