@@ -154,6 +154,12 @@ def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
         return mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
         raise RuntimeFault("invalid", f"bind source {source} does not exist") from None
+    except PermissionError:
+        # A directory on the way is closed to the mapped root of a user namespace; to the parent it is not.
+        fault, fds = tree.channel.ask(sync.SOURCE, {"path": source, "recursive": recursive})
+        if fault is not None:
+            raise fault from None
+        return fds[0]
 
 
 def mount_mapped(tree: Tree, source: str, destination: str, **how: Any) -> None:
