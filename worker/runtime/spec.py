@@ -84,7 +84,7 @@ def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey", config_fil
         with open(path, "rb", buffering=0) as file:
             config = compact_json.loads(file.readall())
     except FileNotFoundError:
-        raise SpecFault("config.json", f"there is none {f'at {path}' if config_file else f'in bundle {bundle}'}") from None
+        raise SpecFault("config.json", f"there is none at {path}, the bundle being {bundle}") from None
     except ValueError as error:
         raise SpecFault("config.json", f"is not JSON: {error}") from None
     check(config)
