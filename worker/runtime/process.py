@@ -13,8 +13,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.kernel import mounts, syscalls
 from worker.kernel import process as kernel_process
+from worker.kernel import safe_paths, syscalls
 from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
@@ -37,8 +37,6 @@ class Launch:
         self.start_time = kernel_process.start_time(pid) or 0
         self.channel = channel
         self.phase = "creating"
-        self.gives_sources = False
-        """Whether the process, root of a user namespace only, may have binds of what it cannot reach."""
         self.console: int | None = None
         self.fault: RuntimeFault | None = None
         self.warnings: list[str] = []
@@ -95,9 +93,6 @@ class Launch:
             if self.on_request is not None:
                 self.on_request(kind, self.channel.body)
             return False
-        if kind == sync.SOURCE and self.gives_sources and self.phase == "creating":
-            self._give_source(self.channel.body["path"], self.channel.body["recursive"])
-            return False
         if kind == sync.ERROR:
             self.fault = fault
         elif self._announced:
@@ -107,19 +102,6 @@ class Launch:
             self.fault = RuntimeFault("kernel", "the process died before its program could run", self.phase)
         self.phase = "failed"
         return True
-
-    def _give_source(self, path: str, recursive: bool) -> None:
-        try:
-            copy = mounts.clone(path, recursive=recursive)
-        except OSError as error:
-            words = "does not exist" if error.errno == errno.ENOENT else f"cannot be opened: {error.strerror}"
-            fault = RuntimeFault("invalid", f"bind source {path} {words}")
-            self.channel.send(sync.SOURCE, fault=fault)
-            return
-        try:
-            self.channel.send(sync.SOURCE, fd=copy)
-        finally:
-            os.close(copy)
 
     def signal(self, number: int) -> bool:
         return kernel_process.send_signal(self.pidfd, number)
@@ -159,7 +141,6 @@ def launch(
         if entered is not None:
             os.close(entered)
     launched = Launch(pid, parent)
-    launched.gives_sources = birth.placed_by_parent
     try:
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)
@@ -169,15 +150,17 @@ def launch(
         if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
-    except (ProcessLookupError, BrokenPipeError):
+    except (ProcessLookupError, ConnectionError):
         # It has ended already; what it said before is in the channel.
         pass
     except RuntimeFault as fault:
         launched.phase, launched.fault = "failed", fault
         launched.signal(signal.SIGKILL)
     except OSError as error:
-        launched.phase = "failed"
-        launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
+        # Where it has ended by itself, its own words say why.
+        if not (launched.on_readable() and launched.fault):
+            launched.phase = "failed"
+            launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
         launched.signal(signal.SIGKILL)
     return launched
 
@@ -275,8 +258,4 @@ def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:
     for kind, text in maps.items():
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        safe_paths.write_proc(f"{pid}/{kind}_map", text)

@@ -2,11 +2,10 @@
 
 Child → parent: ``ready`` (a sandbox waits to be claimed), ``created`` (with the console's descriptor when there is one),
 ``exec`` (about to execve), ``error``; ``hooks`` (the tree stands: run what runs outside) and ``listener`` (the number of a
-seccomp listener's descriptor), which are answered by ``resume``; ``source`` (the path of a bind), answered by ``source`` with
-a mount's descriptor. Parent → child: ``mapped`` (id maps are written), ``tree`` (a mount's descriptor), ``placed`` (in its
-cgroup), ``claim`` (what a ready sandbox is to become, with descriptors), ``start``, or ``detach`` (the child is on record and
-is to wait for its start elsewhere). End of file after ``exec`` means that execve succeeded; before it, that the child died.
-It knows neither namespaces nor containers.
+seccomp listener's descriptor), which are answered by ``resume``. Parent → child: ``mapped`` (id maps are written), ``tree``
+(a mount's descriptor), ``placed`` (in its cgroup), ``claim`` (what a ready sandbox is to become, with descriptors),
+``start``, or ``detach`` (the child is on record and is to wait for its start elsewhere). End of file after ``exec`` means
+that execve succeeded; before it, that the child died. It knows neither namespaces nor containers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from worker.runtime.errors import RuntimeFault
 
 READY, CREATED, EXEC, ERROR = "ready", "created", "exec", "error"
 MAPPED, PLACED, CLAIM, START, DETACH = "mapped", "placed", "claim", "start", "detach"
-HOOKS, LISTENER, RESUME, TREE, SOURCE = "hooks", "listener", "resume", "tree", "source"
+HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
 _MOST_FDS = 8
 _ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
@@ -43,7 +42,6 @@ class Channel:
     def __init__(self, sock: _socket.socket) -> None:
         self.socket = sock
         self.body: dict[str, Any] = {}
-        self._early: list[tuple[dict[str, Any], list[int]]] = []
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -76,12 +74,6 @@ class Channel:
         return message["type"], fault, fds[0] if fds else None
 
     def _receive(self) -> tuple[dict[str, Any] | None, list[int]]:
-        if self._early:
-            self.body, fds = self._early.pop(0)
-            return self.body, fds
-        return self._read()
-
-    def _read(self) -> tuple[dict[str, Any] | None, list[int]]:
         try:
             data, rights, _, _ = self.socket.recvmsg(_LIMIT, _ROOM, _MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
@@ -102,17 +94,6 @@ class Channel:
         if message is None or message["type"] != kind:
             os._exit(1)
         return message, fds
-
-    def ask(self, kind: str, body: dict[str, Any]) -> tuple[RuntimeFault | None, list[int]]:
-        """Have the parent answer by a message of the same kind; what it had sent before is kept for its turn."""
-        self.send(kind, body=body)
-        while True:
-            message, fds = self._read()
-            if message is None:
-                os._exit(1)
-            if message["type"] == kind:
-                return (RuntimeFault.from_dict(message["error"]) if "error" in message else None), fds
-            self._early.append((message, fds))
 
     def close(self) -> None:
         self.socket.close()
