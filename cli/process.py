@@ -27,6 +27,8 @@ _NODE = (
     Flag("--name", str, "The node's name, its host name unless given"),
     Flag("--label", list, "An engine label, key=value, for constraints"),
     Flag("--etcd", str, "The etcd binary (etcd)"),
+    Flag("--add-runtime", list, "Another OCI runtime, NAME=PATH, for containers that ask for it by name"),
+    Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
@@ -47,7 +49,7 @@ _LISTENERS = (
     Flag("--tls-key --tlskey", str, "Its key"),
 )
 _PATHS = {"data_root", "exec_root", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
-_NAMES = {"host": "hosts", "label": "labels", "etcd": "etcd_binary"}
+_NAMES = {"host": "hosts", "label": "labels", "add_runtime": "runtimes", "etcd": "etcd_binary"}
 #: Options whose value is one of a few.
 _CHOICES = {"profile": _PROFILES, "log_level": _LEVELS}
 

@@ -16,7 +16,6 @@ from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
 from worker.containers import (
-    host_config,
     limits,
     merge,
     mount_specs,
@@ -51,7 +50,7 @@ async def create(
     PortBinding.
     """
     given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
-    settings = host_config.completed(body.get("HostConfig") or {}, os.cpu_count() or 1)
+    settings = host.completed(body.get("HostConfig") or {})
     reference = str(given.get("Image") or "")
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")

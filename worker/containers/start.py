@@ -6,6 +6,7 @@ It decides the order and Docker's words and exit codes for what fails. What happ
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Awaitable
@@ -25,6 +26,7 @@ from worker.containers import (
     policy,
     record,
     remap,
+    runtimes,
     seccomp,
     supervise,
     surroundings,
@@ -33,7 +35,7 @@ from worker.containers import (
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Shim, ShimGone
+from worker.containers.shim_client import Shim, ShimGone, end_shim
 from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
@@ -154,10 +156,11 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
         joins = namespace_joins(host, container)
         _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
-        sandbox = host.pool.take(container.host_config) if warm and _has_links(attachment) else None
+        ours = not _program(host, container)
+        sandbox = host.pool.take(container.host_config) if warm and ours and _has_links(attachment) else None
         bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
-            undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
+            undo.push_async_callback(host.pool.give_up, sandbox)
             plugging = host.network.plug(container.id, sandbox.pid, sandbox.spare)
             config, attachment = await _both(bundled, plugging)
             shim, pid, started = await _take_over(host, live, directory, config, sandbox)
@@ -382,6 +385,9 @@ def _bundle(
             remap=_remap(host, container),
         )
     )
+    if _program(host, container):
+        uname = os.uname()
+        config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     (directory / "config.json").write_bytes(msgspec.json.encode(config))
     return config
 
@@ -411,9 +417,20 @@ def _shared_memory(host: Host, container: Container, directory: Path) -> str:
     return ""
 
 
+def _program(host: Host, container: Container) -> str:
+    """The path of the OCI runtime that is to run it, "" for our own. Raises InvalidArgument for one that is gone."""
+    name = str(container.host_config.get("Runtime") or runtimes.OWN)
+    if name == runtimes.OWN:
+        return ""
+    if name not in host.options.runtimes:
+        raise InvalidArgument(f"unknown or invalid runtime name: {name}: start the daemon with --add-runtime {name}=PATH")
+    return host.options.runtimes[name]
+
+
 async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
-    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent)
-    undo.push_async_callback(teardown.end_shim, pid, started)
+    program = _program(host, container)
+    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
+    undo.push_async_callback(end_shim, pid, started)
     return await Shim.connect(directory)
 
 

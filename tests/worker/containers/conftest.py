@@ -39,6 +39,21 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
         time.sleep(0.03)
 
 
+def other_runtimes(root: Path) -> list[str]:
+    """The distribution's OCI runtimes as NAME=PATH; v2 is hidden from crun, which refuses a machine that mixes cgroups."""
+    found = []
+    if path := shutil.which("runc"):
+        found.append(f"debian-runc={path}")
+    if path := shutil.which("crun"):
+        alone = root / "crun-alone"
+        unified = CONTROLLERS / "unified"
+        hide = f"mount -t tmpfs tmpfs {unified} && " if unified.is_dir() else ""
+        alone.write_text(f'#!/bin/sh\nexec unshare -m --propagation slave sh -c \'{hide}exec {path} "$@"\' crun "$@"\n')
+        alone.chmod(0o755)
+        found.append(f"debian-crun={alone}")
+    return found
+
+
 class Node:
     """The namespaces live as long as ``holder``; the daemon in them may be killed and started again."""
 
@@ -63,10 +78,10 @@ class Node:
         output = self.root / "output"
         output.write_text("")
         with open(output, "w") as out, open(self.errors, "a") as errors:
+            program = [sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup]
+            program.append(json.dumps(self.options))
             self.daemon = subprocess.Popen(
-                self.inside(
-                    sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup, json.dumps(self.options)
-                ),
+                self.inside(*program, *other_runtimes(self.root)),
                 stdout=out,
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

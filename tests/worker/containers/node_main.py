@@ -17,6 +17,7 @@ from typing import Any
 
 from covey.engine_api.listeners import listen_unix
 from covey.engine_api.server import Server
+from worker.containers import runtimes
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
 from worker.containers.policy import Policy
@@ -24,7 +25,7 @@ from worker.containers.remap import from_lists
 from worker.routes.handlers import handlers
 
 
-async def serve(root: Path, cgroup: str, more: dict[str, Any]) -> None:
+async def serve(root: Path, cgroup: str, more: dict[str, Any], added: list[str]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -35,6 +36,7 @@ async def serve(root: Path, cgroup: str, more: dict[str, Any]) -> None:
         cgroup,
         name="test-node",
         warm_pool=2,
+        runtimes=runtimes.parse(added),
         policy=Policy(tuple(more.get("refused") or ())),
         remap=from_lists(more["ids"]) if "ids" in more else None,
     )
@@ -46,4 +48,4 @@ async def serve(root: Path, cgroup: str, more: dict[str, Any]) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}))
+    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
