@@ -11,7 +11,7 @@ from typing import Any
 
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
-from worker.containers.shim_client import Shim, ShimGone, exit_record
+from worker.containers.shim_client import Shim, ShimGone, end_shim, exit_record
 from worker.kernel import process
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ async def _take_over(host: Host, live: Live) -> bool:
     elif state != record.EXITED or not container.state.running:
         # A start that our own end cut: nobody was told that it ran.
         shim.close()
-        await teardown.end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
+        await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
     live.shim = shim
     host.save(container)
@@ -101,7 +101,7 @@ def _start_by_policy(host: Host) -> None:
     for live in list(host.lives.values()):
         container = live.container
         policy = container.host_config.get("RestartPolicy") or {}
-        if container.state.status == record.RESTARTING:
+        if container.state.status == record.RESTARTING and live.restart is None:
             live.restart = host.spawn(supervise.restart(host, live), f"container {container.short}: restart")
         elif (
             container.state.status == record.EXITED
@@ -132,4 +132,4 @@ async def _end_orphan(directory: Path) -> None:
         return
     log.warning("container %s is not registered but runs: ended", directory.name)
     shim.close()
-    await teardown.end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)
+    await end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)

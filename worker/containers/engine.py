@@ -122,7 +122,8 @@ class Engine:
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
         await adopt.adopt(host)
-        if options.warm_pool:
+        if options.warm_pool and options.remap is None:
+            # A sandbox has no user namespace.
             host.spawn(host.pool.keep(), "pool: kept full")
 
     def _cancel_all(self) -> None:

@@ -13,6 +13,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 from covey.errors import CoveyError
 from worker.containers import bundle, host_config, surroundings
 from worker.containers.options import EngineOptions
-from worker.containers.shim_client import Shim, ShimGone, sweep
+from worker.containers.shim_client import Shim, ShimGone, end_shim, sweep
 from worker.containers.users import User
 from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process
@@ -29,29 +31,21 @@ from worker.network.node_network import NodeNetwork
 from worker.network.spare import Spare
 from worker.runtime import sandbox
 from worker.runtime.errors import RuntimeFault
+from worker.shim import records
 
 log = logging.getLogger(__name__)
 
 QUIET = 0.02
 """Seconds without a start before another sandbox is made."""
 BACKOFF = (1.0, 60.0)
+_PATIENCE = 5.0
 
-_USUAL: Mapping[str, tuple[Any, ...]] = {
-    "Privileged": (False, None),
-    "PidMode": ("", None),
-    "IpcMode": ("", None, "private", "shareable", "none"),
-    "UTSMode": ("", None),
-    "UsernsMode": ("", None),
-    "CgroupnsMode": ("", None, "private"),
-    "CgroupParent": ("", None),
-    "Devices": ([], None),
-    "DeviceCgroupRules": ([], None),
-    "Sysctls": ({}, None),
-    "MaskedPaths": (None,),
-    "ReadonlyPaths": (None,),
-}
-"""HostConfig of containers whose sandbox is like all others; the v1 cgroup of one with a parent of its own cannot be
-renamed into it."""
+_AS_USUAL = (
+    "Privileged", "PidMode", "IpcMode", "UTSMode", "UsernsMode", "CgroupnsMode", "CgroupParent", "Devices", "DeviceCgroupRules",
+    "Sysctls", "MaskedPaths", "ReadonlyPaths", "ShmSize",
+)  # fmt: skip
+"""What a HostConfig must leave at its default for a sandbox to be of use. The cgroup parent is among it because a v1
+cgroup can be renamed, but not moved."""
 
 
 @dataclass(eq=False)
@@ -73,10 +67,8 @@ class Sandbox:
         self.shim.moved(directory)
 
 
-def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
-    """The config of a container with nothing but defaults."""
-    cpus = os.cpu_count() or 1
-    settings = host_config.completed({}, cpus)
+def template(settings: dict[str, Any], cgroup: str) -> dict[str, Any]:
+    """The config of a container with nothing but defaults, which are ``settings``."""
     return bundle.build(
         bundle.Inputs(
             config={},
@@ -86,7 +78,7 @@ def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
             cgroup=cgroup,
             user=User(0, 0, (), "/"),
             ceilings=surroundings.hard_limits(),
-            cpus=cpus,
+            cpus=os.cpu_count() or 1,
         )
     )
 
@@ -97,8 +89,10 @@ class Pool:
         self._zygote = zygote
         self._network = network
         self._directory = options.exec_root / "pool"
-        self._template = _ahead_only(template(options, ""))
+        self._usual = host_config.completed({}, os.cpu_count() or 1)
+        self._template = _ahead_only(template(self._usual, ""))
         self._ready: list[Sandbox] = []
+        self._lost: list[Sandbox] = []
         self._starts = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -133,10 +127,23 @@ class Pool:
 
         The caller ends it if nothing comes of it.
         """
-        if not self._ready or any(settings.get(name) not in usual for name, usual in _USUAL.items()):
+        if any(settings.get(name) != self._usual.get(name) for name in _AS_USUAL):
             return None
-        self._taken.set()
-        return self._ready.pop(0)
+        while self._ready:
+            self._taken.set()
+            one = self._ready.pop(0)
+            if process.is_alive(one.shim_pid, one.shim_started):
+                return one
+            self._lost.append(one)
+        return None
+
+    async def give_up(self, one: Sandbox) -> None:
+        """End a sandbox that was taken and did not become a container."""
+        one.shim.close()
+        await end_shim(one.shim_pid, one.shim_started)
+        if one.spare is not None:
+            await self._network.discard(one.spare)
+        await asyncio.to_thread(_remove, one.directory)
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a sandbox can become the container of the bundle ``config``."""
@@ -158,6 +165,8 @@ class Pool:
                     self._taken.clear()
                     await self._taken.wait()
                 await self._quiet.wait()
+                while self._lost:
+                    await self.give_up(self._lost.pop())
                 try:
                     self._ready.append(await self._make())
                     self._made.set()
@@ -185,7 +194,7 @@ class Pool:
             return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))
         except BaseException:
             if shim_pid:
-                process.kill_verified(shim_pid, started, 9)
+                await end_shim(shim_pid, started)
             await asyncio.to_thread(_remove, directory)
             raise
 
@@ -198,13 +207,21 @@ class Pool:
 
 def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a default container's config that a sandbox has: its trees, without what belongs to a container."""
-    mounts = [mount for mount in config["mounts"] if mount["destination"] != "/dev/shm" and mount["type"] != "bind"]
+    mounts = [mount for mount in config["mounts"] if mount["type"] != "bind"]
     kept = {key: value for key, value in config.items() if key not in ("hostname", "covey")}
     return {**kept, "mounts": mounts}
 
 
 def _remove(directory: Path) -> None:
-    """The run directory of a sandbox that has ended or is about to."""
-    with contextlib.suppress(RuntimeFault, OSError):
-        sweep(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    """The run directory of a sandbox, and its shim if it is still there."""
+    known = records.read(str(directory), "shim.json")
+    if known is not None and known.get("start_time"):
+        process.kill_verified(known["pid"], known["start_time"], signal.SIGKILL)
+    deadline = time.monotonic() + _PATIENCE
+    while directory.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeFault, OSError):
+            if sweep(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+                return
+        time.sleep(0.01)
+    log.error("the sandbox in %s cannot be removed: its cgroup is still in use", directory)

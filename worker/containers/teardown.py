@@ -5,35 +5,20 @@ Every step is safe without its setup and may be repeated; a step that fails is l
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
-import signal
 import time
 from pathlib import Path
 
 from worker.containers.host import Host
 from worker.containers.record import Container
 from worker.containers.shim_client import sweep
-from worker.kernel import process
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)
 
-SHIM_PATIENCE = 5.0
 CGROUP_PATIENCE = 5.0
 POLL = 0.01
-
-
-async def end_shim(pid: int, started: int) -> None:
-    """Kills a shim, and by that its container, and waits until it is gone."""
-    process.kill_verified(pid, started, signal.SIGKILL)
-    deadline = time.monotonic() + SHIM_PATIENCE
-    while process.is_alive(pid, started):
-        if time.monotonic() > deadline:
-            log.error("shim %s does not end after SIGKILL", pid)
-            return
-        await asyncio.sleep(POLL)
 
 
 def clear_directory(host: Host, container: Container, directory: Path, *, deleted: bool = False) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.kernel import process as kernel_process
-from worker.kernel import syscalls
+from worker.kernel import safe_paths, syscalls
 from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
@@ -44,6 +44,7 @@ class Launch:
         self.on_request: Callable[[str, dict[str, Any]], None] | None = None
         """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
+        self._at_once = False
 
     @classmethod
     def running(cls, pid: int, pidfd: int, start_time: int) -> Launch:
@@ -53,21 +54,27 @@ class Launch:
         launched.phase, launched.fault, launched.warnings = "started", None, []
         return launched
 
-    def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
-        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
+    def claim(self, bundle: str, init: bool, stdio: Stdio, *, at_once: bool) -> None:
+        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment.
+
+        ``at_once``: it does not wait for ``start``, which then only says that it was meant.
+        """
         self.phase = "claimed"
+        self._at_once = at_once
         view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fds = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
             present = [fd is not None for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-            self.channel.send(sync.CLAIM, body={"bundle": bundle, "init": init, "stdio": present}, fds=[view, *fds])
+            body = {"bundle": bundle, "init": init, "stdio": present, "start": at_once}
+            self.channel.send(sync.CLAIM, body=body, fds=[view, *fds])
         finally:
             os.close(view)
 
     def start(self) -> None:
         """Let a created process go on to execve."""
         self.phase = "starting"
-        self.channel.send(sync.START)
+        if not self._at_once:
+            self.channel.send(sync.START)
 
     def resume(self, body: dict[str, Any]) -> None:
         """Answer a request of the process."""
@@ -153,15 +160,17 @@ def launch(
         if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
-    except (ProcessLookupError, BrokenPipeError):
+    except (ProcessLookupError, ConnectionError):
         # It has ended already; what it said before is in the channel.
         pass
     except RuntimeFault as fault:
         launched.phase, launched.fault = "failed", fault
         launched.signal(signal.SIGKILL)
     except OSError as error:
-        launched.phase = "failed"
-        launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
+        # Where it has ended by itself, its own words say why.
+        if not (launched.on_readable() and launched.fault):
+            launched.phase = "failed"
+            launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
         launched.signal(signal.SIGKILL)
     return launched
 
@@ -261,11 +270,4 @@ def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:
     for kind, text in maps.items():
-        try:
-            fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise ProcessLookupError(errno.ESRCH, "has ended") from None
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        safe_paths.write_proc(f"{pid}/{kind}_map", text)

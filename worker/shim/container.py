@@ -87,13 +87,15 @@ class Container:
 
     def record_identity(self) -> None:
         """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
-        body = {
+        records.write(self._directory, "shim.json", self.identity(), durable=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
             "id": self.ident,
             "pid": self._keeper,
             "start_time": kernel_process.start_time(self._keeper),
             "cgroup": self._group.path if self._group else None,
         }
-        records.write(self._directory, "shim.json", body, durable=False)
 
     def require(self, *states: str) -> Process:
         if self.state not in states or self.process is None:
@@ -186,7 +188,8 @@ class Container:
         if self.state == "prepared":
             self._rename(request, born)
             assert self.process is not None
-            self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
+            at_once = bool(request.get("start"))
+            self.process.claim(place, with_init, self._log, born, stdin=stdin, at_once=at_once, answer=created)
             return
         if not born.clone_flags & syscalls.CLONE_NEWPID:
             # Orphans of a process with a pid namespace of its own are that namespace's.
@@ -238,12 +241,14 @@ class Container:
             wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
     def discard(self, finished: Callable[[], None]) -> None:
-        """End a sandbox that nobody will claim, and all it holds."""
-        assert self.process is not None
-        assert self._group is not None
+        """End a sandbox that nobody will claim, or one that is being made, and all it holds."""
         self.state = "empty"
-        self.process.signal(signal.SIGKILL)
-        wind_up(self._loop, self._group, finished, wanted=lambda: True)
+        if self.process is not None:
+            self.process.signal(signal.SIGKILL)
+        if self._group is None:
+            finished()
+        else:
+            wind_up(self._loop, self._group, finished, wanted=lambda: True)
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
@@ -307,7 +312,8 @@ class Container:
         if not 0 < number < signal.NSIG:
             raise RuntimeFault("invalid", f"{number} is not the number of a signal")
         if request.get("exec_id"):
-            self.find_exec(request["exec_id"]).signal(number)
+            process = self.find_exec(request["exec_id"])
+            (process.signal_group if request.get("all") else process.signal)(number)
             reply({})
             return
         process = self.require("created", "running", "paused")

@@ -16,6 +16,7 @@ from worker.runtime.errors import RuntimeFault
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
+from worker.shim.foreign import ForeignContainer
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
@@ -30,15 +31,24 @@ _OPERATIONS = frozenset(
 
 
 class Shim:
-    """``keeper``: the pid of its process that stays (worker.shim.keeper); each of the two has one of these."""
+    """``keeper``: the pid of its process that stays (worker.shim.keeper). ``runtime``: another's program, "" for ours."""
 
-    def __init__(self, ident: str, directory: str, listener: _socket.socket, hierarchies: list[Hierarchy], keeper: int) -> None:
+    def __init__(
+        self,
+        ident: str,
+        directory: str,
+        listener: _socket.socket,
+        hierarchies: list[Hierarchy],
+        keeper: int,
+        runtime: str = "",
+    ) -> None:
         self._directory = directory
         self._listener = listener
         self.loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self.container = Container(self.loop, ident, directory, self._broadcast, hierarchies, keeper)
+        of = (self.loop, ident, directory, self._broadcast, hierarchies, keeper)
+        self.container = ForeignContainer(*of, runtime) if runtime else Container(*of)
         self._deadline: float | None = None
 
     def begin(self) -> None:
@@ -75,8 +85,8 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self.container.state == "prepared" and not self._connections:
-            # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
+        if self.container.state in ("empty", "prepared") and not self._connections:
+            # Nobody is left who could make this a container: the daemon that wanted it is gone.
             self.container.discard(self.loop.stop)
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ It is told by the loop, and tells its owner by callbacks. Which states a contain
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -23,7 +24,7 @@ from worker.shim.loop import READ, Loop
 from worker.shim.streams import Streams
 
 # What a shell, and Docker after it, answers for a program that could not be run.
-_LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
+LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
 
 # created, exec or error, end of file.
 _LAST_WORDS = 4
@@ -107,14 +108,16 @@ class Process:
         self.pid, self.start_time = pid, start_time
         self.started, self.started_at = True, started_at
 
-    def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
-        """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
+    def claim(
+        self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, at_once: bool, answer: Answer
+    ) -> None:
+        """Have a ready sandbox become the container of ``bundle``, and start ``at_once``; the rest as in ``create``."""
         assert self._launch is not None
         self._answer = answer
         self.streams = Streams(self._loop, log)
         stdio = Stdio(None, None, None) if birth.terminal else self.streams.make_pipes(stdin=stdin)
         try:
-            self._launch.claim(bundle, init, stdio)
+            self._launch.claim(bundle, init, stdio, at_once=at_once)
         except OSError as error:
             self._settle(RuntimeFault("kernel", f"the sandbox has gone: {error.strerror}", "claim"))
         finally:
@@ -142,9 +145,19 @@ class Process:
         self._loop.remove(self._launch.channel.fileno())
         self._launch.channel.close()
         if self._launch.phase == "started":
-            self.started = True
-            self.started_at = time.time()
+            self.begun()
         self._settle(self._launch.fault)
+
+    def begun(self) -> None:
+        self.started = True
+        self.started_at = time.time()
+
+    def ended(self, code: int) -> None:
+        """``code`` as os.waitstatus_to_exitcode has it: negative for a signal."""
+        self.exit_signal = -code if code < 0 else None
+        self.exit_code = 128 - code if code < 0 else code
+        if not self.started and self.fault is not None and code >= 0:
+            self.exit_code = LAUNCH_EXIT.get(self.fault.code, 128)
 
     @property
     def warnings(self) -> list[str]:
@@ -166,16 +179,21 @@ class Process:
         """False when it has ended."""
         return self.exit_code is None and self._launch is not None and self._launch.signal(number)
 
+    def signal_group(self, number: int) -> bool:
+        """As ``signal``, and to what it has started that has not left its process group."""
+        if self.exit_code is not None or not self.pid:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+        return True
+
     def on_reaped(self, status: int) -> None:
         """The kernel's wait status has come: take the last words of the handshake and the pipes, then tell."""
         assert self._launch is not None
         code = os.waitstatus_to_exitcode(status)
         if self._launch.phase != "started":
             self._hear_last_words(self._launch.channel)
-        self.exit_signal = -code if code < 0 else None
-        self.exit_code = 128 - code if code < 0 else code
-        if not self.started and self.fault is not None and code >= 0:
-            self.exit_code = _LAUNCH_EXIT.get(self.fault.code, 128)
+        self.ended(code)
         self._launch.close()
         self.streams.drain()
         self._on_exit(self)

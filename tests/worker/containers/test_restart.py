@@ -54,6 +54,7 @@ def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
     died = node.state("dies")
     assert (died["Status"], died["ExitCode"], died["Error"]) == ("exited", 137, "shim died")
     wait_until(lambda: node.state("again")["Status"] == "running", "its policy starts it again")
+    assert "was not started again" not in node.errors.read_text(), "it was started twice"
     told = node.events("event=die", form="{{.Actor.Attributes.name}}")
     assert sorted(told) == ["again", "dies", "ends", "removed"]
     wait_until(lambda: "removed" not in node.out("ps", "-a", "--format", "{{.Names}}").split(), "--rm holds over a restart")
