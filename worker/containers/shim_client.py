@@ -329,6 +329,13 @@ async def end_shim(pid: int, started: int) -> None:
         await asyncio.sleep(_POLL)
 
 
+async def end_recorded(directory: Path) -> None:
+    """As ``end_shim``, of the shim on record there: one that answers no more may have a process that is about to end."""
+    record = records.read(str(directory), "shim.json")
+    if record is not None and record.get("start_time"):
+        await end_shim(record["pid"], record["start_time"])
+
+
 def _forget(runtime: str, ident: str, directory: Path) -> None:
     """What another runtime's program keeps beside processes and cgroup (a virtual machine, say) is its to remove."""
     command = [runtime, "--root", str(directory / "runtime"), "delete", "--force", ident]

@@ -14,7 +14,7 @@ from covey.errors import Internal
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, exit_record
+from worker.containers.shim_client import Shim, ShimGone, end_recorded, exit_record
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
                 # Cut off for being slow, not dead: listen again.
                 (await Shim.connect(shim.directory)).close()
             except ShimGone:
+                await end_recorded(shim.directory)
                 return Exit(137, False, host.clock.now(), SHIM_DIED)
 
 

@@ -133,7 +133,7 @@ async def test_no_code_of_the_worker_writes_below_proc_by_name():
         if lines := _writes_to_proc(ast.parse(source.read_text())):
             found[name] = lines
     # A fresh shim names itself: it has its own /proc, the host's, and its container does not exist yet.
-    found.pop("worker/shim/main.py", None)
+    found.pop("worker/shim/keeper.py", None)
     assert found == {}
 
 
