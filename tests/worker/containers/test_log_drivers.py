@@ -98,6 +98,7 @@ def test_a_ring_drops_the_newest_and_never_holds_up_the_container(node: Node) ->
     node.run("--name", "ring", *options, "busybox", "sh", "-c", script)
     wait_until(lambda: node.out("logs", "ring") == "first", "the writer writes")
     writer = writer_of(node, "ring")
+    assert writer
     os.kill(writer, signal.SIGSTOP)
     try:
         node.docker("exec", "ring", "touch", "/go")
@@ -152,8 +153,14 @@ def shim_of(node: Node, ref: str) -> int:
 
 def writer_of(node: Node, ref: str) -> int:
     """The process that writes a non-blocking log, 0 while there is none."""
-    done = subprocess.run(["ps", "--ppid", str(shim_of(node, ref)), "-o", "pid=,comm="], capture_output=True, text=True)
-    return next((int(line.split()[0]) for line in done.stdout.splitlines() if line.split()[1] == "covey-log"), 0)
+    # It is the worker's child, which is the keeper's.
+    workers = [pid for pid, name in children(shim_of(node, ref)) if name == "covey-shim"]
+    return next((pid for worker in workers for pid, name in children(worker) if name == "covey-log"), 0)
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    done = subprocess.run(["ps", "--ppid", str(parent), "-o", "pid=,comm="], capture_output=True, text=True)
+    return [(int(line.split()[0]), line.split()[1]) for line in done.stdout.splitlines()]
 
 
 def statistics(node: Node, ref: str) -> dict[str, Any]:
