@@ -242,7 +242,10 @@ def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None
     )
     live.shim = shim
     live.exited.clear()
-    host.save(container, sync=True)
+    record.mark_running(host.options.run_directory(container.id), container.state.started_at)
+    if (container.host_config.get("RestartPolicy") or {}).get("Name") not in (None, "", "no"):
+        # The next boot starts it again; for the life of this one the mark says as much.
+        host.save(container, sync=True)
     host.publish(container, "start")
     supervise.begin(host, live)
 
