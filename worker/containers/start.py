@@ -337,10 +337,10 @@ async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> At
 def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:
     """Writes hostname, hosts and resolv.conf; destination → source. A shared network shares its files."""
     if attachment is None:
-        other = host.registry.directory(joined(host, container, container.network_mode).id)
+        other = host.options.run_directory(joined(host, container, container.network_mode).id)
         return {f"/etc/{name}": str(other / name) for name in ("hostname", "hosts", "resolv.conf")}
     settings, config = container.host_config, container.config
-    directory = host.registry.directory(container.id)
+    directory = host.options.run_directory(container.id)
     resolv = network_text.resolv_conf(
         attachment,
         HOST_RESOLV_CONF.read_text() if HOST_RESOLV_CONF.exists() else "",
