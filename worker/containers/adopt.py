@@ -11,6 +11,7 @@ from typing import Any
 
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
+from worker.containers.record import Container
 from worker.containers.shim_client import Shim, ShimGone, end_shim, exit_record
 from worker.kernel import process
 
@@ -25,7 +26,7 @@ async def adopt(host: Host) -> None:
         live = host.live(container)
         if await _take_over(host, live):
             continue
-        if container.state.running:
+        if _ran(host, container):
             await _ended_unseen(host, live)
         elif container.state.status == record.REMOVING:
             interrupted.append(live)
@@ -55,6 +56,15 @@ def _clear(host: Host, live: Live) -> None:
         teardown.clear_directory(host, live.container, directory)
 
 
+def _ran(host: Host, container: Container) -> bool:
+    """Whether it was told to run, and no end of it is on record."""
+    directory = host.options.run_directory(container.id)
+    if container.state.running or record.marked_running(directory) is None:
+        return container.state.running
+    found = exit_record(directory)
+    return found is None or float(found["finished_at"]) > container.state.finished_at
+
+
 async def _take_over(host: Host, live: Live) -> bool:
     """Whether the container has a shim that is to be supervised (its container runs, or its end is still to be told)."""
     container = live.container
@@ -68,8 +78,8 @@ async def _take_over(host: Host, live: Live) -> bool:
     hello = shim.hello
     state = hello["state"]
     if state in (record.RUNNING, record.PAUSED):
-        _note_running(container.state, hello)
-    elif state != record.EXITED or not container.state.running:
+        _note_running(container.state, hello, record.marked_running(directory))
+    elif state != record.EXITED or not _ran(host, container):
         # A start that our own end cut: nobody was told that it ran.
         shim.close()
         await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
@@ -79,16 +89,17 @@ async def _take_over(host: Host, live: Live) -> bool:
     return True
 
 
-def _note_running(state: record.State, hello: dict[str, Any]) -> None:
+def _note_running(state: record.State, hello: dict[str, Any], since: float | None) -> None:
     state.status = hello["state"]
     state.pid, state.pid_start = hello["init_pid"], hello["init_start_time"]
-    if not state.started_at or not state.running:
-        state.started_at = hello["started_at"] or state.started_at
+    state.started_at = since or state.started_at or hello["started_at"]
 
 
 async def _ended_unseen(host: Host, live: Live) -> None:
     """It ran when the engine went and its shim is gone: the exit is in its record, or nobody knows it (137)."""
-    found = exit_record(host.options.run_directory(live.container.id))
+    directory, state = host.options.run_directory(live.container.id), live.container.state
+    state.started_at = record.marked_running(directory) or state.started_at
+    found = exit_record(directory)
     if found is not None:
         ended = supervise.from_record(found)
     else:

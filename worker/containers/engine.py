@@ -80,6 +80,7 @@ class Engine:
             options.nft_table,
             default_bridge=options.default_bridge,
             namespace=options.network_namespace,
+            run_dir=options.exec_root / "network",
         )
         zygote = ZygoteLink(
             options.zygote_socket or options.exec_root / "zygote.sock",

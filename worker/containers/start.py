@@ -242,7 +242,10 @@ def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None
     )
     live.shim = shim
     live.exited.clear()
-    host.save(container, sync=True)
+    record.mark_running(host.options.run_directory(container.id), container.state.started_at)
+    if (container.host_config.get("RestartPolicy") or {}).get("Name") not in (None, "", "no"):
+        # The next boot starts it again; for the life of this one the mark says as much.
+        host.save(container, sync=True)
     host.publish(container, "start")
     supervise.begin(host, live)
 
@@ -334,10 +337,10 @@ async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> At
 def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:
     """Writes hostname, hosts and resolv.conf; destination → source. A shared network shares its files."""
     if attachment is None:
-        other = host.registry.directory(joined(host, container, container.network_mode).id)
+        other = host.options.run_directory(joined(host, container, container.network_mode).id)
         return {f"/etc/{name}": str(other / name) for name in ("hostname", "hosts", "resolv.conf")}
     settings, config = container.host_config, container.config
-    directory = host.registry.directory(container.id)
+    directory = host.options.run_directory(container.id)
     resolv = network_text.resolv_conf(
         attachment,
         HOST_RESOLV_CONF.read_text() if HOST_RESOLV_CONF.exists() else "",

@@ -99,10 +99,12 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
     try:
-        host.save(container, sync=True)
+        if not live.removing:
+            host.save(container, sync=True)
     except Internal as error:
         # A full disk must not keep a dead container's addresses and mounts; the shim's exit record is gone then, too.
         log.error("%s", error.message)
+    record.unmark_running(host.options.run_directory(container.id))
     live.shim, live.attachment = None, None
     await teardown.detach(host, container)
     _tell(host, live)

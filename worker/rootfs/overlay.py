@@ -93,6 +93,14 @@ class Overlay:
 
     def unmount(self, target: Path) -> None:
         """Unmount whatever is mounted at and below ``target``; nothing there is fine."""
+        try:
+            # The usual case, one mount, without a look through all of the machine's.
+            syscalls.umount2(str(target), syscalls.UMOUNT_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
         for point in mounts.mount_points(os.path.realpath(target)):
             with contextlib.suppress(FileNotFoundError):
                 try:
@@ -104,15 +112,16 @@ class Overlay:
                     elif error.errno != errno.EINVAL:
                         raise Internal(f"cannot unmount {point}: {error.strerror}") from error
 
+    def retire(self, container_id: str) -> Path | None:
+        """Take the container's writable part away (unmount first): where it lies now, for ``trees.remove_path``."""
+        self._ids.pop(container_id, None)
+        return trees.set_aside(self._containers / container_id, self._scratch)
+
     def remove(self, container_id: str) -> None:
         """Delete the container's writable part (unmount first); nothing there is fine."""
-        self._ids.pop(container_id, None)
-        aside = self._scratch / secrets.token_hex(8)
-        try:
-            os.rename(self._containers / container_id, aside)
-        except FileNotFoundError:
-            return
-        trees.remove_path(aside)
+        aside = self.retire(container_id)
+        if aside is not None:
+            trees.remove_path(aside)
 
     def upper(self, container_id: str) -> Path:
         """The directory that holds what the container changed."""
