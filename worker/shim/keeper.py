@@ -58,7 +58,11 @@ class Channel:
 
     def ended(self) -> tuple[int, int]:
         """(pid, wait status) of the next one."""
-        pid, status = _ENDED.unpack(self._socket.recv(_ENDED.size))
+        data = self._socket.recv(_ENDED.size)
+        if not data:
+            # The keeper has been killed: its descriptors go before its children hear of it.
+            os._exit(1)
+        pid, status = _ENDED.unpack(data)
         return pid, status
 
     def hand_over(self, body: dict[str, Any], watched: Sequence[tuple[int, int]]) -> bool:

@@ -30,6 +30,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._new: set[int] = set()
         self._timers: list[Timer] = []
         self._running = True
         self._quiet: tuple[float, Callable[[], None]] | None = None
@@ -40,6 +41,7 @@ class Loop:
         """Call ``callback(events)`` whenever ``fd`` is ready; hang-ups and errors are always told."""
         self._epoll.register(fd, mask)
         self._callbacks[fd] = callback
+        self._new.add(fd)
 
     def modify(self, fd: int, mask: int) -> None:
         self._epoll.modify(fd, mask)
@@ -100,10 +102,11 @@ class Loop:
             elif not self._timers and self._disturbed and self._quiet:
                 self._disturbed = False
                 self._quiet[1]()
+            self._new.clear()
             for fd, events in ready:
-                # A callback before this one may have removed it.
+                # A callback before this one may have removed it, and even added what has got its number since.
                 callback = self._callbacks.get(fd)
-                if callback is not None:
+                if callback is not None and fd not in self._new:
                     callback(events)
             self._fire_timers()
 
