@@ -28,8 +28,13 @@ PATIENCE = 30.0
 
 def workers(keeper: int) -> list[int]:
     """The shim's processes but the one that stays."""
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "covey-shim\n"]
+    found = []
+    for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+        # One may leave while it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/comm").read_text() == "covey-shim\n":
+                found.append(int(pid))
+    return found
 
 
 async def asleep(box: Box) -> None:
