@@ -61,8 +61,7 @@ def test_every_container_survives_a_killed_process_of_the_node(lab: Lab, name: s
     if process == "daemon":
         node.start_daemon()
         node.wait_ready()
-    if process != "zygote":  # a dead zygote is replaced when it is needed: by the next container
-        lab.wait_until(lambda: node.runs(process) and node.pid(process) != killed, 15, f"{process} of {name} is back")
+    lab.wait_until(lambda: node.runs(process) and node.pid(process) != killed, 15, f"{process} of {name} is back")
     lab.wait_until(lambda: running(lab) == before, 15, "every container is found again, with its pid and start time")
     works(lab, "after")
     assert node.runs(process)

@@ -77,9 +77,10 @@ async def _take_over(host: Host, live: Live) -> bool:
         return False
     hello = shim.hello
     state = hello["state"]
-    if state in (record.RUNNING, record.PAUSED):
+    if state in (record.RUNNING, record.PAUSED) or (state == record.EXITED and _ran(host, container)):
+        # Also one that has ended: until that is settled it is what it was, or it would be taken for one that never ran.
         _note_running(container.state, hello, record.marked_running(directory))
-    elif state != record.EXITED or not _ran(host, container):
+    else:
         # A start that our own end cut: nobody was told that it ran.
         shim.close()
         await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
@@ -90,7 +91,7 @@ async def _take_over(host: Host, live: Live) -> bool:
 
 
 def _note_running(state: record.State, hello: dict[str, Any], since: float | None) -> None:
-    state.status = hello["state"]
+    state.status = record.PAUSED if hello["state"] == record.PAUSED else record.RUNNING
     state.pid, state.pid_start = hello["init_pid"], hello["init_start_time"]
     state.started_at = since or state.started_at or hello["started_at"]
 
