@@ -13,6 +13,8 @@ import logging
 import os
 import secrets
 import shutil
+import signal
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +31,13 @@ from worker.network.node_network import NodeNetwork
 from worker.network.spare import Spare
 from worker.runtime import sandbox
 from worker.runtime.errors import RuntimeFault
+from worker.shim import records
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 5.0
+"""How often the pool is looked through for sandboxes that have died."""
+PATIENCE, POLL = 5.0, 0.01
 QUIET = 0.02
 """Seconds without a start before another sandbox is made."""
 BACKOFF = (1.0, 60.0)
@@ -99,6 +105,7 @@ class Pool:
         self._directory = options.exec_root / "pool"
         self._template = _ahead_only(template(options, ""))
         self._ready: list[Sandbox] = []
+        self._lost: list[Sandbox] = []
         self._starts = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -133,10 +140,39 @@ class Pool:
 
         The caller ends it if nothing comes of it.
         """
+        self._drop_lost()
         if not self._ready or any(settings.get(name) not in usual for name, usual in _USUAL.items()):
             return None
         self._taken.set()
         return self._ready.pop(0)
+
+    def _drop_lost(self) -> None:
+        """Sandboxes whose shim or process was killed: the shim of the latter has ended, too."""
+        lost = [one for one in self._ready if one.shim.lost]
+        if not lost:
+            return
+        self._ready = [one for one in self._ready if one not in lost]
+        self._lost += lost
+        self._taken.set()
+
+    async def _clear_lost(self) -> None:
+        while self._lost:
+            one = self._lost.pop()
+            log.warning("a sandbox made ahead has died: %s", one.directory.name)
+            one.shim.close()
+            if one.spare is not None:
+                await self._network.discard(one.spare)
+            await asyncio.to_thread(_remove, one.directory)
+
+    @staticmethod
+    def end(one: Sandbox) -> None:
+        """Ends one that was taken and came to nothing, and what is still in its own directory. Blocking."""
+        one.shim.close()
+        process.kill_verified(one.shim_pid, one.shim_started, signal.SIGKILL)
+        _remove(one.directory)
+        deadline = time.monotonic() + PATIENCE
+        while process.is_alive(one.shim_pid, one.shim_started) and time.monotonic() < deadline:
+            time.sleep(POLL)
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a sandbox can become the container of the bundle ``config``."""
@@ -156,7 +192,12 @@ class Pool:
             while True:
                 if len(self._ready) >= self._options.warm_pool:
                     self._taken.clear()
-                    await self._taken.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._taken.wait()
+                    self._drop_lost()
+                    await self._clear_lost()
+                    continue
                 await self._quiet.wait()
                 try:
                     self._ready.append(await self._make())
@@ -167,9 +208,11 @@ class Pool:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, BACKOFF[1])
         finally:
+            self._drop_lost()
             for one in self._ready:
                 one.shim.close()
             self._ready.clear()
+            await self._clear_lost()
 
     async def _make(self) -> Sandbox:
         name = f"sandbox-{secrets.token_hex(8)}"
@@ -185,12 +228,12 @@ class Pool:
             return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))
         except BaseException:
             if shim_pid:
-                process.kill_verified(shim_pid, started, 9)
+                process.kill_verified(shim_pid, started, signal.SIGKILL)
             await asyncio.to_thread(_remove, directory)
             raise
 
     def _clear(self) -> None:
-        """What an earlier daemon left: its sandboxes end by themselves, unless they were killed."""
+        """What an earlier daemon left: its sandboxes end by themselves, unless they were killed or not yet made."""
         if self._directory.exists():
             for directory in self._directory.iterdir():
                 _remove(directory)
@@ -204,7 +247,20 @@ def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove(directory: Path) -> None:
-    """The run directory of a sandbox that has ended or is about to."""
-    with contextlib.suppress(RuntimeFault, OSError):
-        sweep(directory)
+    """End what is left of a sandbox: its shim, which may have been killed or be about to end, its cgroup, its directory."""
+    record = records.read(str(directory), "shim.json")
+    if record is not None:
+        process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if sweep(directory):
+                break
+        except RuntimeFault:
+            # It has not ended yet.
+            pass
+        except OSError as error:
+            log.error("what the sandbox %s left cannot be removed: %s", directory.name, error)
+            break
+        time.sleep(POLL)
     shutil.rmtree(directory, ignore_errors=True)

@@ -103,6 +103,11 @@ class _Client:
         writer.write(_frame(body))
         return reader, writer
 
+    @property
+    def lost(self) -> bool:
+        """Whether the other end has closed a connection that we kept."""
+        return any(reader.at_eof() for reader, _ in self._idle)
+
     def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
@@ -271,6 +276,11 @@ class Shim:
         self.warnings = answer.get("warnings") or []
         self.close()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the shim is known to have ended: it has let go of a connection that nobody uses."""
+        return self._client.lost
+
     def moved(self, directory: Path) -> None:
         """The shim's socket has been moved into ``directory``; connections that are open go on."""
         self.directory = directory
@@ -295,8 +305,9 @@ def sweep(directory: Path) -> bool:
     if record is not None:
         if process.is_alive(record["pid"], record.get("start_time") or -1):
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
-        if record.get("cgroup"):
-            group = Cgroup(record["cgroup"])
+        # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
+        for path in {record.get("cgroup"), record.get("former_cgroup")} - {None}:
+            group = Cgroup(path)
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)

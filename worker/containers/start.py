@@ -151,9 +151,8 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         sandbox = host.pool.take(container.host_config) if warm and _has_links(attachment) else None
         bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
-            undo.push_async_callback(teardown.end_shim, sandbox.shim_pid, sandbox.shim_started)
-            plugging = host.network.plug(container.id, sandbox.pid, sandbox.spare)
-            config, attachment = await _both(bundled, plugging)
+            undo.push_async_callback(host.run, host.pool.end, sandbox)
+            config, attachment = await _both(bundled, _plug(host, container, sandbox))
             shim, pid, started = await _take_over(host, live, directory, config, sandbox)
         else:
             config = await bundled
@@ -170,6 +169,14 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
 
 def _has_links(attachment: Attachment | None) -> bool:
     return attachment is not None and any(one.driver == "bridge" for one in attachment.endpoints)
+
+
+async def _plug(host: Host, container: Container, sandbox: Sandbox) -> Attachment:
+    """Whether it was the sandbox that died or the network that fails shows in the ordinary way."""
+    try:
+        return await host.network.plug(container.id, sandbox.pid, sandbox.spare)
+    except CoveyError as error:
+        raise SandboxLost(error.message) from error
 
 
 async def _take_over(
@@ -195,7 +202,7 @@ async def _take_over(
     except (ShimGone, FileNotFoundError) as gone:
         raise SandboxLost(str(gone)) from gone
     except RuntimeFault as fault:
-        if fault.code not in (UNFIT, "bad-state"):
+        if fault.code not in (UNFIT, "bad-state", "kernel"):
             raise
         raise SandboxLost(str(fault)) from fault
     await _serve_pending(live, sandbox.shim)

@@ -1,6 +1,6 @@
 """The container of a shim: its states and what each request of the protocol does to it.
 
-empty → (prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The
+empty → (preparing → prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The
 exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are read by the forked
 child alone: what this process does stays in its memory as long as the container lives.
 """
@@ -77,14 +77,16 @@ class Container:
             "dropped_log_entries": self._log.dropped if self._log else 0,
         }
 
-    def record_identity(self) -> None:
-        """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
+    def record_identity(self, former: str | None = None) -> None:
+        """Write shim.json: who we are, and which cgroup is to be swept if we are killed; ``former``: its name until now."""
         body = {
             "id": self.ident,
             "pid": os.getpid(),
             "start_time": kernel_process.start_time(os.getpid()),
             "cgroup": self._group.path if self._group else None,
         }
+        if former is not None:
+            body["former_cgroup"] = former
         records.write(self._directory, "shim.json", body, durable=False)
 
     def require(self, *states: str) -> Process:
@@ -116,6 +118,8 @@ class Container:
         made = prepare.waiting(bundle.load, template, self._hierarchies, self._directory)
 
         def ready(fault: RuntimeFault | None) -> None:
+            if self.process is not process:
+                return
             if fault is not None:
                 self._abandon()
                 reply(fault)
@@ -123,6 +127,7 @@ class Container:
                 self.state = "prepared"
                 reply({"pid": process.pid})
 
+        self.state = "preparing"
         self._fork(process, birth.of_container(template), made, ready, wait=True)
 
     def _fork(
@@ -203,9 +208,10 @@ class Container:
         """A sandbox takes the container's name, run directory and cgroup; v2 cannot rename the last."""
         assert self._group is not None
         self.ident, self._directory = request.get("id") or self.ident, request.get("dir") or self._directory
+        former = self._group.path
         if self._group.version == 1:
             self._group = Cgroup(born.cgroup, self._hierarchies)
-        self.record_identity()
+        self.record_identity(former)
 
     def _abandon(self) -> None:
         """A create that failed leaves no process and no cgroup; the shim is empty again."""
@@ -220,13 +226,20 @@ class Container:
         if group is not None:
             wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
-    def discard(self, finished: Callable[[], None]) -> None:
-        """End a sandbox that nobody will claim, and all it holds."""
+    def discard(self) -> None:
+        """End a sandbox that nobody will claim, all it holds, and with it the shim: who asks for it finds nobody."""
         assert self.process is not None
         assert self._group is not None
         self.state = "empty"
         self.process.signal(signal.SIGKILL)
-        wind_up(self._loop, self._group, finished, wanted=lambda: True)
+        # Its exit is no container's.
+        self.process = None
+
+        def gone() -> None:
+            records.forget(self._directory)
+            self._loop.stop()
+
+        wind_up(self._loop, self._group, gone, wanted=lambda: True)
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
@@ -259,7 +272,7 @@ class Container:
         if process is not self.process or self._group is None:
             return
         if self.state == "prepared":
-            self._abandon()
+            self.discard()
             return
         self._group.kill()
         self.exit = {

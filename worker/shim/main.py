@@ -62,9 +62,9 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self.container.state == "prepared" and not self._connections:
+        if self.container.state in ("preparing", "prepared") and not self._connections:
             # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
-            self.container.discard(self.loop.stop)
+            self.container.discard()
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
         op = request.get("op")

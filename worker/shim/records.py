@@ -5,6 +5,7 @@ Both are written to a temporary file, synced and renamed: a reader sees all of i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -25,6 +26,15 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
     finally:
         os.close(fd)
     os.rename(temporary, path)
+
+
+def forget(directory: str) -> None:
+    """Remove socket, identity and, when nothing else is in it, the directory of a shim that ends and leaves no exit."""
+    for name in ("shim.sock", "shim.json"):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
 
 
 def read(directory: str, name: str) -> dict[str, Any] | None:

@@ -41,8 +41,9 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 class Node:
     """The namespaces live as long as ``holder``; the daemon in them may be killed and started again."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, pool: int = 2) -> None:
         self.root = root
+        self.pool = pool
         self.cgroup = f"/covey-test-j1-{uuid.uuid4().hex[:8]}"
         self.socket = root / "docker.sock"
         self.errors = root / "errors"
@@ -56,18 +57,24 @@ class Node:
         comm = Path(f"/proc/{self.holder.pid}/comm").read_text().strip()
         return comm == "sleep" and os.readlink(link) != os.readlink("/proc/self/ns/net")
 
-    def start(self) -> None:
-        """Returns when the daemon serves."""
+    def launch(self) -> Path:
+        """Starts the daemon and waits for nothing; what it says goes to the file answered."""
         output = self.root / "output"
         output.write_text("")
         with open(output, "w") as out, open(self.errors, "a") as errors:
             self.daemon = subprocess.Popen(
-                self.inside(sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup),
+                self.inside(sys.executable, "-P", str(HERE / "node_main.py"), str(self.root), self.cgroup, str(self.pool)),
                 stdout=out,
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             )
+        return output
+
+    def start(self) -> None:
+        """Returns when the daemon serves."""
+        output = self.launch()
         daemon = self.daemon
+        assert daemon is not None
         wait_until(lambda: "ready" in output.read_text() or daemon.poll() is not None, f"the daemon serves; see {self.errors}")
         if daemon.poll() is not None:
             pytest.fail(f"the daemon ended: {self.errors.read_text()[-3000:]}")
