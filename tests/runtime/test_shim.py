@@ -336,7 +336,7 @@ async def test_a_failed_create_leaves_nothing_and_may_be_repeated(boxes):
 
 async def test_bad_configs_are_named(boxes):
     shim, directory, _ = await boxes.shim()
-    with pytest.raises(RuntimeFault, match="there is none in bundle"):
+    with pytest.raises(RuntimeFault, match="there is none at"):
         await shim.create(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(RuntimeFault, match="is not JSON"):

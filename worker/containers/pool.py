@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError
-from worker.containers import bundle, host_config, surroundings
+from worker.containers import bundle, defaults, host_config, surroundings
 from worker.containers.options import EngineOptions
 from worker.containers.shim_client import Shim, ShimGone, sweep
 from worker.containers.users import User
@@ -45,7 +45,8 @@ BACKOFF = (1.0, 60.0)
 _USUAL: Mapping[str, tuple[Any, ...]] = {
     "Privileged": (False, None),
     "PidMode": ("", None),
-    "IpcMode": ("", None, "private", "shareable", "none"),
+    "IpcMode": ("", None, "private"),
+    "ShmSize": (defaults.SHM_BYTES, 0, None),
     "UTSMode": ("", None),
     "UsernsMode": ("", None),
     "CgroupnsMode": ("", None, "private"),
@@ -241,7 +242,7 @@ class Pool:
 
 def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a default container's config that a sandbox has: its trees, without what belongs to a container."""
-    mounts = [mount for mount in config["mounts"] if mount["destination"] != "/dev/shm" and mount["type"] != "bind"]
+    mounts = [mount for mount in config["mounts"] if mount["type"] != "bind"]
     kept = {key: value for key, value in config.items() if key not in ("hostname", "covey")}
     return {**kept, "mounts": mounts}
 

@@ -13,14 +13,14 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from covey.errors import CoveyError
 from worker.kernel import syscalls
 from worker.network import balance
 from worker.network.endpoint import Attachment, EndpointRequest, PortBinding, Subnet
 from worker.network.networks import DEFAULT_BRIDGE
-from worker.network.plumbing import Plumbing
+from worker.network.plumbing import Listening, Plumbing
 from worker.network.relay import Relay
 from worker.network.resolver import HOST_FILE, Resolver
 from worker.network.spare import Spare
@@ -128,11 +128,24 @@ class NodeNetwork:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(plumbing, *args, **kwargs))
 
     async def _change(self, function: Callable[Concatenate[Plumbing, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs a change and refreshes, also when the change failed half-way or its caller was cancelled."""
-        try:
-            return await asyncio.shield(self._read(function, *args, **kwargs))
-        finally:
-            await asyncio.shield(self._refresh())
+        """Runs a change and follows it, also when the change failed half-way or its caller was cancelled."""
+
+        def both(plumbing: Plumbing) -> tuple[T | None, BaseException | None, Listening]:
+            try:
+                return function(plumbing, *args, **kwargs), None, plumbing.listening()
+            except Exception as fault:
+                return None, fault, plumbing.listening()
+
+        async def changed() -> tuple[T | None, BaseException | None]:
+            async with self._refreshing:
+                result, fault, wanted = await self._read(both)
+                await self._follow(wanted)
+                return result, fault
+
+        result, fault = await asyncio.shield(changed())
+        if fault is not None:
+            raise fault
+        return cast(T, result)
 
     async def _make_socket(self, family: int, kind: int) -> socket.socket:
         """A socket of the node's namespace (a socket belongs to the namespace of the thread that makes it)."""
@@ -143,27 +156,29 @@ class NodeNetwork:
     async def _refresh(self) -> None:
         """Resolver and relays follow the records."""
         async with self._refreshing:
-            wanted = await self._read(Plumbing.listening)
-            self._resolver.view = wanted.view
-            for address in self._resolver.addresses - wanted.resolvers:
-                self._resolver.ignore(address)
-            for address in sorted(wanted.resolvers - self._resolver.addresses):
-                try:
-                    await self._resolver.listen(address, *await self._read(_resolver_sockets, address))
-                except OSError as error:
-                    log.error("names do not resolve on %s: port 53 cannot be bound (%s); stop what holds it", address, error)
-            for key in self._relays.keys() - wanted.relays.keys():
-                relay = self._relays.pop(key)
-                relay.stop_accepting()
-                self._draining = [one for one in self._draining if one.busy] + [relay]
-            for key, backends in wanted.relays.items():
-                if key not in self._relays:
-                    held = await self._read(Plumbing.relay_socket, key)
-                    if held is None:
-                        continue
-                    self._relays[key] = Relay(held, self._make_socket)
-                    self._relays[key].start()
-                self._relays[key].backends = backends
+            await self._follow(await self._read(Plumbing.listening))
+
+    async def _follow(self, wanted: Listening) -> None:
+        self._resolver.view = wanted.view
+        for address in self._resolver.addresses - wanted.resolvers:
+            self._resolver.ignore(address)
+        for address in sorted(wanted.resolvers - self._resolver.addresses):
+            try:
+                await self._resolver.listen(address, *await self._read(_resolver_sockets, address))
+            except OSError as error:
+                log.error("names do not resolve on %s: port 53 cannot be bound (%s); stop what holds it", address, error)
+        for key in self._relays.keys() - wanted.relays.keys():
+            relay = self._relays.pop(key)
+            relay.stop_accepting()
+            self._draining = [one for one in self._draining if one.busy] + [relay]
+        for key, backends in wanted.relays.items():
+            if key not in self._relays:
+                held = await self._read(Plumbing.relay_socket, key)
+                if held is None:
+                    continue
+                self._relays[key] = Relay(held, self._make_socket)
+                self._relays[key].start()
+            self._relays[key].backends = backends
 
     async def create_network(
         self,

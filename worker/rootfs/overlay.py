@@ -60,8 +60,7 @@ class Overlay:
         lowers = self._lowers(container_id)
         place = self._containers / container_id
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        real = os.path.realpath(target)
-        if real in mounts.mount_points(real):
+        if os.path.ismount(target):
             return
         try:
             with contextlib.ExitStack() as stack:

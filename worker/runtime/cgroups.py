@@ -221,7 +221,7 @@ class Cgroup:
         """Every process in the group and in groups a container made below it."""
         found: set[int] = set()
         for directory in self.directories()[:1]:
-            for base, _, _ in os.walk(directory):
+            for base in _with_children(directory):
                 with contextlib.suppress(OSError):
                     found.update(int(line) for line in _read_all(f"{base}/cgroup.procs").split())
         return sorted(found - {0})
@@ -293,7 +293,7 @@ class Cgroup:
         """Remove the directories, deepest first; False while processes are still leaving them."""
         done = True
         for directory in self.directories():
-            for base, _, _ in os.walk(directory, topdown=False):
+            for base in reversed(_with_children(directory)):
                 try:
                     os.rmdir(base)
                 except FileNotFoundError:
@@ -309,6 +309,16 @@ class Cgroup:
         from worker.runtime import cgroup_stats
 
         return cgroup_stats.collect(self)
+
+
+def _with_children(directory: str) -> list[str]:
+    """The group's directory and those a container made below it, parents first; cgroup file systems count links."""
+    try:
+        if os.stat(directory).st_nlink <= 2:
+            return [directory]
+    except OSError:
+        return [directory]
+    return [base for base, _, _ in os.walk(directory)]
 
 
 def keyed(text: str) -> dict[str, int]:

@@ -42,12 +42,16 @@ class Step:
 class LaunchPlan:
     """Everything one process does, decided. create: steps until it waits. start: steps from there to execve.
 
-    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
+    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings"). at_once: it does not
+    wait.
     """
 
-    __slots__ = ("create", "start", "warnings")
+    __slots__ = ("at_once", "create", "start", "warnings")
 
-    def __init__(self, create: list[Step], start: list[Step], warnings: list[str] | None = None) -> None:
+    def __init__(
+        self, create: list[Step], start: list[Step], warnings: list[str] | None = None, *, at_once: bool = False
+    ) -> None:
+        self.at_once = at_once
         self.create = create
         self.start = start
         self.warnings = warnings or []

@@ -111,7 +111,8 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
                 made.sources.setdefault((path, recursive), []).append(_clone(path, recursive))
         _own_pipes(config, config["process"])
         steps = launch.process_steps(config["process"], host, config.get("covey") or {}, config["linux"])
-        return LaunchPlan(sandbox.rest(template, config, host), steps, launch.warnings_of(config["process"], host))
+        warnings = launch.warnings_of(config["process"], host)
+        return LaunchPlan(sandbox.rest(template, config, host), steps, warnings, at_once=claim["start"])
 
     return prepare
 

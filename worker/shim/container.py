@@ -174,7 +174,8 @@ class Container:
         if self.state == "prepared":
             self._rename(request, born)
             assert self.process is not None
-            self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
+            at_once = bool(request.get("start"))
+            self.process.claim(place, with_init, self._log, born, stdin=stdin, at_once=at_once, answer=created)
             return
         if not born.clone_flags & syscalls.CLONE_NEWPID:
             # Orphans of a process with a pid namespace of its own are that namespace's.

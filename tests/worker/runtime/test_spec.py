@@ -107,5 +107,5 @@ def test_a_cgroups_path_is_completed(tmp_path, given, wanted):
 
 
 def test_load_of_what_is_not_there(tmp_path):
-    with pytest.raises(SpecFault, match="there is none in bundle"):
+    with pytest.raises(SpecFault, match="there is none at"):
         spec.load(str(tmp_path))
