@@ -75,7 +75,7 @@ async def _take_over(host: Host, live: Live) -> bool:
         await teardown.end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
     live.shim = shim
-    host.save(container)
+    host.note(container)
     return True
 
 

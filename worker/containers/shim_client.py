@@ -306,7 +306,7 @@ def sweep(directory: Path) -> bool:
         if process.is_alive(record["pid"], record.get("start_time") or -1):
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
         # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
-        for path in {record.get("cgroup"), record.get("former_cgroup")} - {None}:
+        for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
             group = Cgroup(path)
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):

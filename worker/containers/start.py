@@ -34,7 +34,7 @@ from worker.containers.record import Container, Health, State
 from worker.containers.shim_client import Shim, ShimGone
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
-from worker.runtime.errors import UNFIT, RuntimeFault
+from worker.runtime.errors import UNFIT, RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _failed(host: Host, live: Live, code: int, fault: CoveyError) -> None:
     live.shim = None
     live.exited.set()
     live.wake_exit_waiters(code)
-    host.save(container)
+    host.note(container)
     if container.host_config.get("AutoRemove"):
         host.auto_remove(live)
 
@@ -116,7 +116,8 @@ def explained(container: Container, error: Exception) -> tuple[int, CoveyError]:
     if isinstance(error, ShimGone):
         return 128, Internal(f"failed to create task for container {container.short}: {error}: see the zygote's log")
     if isinstance(error, OSError):
-        return 128, Internal(f"cannot start container {container.short}: {error.strerror} ({error.filename or 'kernel call'})")
+        what = f"{error.strerror} ({error.filename or 'kernel call'})"
+        return 128, Internal(f"cannot start container {container.short}: {what}{remedy(error)}")
     raise error
 
 
@@ -162,9 +163,12 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
                 attachment = await host.network.plug(container.id, pid)
             await _serve_pending(live, shim)
             await shim.start()
+        # Within what is undone: whose record cannot be kept must not run.
+        _running(host, live, shim, pid, started)
         undo.pop_all()
     live.attachment = attachment
-    _running(host, live, shim, pid, started)
+    host.publish(container, "start")
+    supervise.begin(host, live)
 
 
 def _has_links(attachment: Attachment | None) -> bool:
@@ -229,19 +233,24 @@ async def _both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
 
 def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None:
     container = live.container
-    container.state = State(
-        status=record.RUNNING,
-        pid=pid,
-        pid_start=started,
-        started_at=host.clock.now(),
-        finished_at=container.state.finished_at,
-        health=Health() if health.test(container.config) else None,
+    former, container.state = (
+        container.state,
+        State(
+            status=record.RUNNING,
+            pid=pid,
+            pid_start=started,
+            started_at=host.clock.now(),
+            finished_at=container.state.finished_at,
+            health=Health() if health.test(container.config) else None,
+        ),
     )
     live.shim = shim
     live.exited.clear()
-    host.save(container, sync=True)
-    host.publish(container, "start")
-    supervise.begin(host, live)
+    try:
+        host.save(container, sync=True)
+    except BaseException:
+        container.state = former
+        raise
 
 
 def _make_directory(host: Host, container: Container, directory: Path) -> None:
@@ -361,7 +370,11 @@ def _bundle(
             shm=_shared_memory(host, container, directory),
         )
     )
-    (directory / "config.json").write_bytes(msgspec.json.encode(config))
+    path = directory / "config.json"
+    try:
+        path.write_bytes(msgspec.json.encode(config))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return config
 
 

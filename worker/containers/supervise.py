@@ -10,7 +10,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from covey.errors import Internal
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
@@ -97,17 +96,14 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.status, state.exit_code, state.finished_at = record.EXITED, ended.code, ended.at or host.clock.now()
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
-    try:
-        host.save(container, sync=True)
-    except Internal as error:
-        # A full disk must not keep a dead container's addresses and mounts; the shim's exit record is gone then, too.
-        log.error("%s", error.message)
+    noted = host.note(container, sync=True)
     live.shim, live.attachment = None, None
     await teardown.detach(host, container)
     _tell(host, live)
     _decide_restart(host, live, ended)
     deleted = await _delete_shim(container, shim, ended)
-    await teardown.clear(host, container, deleted=deleted)
+    # Without room for the record the shim's own stays for the next daemon; addresses and mounts go all the same.
+    await teardown.clear(host, container, deleted=deleted, keep_exit=not noted)
 
 
 async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> bool:

@@ -162,7 +162,10 @@ def make_shm(place: Path, size: int) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replaces a file's content in place: containers hold a bind on the inode."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(path, 0o644)
+    """Replaces a file's content in place: containers hold a bind on the inode. Raises OSError with the path."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(path, 0o644)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

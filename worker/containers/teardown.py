@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import signal
 import time
@@ -15,8 +16,9 @@ from pathlib import Path
 from worker.containers.host import Host
 from worker.containers.record import Container
 from worker.containers.shim_client import sweep
-from worker.kernel import process
+from worker.kernel import process, trees
 from worker.runtime.errors import RuntimeFault
+from worker.shim import records
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +38,21 @@ async def end_shim(pid: int, started: int) -> None:
         await asyncio.sleep(POLL)
 
 
-def clear_directory(host: Host, container: Container, directory: Path, *, deleted: bool = False) -> None:
+def clear_directory(
+    host: Host, container: Container, directory: Path, *, deleted: bool = False, keep_exit: bool = False
+) -> None:
     """What a shim that is gone left in the kernel, the mounts, the run directory, the volumes. Blocking.
 
-    ``deleted``: the shim cleaned up itself and ends on its own (it may still deliver output).
+    ``deleted``: the shim cleaned up itself and ends on its own (it may still deliver output). ``keep_exit``: its record of
+    the exit stays.
     """
-    clear_run(host, directory, deleted=deleted)
+    clear_run(host, directory, deleted=deleted, keep_exit=keep_exit)
     for mount in container.mounts:
         if mount.type == "volume":
             host.volumes.release(mount.name, container.id)
 
 
-def clear_run(host: Host, directory: Path, *, deleted: bool = False) -> None:
+def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: bool = False) -> None:
     """The run directory with what its shim left and what is mounted in it. Blocking."""
     if not directory.exists():
         return
@@ -55,7 +60,12 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False) -> None:
         _sweep(directory)
     for name in ("rootfs", "shm"):
         host.overlay.unmount(directory / name)
-    shutil.rmtree(directory, ignore_errors=True)
+    if keep_exit and (directory / records.EXIT).exists():
+        for entry in os.scandir(directory):
+            if entry.name != records.EXIT:
+                trees.remove_path(Path(entry.path))
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _sweep(directory: Path) -> None:
@@ -84,9 +94,10 @@ async def detach(host: Host, container: Container) -> None:
         log.exception("releasing the addresses and ports of container %s failed", container.short)
 
 
-async def clear(host: Host, container: Container, *, deleted: bool = False) -> None:
-    """What its run left on disk and in the kernel; ``deleted``: see ``clear_directory``."""
+async def clear(host: Host, container: Container, *, deleted: bool = False, keep_exit: bool = False) -> None:
+    """What its run left on disk and in the kernel; ``deleted``, ``keep_exit``: see ``clear_directory``."""
+    directory = host.options.run_directory(container.id)
     try:
-        await host.run(clear_directory, host, container, host.options.run_directory(container.id), deleted=deleted)
+        await host.run(clear_directory, host, container, directory, deleted=deleted, keep_exit=keep_exit)
     except Exception:
         log.exception("clearing away what a run of container %s left failed", container.short)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
@@ -141,7 +141,7 @@ def _as_fault(error: Exception, step: str) -> RuntimeFault:
         return error
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        return RuntimeFault("kernel", f"{error.strerror or error}{where} (errno {error.errno})", step)
+        return RuntimeFault("kernel", f"{error.strerror or error}{where} (errno {error.errno}){remedy(error)}", step)
     return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from worker.kernel import process
 from worker.runtime import compact_json
+from worker.runtime.errors import remedy
 
 VERSION = 1
 _FOR_A_SHIM = b'"fork_shim"'
@@ -213,6 +214,9 @@ def _say(fd: int, reply: dict[str, Any]) -> None:
 
 
 def _fault(error: Exception) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        words = f"{error.strerror or error} {error.filename or ''}".rstrip() + remedy(error)
+        return {"error": {"code": "kernel", "message": words, "step": "fork shim"}}
     return {"error": {"code": "invalid", "message": f"{type(error).__name__}: {error}", "step": "zygote"}}
 
 

@@ -1,8 +1,8 @@
 """The container of a shim: its states and what each request of the protocol does to it.
 
-empty → (preparing → prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The
-exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are read by the forked
-child alone: what this process does stays in its memory as long as the container lives.
+empty → (preparing → prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes
+nothing. The exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are
+read by the forked child alone: what this process does stays in its memory as long as the container lives.
 """
 
 from __future__ import annotations

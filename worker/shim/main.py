@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from worker.runtime.cgroups import Hierarchy
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
@@ -44,7 +44,9 @@ class Shim:
     def run(self) -> None:
         self.loop.watch_children(self.container.on_child)
         self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
-        self.container.record_identity()
+        with contextlib.suppress(OSError):
+            # It is written again, or refused, by whoever asks for a container.
+            self.container.record_identity()
         self.loop.run()
 
     def accept(self) -> None:
@@ -85,7 +87,7 @@ class Shim:
             fault.step = fault.step or str(op)
             connection.fail(fault)
         except OSError as error:
-            message = f"{error.strerror or error} {error.filename or ''}".rstrip()
+            message = f"{error.strerror or error} {error.filename or ''}".rstrip() + remedy(error)
             connection.fail(RuntimeFault("kernel", message, str(op)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             connection.fail(RuntimeFault("invalid", f"{type(error).__name__}: {error}", str(op)))

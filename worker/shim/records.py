@@ -13,6 +13,7 @@ from typing import Any
 from worker.runtime import compact_json
 
 VERSION = 1
+EXIT = "exit.json"
 
 
 def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> None:
@@ -23,9 +24,13 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
         os.write(fd, compact_json.dumps({"version": VERSION, **body}))
         if durable:
             os.fsync(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
-    os.rename(temporary, path)
 
 
 def forget(directory: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from tests.worker.containers.conftest import PATIENCE, Node, zygote_of
 from tests.worker.containers.endurance.clients import Client, Gate, Tally, clear, elapsed
 from tests.worker.containers.endurance.model import DOWN, GONE, UNTIL, UP, Thing, Wrong, compare_all
-from tests.worker.containers.endurance.world import World, catches, wait_dead
+from tests.worker.containers.endurance.world import TAG, World, catches, wait_dead
 from worker.kernel import process
 
 CLIENTS = "abcd"
@@ -69,7 +70,7 @@ class Run:
         if not self.faults:
             return
         words = "\n".join(f"{where}: {type(fault).__name__}: {fault}" for where, fault in self.faults)
-        named = [thing.name for thing in self.things if any(f"{thing.name}" in word for word in words.split())]
+        named = sorted(set(re.findall(rf"{TAG}\w+", words)))
         story = self.world.story(*named)
         pytest.fail(f"{words}\n\n{story}\n\n{words}\n{self.tally.counts}", pytrace=False)
 

@@ -22,7 +22,8 @@ FAILED_START = 128
 _PROGRAMS = {
     NOW: "printf x >> /out/{name}; exit {code} #{name}",
     MOMENT: "printf x >> /out/{name}; sleep 0.2; exit {code} #{name}",
-    UNTIL: "printf x >> /out/{name}; trap 'exit {usr1}' USR1; trap 'exit {code}' TERM; sleep 1000 & while :; do wait; done #{name}",
+    UNTIL: "printf x >> /out/{name}; trap 'exit {usr1}' USR1; trap 'exit {code}' TERM; "
+    "sleep 1000 & while :; do wait; done #{name}",
 }
 
 
@@ -119,7 +120,10 @@ def compare(world: World, thing: Thing) -> None:
         _compare_running(world, thing, state)
     thing.ident, thing.may = found["Id"], {phase}
     if phase == DOWN:
-        thing.codes, thing.paused, thing.identity = {state["ExitCode"]}, {False}, None
+        thing.paused, thing.identity = {False}, None
+        if state["ExitCode"] != FAILED_START:
+            # That of a start which failed for want of room is not on record; the next daemon tells the one before.
+            thing.codes = {state["ExitCode"]}
     _compare_runs(world, thing)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.worker.containers.conftest import CONTROLLERS, Node, wait_until
+from tests.worker.containers.conftest import CONTROLLERS, Node, wait_until, zygote_of
 from tests.worker.containers.states_and_verbs import Caller
 from worker.kernel import process
 
@@ -65,19 +65,12 @@ class World(Node):
                 found.append((directory, *living))
         return found
 
-    def zygote(self) -> int:
-        """The pid of the youngest zygote of ours, 0 when there is none."""
-        mine = [
-            pid for pid, line in processes() if str(self.root / "run" / "zygote.sock") in line and comm(pid) == "covey-zygote"
-        ]
-        return max(mine, default=0)
-
     def first_processes(self) -> dict[str, list[int]]:
         """Name of a container → pids of the processes that are the first of its namespace and carry its name."""
         found: dict[str, list[int]] = {}
         for pid, line in processes():
             name = line.rpartition("#")[2].strip()
-            if name.startswith(TAG) and _is_first(pid):
+            if name.startswith(TAG) and _is_first(pid) and self._mine(pid):
                 found.setdefault(name, []).append(pid)
         return found
 
@@ -136,7 +129,7 @@ class World(Node):
                 parts.append(f"inspect {name}: {self.api.call('GET', f'/containers/{name}/json').text[:3000]}")
         with contextlib.suppress(Exception):
             parts.append(
-                f"events:\n{self.docker('events', '--since', '1', '--until', f'{time.time():.6f}', code=None).stdout[-6000:]}"
+                f"events:\n{self.docker('events', '--since', '1', '--until', f'{time.time():.6f}', code=None).stdout[-2500:]}"
             )
         run = self.seen(self.root / "run")
         for path in sorted([*run.glob("containers/*/*.json"), *run.glob("pool/*/*.json")]):
@@ -144,12 +137,15 @@ class World(Node):
                 with contextlib.suppress(OSError):
                     parts.append(f"{path}: {path.read_text()}")
         parts.append("\n".join(f"{pid} {comm(pid)} {line[:120]}" for pid, line in processes() if self._mine(pid)))
-        parts.append("cgroups:\n" + "\n".join(str(one) for one in self.cgroups()))
+        parts.append("cgroups:\n" + "\n".join(sorted({one.name for one in self.cgroups()})))
         return "\n\n".join(parts)
 
     def close(self) -> None:
         """Ends the node whatever state it is in."""
         try:
+            zygote = zygote_of(self.seen(self.root))
+            if zygote:
+                os.kill(zygote, signal.SIGTERM)
             super().close()
         except BaseException:
             for pid, _ in list(processes()):
