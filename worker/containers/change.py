@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covey.errors import Conflict, Forbidden, Internal, InvalidArgument
-from worker.containers import host_config, limits, network_requests, record
+from worker.containers import host_config, limits, network_requests, record, unmet
 from worker.containers.host import Host, Live
 from worker.containers.registry import check_name
 from worker.containers.shim_client import ShimGone
@@ -58,7 +58,8 @@ async def update(host: Host, live: Live, body: Mapping[str, Any]) -> list[str]:
                 f"Cannot update container {container.id}: Memory limit should be smaller than already set memoryswap "
                 "limit, update the memoryswap at the same time"
             )
-        fresh = host_config.completed({**settings, **wanted}, os.cpu_count() or 1)
+        asked = host_config.completed({**settings, **wanted}, os.cpu_count() or 1)
+        fresh, warnings = unmet.without(asked, host.controllers)
         if live.shim is not None and any(key in UPDATABLE for key in wanted):
             try:
                 await live.shim.update(limits.changeable(fresh))
@@ -67,7 +68,7 @@ async def update(host: Host, live: Live, body: Mapping[str, Any]) -> list[str]:
         container.host_config = fresh
         host.save(container, sync=True)
     host.publish(container, "update")
-    return []
+    return warnings
 
 
 async def connect(host: Host, network: str, live: Live, settings: Mapping[str, Any] | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import host_config, limits, merge, mount_specs, network_requests, seccomp, signals
+from worker.containers import host_config, limits, merge, mount_specs, network_requests, seccomp, signals, unmet
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
 from worker.containers.registry import check_name
@@ -40,7 +40,8 @@ async def create(
     PortBinding.
     """
     given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
-    settings = host_config.completed(body.get("HostConfig") or {}, os.cpu_count() or 1)
+    asked = host_config.completed(body.get("HostConfig") or {}, os.cpu_count() or 1)
+    settings, unmet_warnings = unmet.without(asked, host.controllers)
     reference = str(given.get("Image") or "")
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")
@@ -62,7 +63,7 @@ async def create(
         undo.pop_all()
     host.live(container)
     host.publish(container, "create")
-    return container, _warnings(settings, image)
+    return container, unmet_warnings + _warnings(settings, image)
 
 
 def _container(

@@ -28,6 +28,7 @@ from worker.network import endpoint as network_endpoint
 from worker.network.node_network import NodeNetwork
 from worker.rootfs.overlay import Overlay
 from worker.rootfs.volumes import Volumes
+from worker.runtime import cgroups
 from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class Host:
         self.events = events
         self.zygote = zygote
         self.pool = pool
+        self.controllers = cgroups.available(cgroups.hierarchies())
         self.start_again: Callable[[Live], Awaitable[None]]
         self.auto_remove: Callable[[Live], None]
         self.lives: dict[str, Live] = {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError
-from worker.containers import bundle, defaults, host_config, surroundings
+from worker.containers import bundle, defaults, host_config, surroundings, unmet
 from worker.containers.options import EngineOptions
 from worker.containers.shim_client import Shim, ShimGone, sweep
 from worker.containers.users import User
@@ -29,7 +29,7 @@ from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process
 from worker.network.node_network import NodeNetwork
 from worker.network.spare import Spare
-from worker.runtime import sandbox
+from worker.runtime import cgroups, sandbox
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 
@@ -83,7 +83,7 @@ class Sandbox:
 def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
     """The config of a container with nothing but defaults."""
     cpus = os.cpu_count() or 1
-    settings = host_config.completed({}, cpus)
+    settings, _ = unmet.without(host_config.completed({}, cpus), cgroups.available(cgroups.hierarchies()))
     return bundle.build(
         bundle.Inputs(
             config={},

@@ -111,7 +111,7 @@ class Registry:
             self.save(container, sync=True)
         except BaseException:
             del self._by_id[container.id]
-            self.remove_directory(container.id)
+            shutil.rmtree(self.directory(container.id), ignore_errors=True)
             raise
 
     def save(self, container: Container, *, sync: bool = False) -> None:
@@ -157,5 +157,6 @@ class Registry:
         self.release_name(container.name, container.id)
 
     def remove_directory(self, container_id: str) -> None:
-        """Deletes what is on disk. Blocking."""
-        shutil.rmtree(self.directory(container_id), ignore_errors=True)
+        """Deletes what is on disk, the record with it. Raises OSError: the container is still there then. Blocking."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.directory(container_id))

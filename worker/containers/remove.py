@@ -6,7 +6,7 @@ import logging
 import signal
 from collections.abc import Mapping, Sequence
 
-from covey.errors import Conflict, CoveyError, NotFound
+from covey.errors import Conflict, CoveyError, Internal, NotFound
 from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
 
@@ -63,6 +63,9 @@ async def _delete(host: Host, live: Live) -> None:
     container = live.container
     host.set_status(container, record.REMOVING)
     await teardown.release(host, container)
+    directory = host.options.run_directory(container.id)
+    if directory.exists():
+        raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
     await host.run(host.overlay.remove, container.id)
     await host.run(host.registry.remove_directory, container.id)
     host.registry.forget(container)

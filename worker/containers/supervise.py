@@ -6,6 +6,7 @@ without a record means 137.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
 from worker.containers.shim_client import Shim, ShimGone, exit_record
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
 
 SHIM_DIED = "shim died"
+WATCH_AGAIN, DELETE_TRIES = 0.5, 20
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,32 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
                     return Exit(int(event["code"]), bool(event["oom"]), float(event["at"]))
                 _other_event(host, live, event)
         except ShimGone:
-            found = exit_record(shim.directory)
-            if found is not None:
-                return from_record(found)
             try:
-                # Cut off for being slow, not dead: listen again.
-                (await Shim.connect(shim.directory)).close()
-            except ShimGone:
-                return Exit(137, False, host.clock.now(), SHIM_DIED)
+                ended = await _found_ended(host, shim)
+            except OSError as error:
+                await _out_of_means(host, live, error)
+                continue
+            if ended is not None:
+                return ended
+        except OSError as error:
+            await _out_of_means(host, live, error)
+
+
+async def _out_of_means(host: Host, live: Live, error: OSError) -> None:
+    log.error("container %s cannot be watched now: %s%s", live.container.short, error, remedy(error))
+    await host.clock.sleep(WATCH_AGAIN)
+
+
+async def _found_ended(host: Host, shim: Shim) -> Exit | None:
+    """The exit of a shim that has let go of us; None when it lives and only cut us off for being slow."""
+    found = exit_record(shim.directory)
+    if found is not None:
+        return from_record(found)
+    try:
+        (await Shim.connect(shim.directory)).close()
+    except ShimGone:
+        return Exit(137, False, host.clock.now(), SHIM_DIED)
+    return None
 
 
 def from_record(found: dict[str, Any]) -> Exit:
@@ -111,14 +131,19 @@ async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> 
     if shim is None:
         return False
     try:
-        await shim.delete()
+        for _ in range(DELETE_TRIES):
+            try:
+                await shim.delete()
+                return True
+            except OSError as error:
+                log.error("the shim of container %s cannot be asked to end now: %s%s", container.short, error, remedy(error))
+                await asyncio.sleep(WATCH_AGAIN)
     except (ShimGone, RuntimeFault) as error:
         if not ended.error:
             log.warning("the shim of container %s did not end properly: %s", container.short, error)
-        return False
     finally:
         shim.close()
-    return True
+    return False
 
 
 def _tell(host: Host, live: Live) -> None:

@@ -56,10 +56,12 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
     """The run directory with what its shim left and what is mounted in it. Blocking."""
     if not directory.exists():
         return
-    if not deleted:
-        _sweep(directory)
+    swept = deleted or _sweep(directory)
     for name in ("rootfs", "shm"):
         host.overlay.unmount(directory / name)
+    if not swept:
+        # Its records say what there is to sweep: for whoever removes the container.
+        return
     if keep_exit and (directory / records.EXIT).exists():
         for entry in os.scandir(directory):
             if entry.name != records.EXIT:
@@ -68,16 +70,19 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _sweep(directory: Path) -> None:
+def _sweep(directory: Path) -> bool:
+    """Whether nothing of the shim is left."""
     deadline = time.monotonic() + CGROUP_PATIENCE
     try:
         while not sweep(directory):
             if time.monotonic() > deadline:
                 log.error("the cgroup of container %s is still in use and stays behind", directory.name)
-                return
+                return False
             time.sleep(POLL)
     except (RuntimeFault, OSError) as error:
         log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
+        return False
+    return True
 
 
 async def release(host: Host, container: Container) -> None:

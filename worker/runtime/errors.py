@@ -17,6 +17,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the daemon's limit of open files (LimitNOFILE), or end containers",
     errno.ENFILE: "raise the machine's limit of open files (fs.file-max)",
     errno.ENOMEM: "free memory",
+    errno.EAGAIN: "raise the limit of processes (pids.max of the cgroup the zygote is in, kernel.pid_max)",
 }
 
 

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ _FOR_A_SHIM = b'"fork_shim"'
 """What tells a request for a shim from the others before it is parsed, which the shim does."""
 _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
+_RETRY = 0.05
 _PEER = struct.Struct("iII")
 # As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
 _AF_UNIX, _SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
@@ -111,7 +113,7 @@ class Zygote:
                     self._accept()
                 else:
                     wanted = self._receive(fd)
-                    if wanted is not None and os.fork() == 0:
+                    if wanted is not None and self._fork(fd):
                         signal.set_wakeup_fd(-1)
                         os.close(wake_read)
                         os.close(wake_write)
@@ -125,10 +127,23 @@ class Zygote:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
+    @staticmethod
+    def _fork(asker: int) -> bool:
+        """True in the child. Where the machine gives no process, that is the answer."""
+        try:
+            return os.fork() == 0
+        except OSError as error:
+            _say(asker, _fault(error))
+            return False
+
     def _accept(self) -> None:
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
+            return
+        except OSError:
+            # Out of descriptors: whoever asks waits until one is free.
+            time.sleep(_RETRY)
             return
         if peer_allowed(fd):
             self._buffers[fd] = bytearray()

@@ -7,6 +7,7 @@ read by the forked child alone: what this process does stays in its memory as lo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from worker.kernel import syscalls
 from worker.runtime import birth, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
 from worker.shim import bundle, logs, records
@@ -164,8 +165,14 @@ class Container:
                 self._abandon()
                 _after(outside, lambda _: reply(fault))
                 return
+            try:
+                self._watch_oom()
+            except OSError as error:
+                created(
+                    RuntimeFault("kernel", f"{error.strerror} {error.filename or ''}".rstrip() + remedy(error), "oom events")
+                )
+                return
             self.state = "created"
-            self._watch_oom()
             if request.get("start"):
                 self.start(request, lambda body: reply(body if isinstance(body, RuntimeFault) else self._identity()))
             else:
@@ -335,11 +342,12 @@ class Container:
         def check() -> None:
             if self.state == "exited":
                 reply(RuntimeFault("bad-state", f"container {self.ident} ended meanwhile"))
-            elif group.is_frozen() == frozen:
+            elif _is_frozen(group) == frozen:
                 self.state = "paused" if frozen else "running"
                 reply({})
             elif time.monotonic() > deadline:
-                group.freeze(False)
+                with contextlib.suppress(OSError):
+                    group.freeze(False)
                 reply(RuntimeFault("kernel", f"container {self.ident} did not freeze in {_PAUSE_PATIENCE:.0f} s"))
             else:
                 self._loop.call_later(_PAUSE_POLL, check)
@@ -465,6 +473,14 @@ class Container:
             self._loop.remove(self._oom_fd)
             os.close(self._oom_fd)
             self._oom_fd = -1
+
+
+def _is_frozen(group: Cgroup) -> bool | None:
+    """None when it cannot be told now, for want of a descriptor."""
+    try:
+        return group.is_frozen()
+    except OSError:
+        return None
 
 
 def _after(outside: Outside | None, done: Callable[[list[str]], None]) -> None:

@@ -19,7 +19,7 @@ from worker.shim.container import Container, Reply
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
-_LINGER = 10.0
+_LINGER, _RETRY = 10.0, 0.1
 _OPERATIONS = frozenset(
     (
         "prepare", "create", "start", "kill", "pause", "resume", "update", "resize", "pids", "stats", "exec", "exec_start",
@@ -43,17 +43,26 @@ class Shim:
 
     def run(self) -> None:
         self.loop.watch_children(self.container.on_child)
-        self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
+        self._listen()
         with contextlib.suppress(OSError):
             # It is written again, or refused, by whoever asks for a container.
             self.container.record_identity()
         self.loop.run()
 
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:
+            self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
+
     def accept(self) -> None:
         # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
         except OSError:
+            # Out of descriptors: whoever asks waits until one is free.
+            self.loop.remove(self._listener.fileno())
+            self.loop.call_later(_RETRY, self._listen)
             return
         if peer_allowed(fd):
             self._connections.append(Connection(self.loop, fd, self._perform, self._on_closed))

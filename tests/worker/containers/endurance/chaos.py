@@ -155,7 +155,9 @@ class Run:
             assert thing.identity is not None
             self.tally.add("shim killed")
             process.kill_verified(*found, signal.SIGKILL)
-            wait_dead(*thing.identity, f"the process of {thing.name}, whose shim was killed,", 2.0)
+            if thing.paused == {False}:
+                # A frozen one dies when somebody thaws it: the next daemon.
+                wait_dead(*thing.identity, f"the process of {thing.name}, whose shim was killed,", 2.0)
             thing.ended(137, error="shim died")
             thing.may = {DOWN, GONE} if thing.auto else {DOWN}
             return

@@ -5,7 +5,6 @@ Each has containers of its own, so that what it must be is known; twins of a req
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import random
@@ -125,8 +124,14 @@ class Client:
         unclear = [thing for thing in self.things if len(thing.may) > 1]
         if unclear:
             self._note("compare", unclear[0])
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            try:
                 compare(self.world, unclear[0])
+            except (OSError, http.client.HTTPException):
+                pass
+            except Wrong:
+                # An answer may be refused now; when the lack is over it is asked again.
+                if not self.faulty():
+                    raise
             return
         if len(self.things) < HELD and self.random.random() < 0.5:
             self.create()
@@ -203,7 +208,8 @@ class Client:
     def start_twice(self, thing: Thing) -> None:
         """One starts it, the other finds it running (or, of a program that ends at once, starts it again)."""
         path = f"/containers/{thing.name}/start"
-        good = (204, 304, 404) if thing.auto else (204, 304)
+        # One that removes itself is gone, or going, when it has ended or could not be started.
+        good = (204, 304, 404, 409) if thing.auto else (204, 304)
         other = self.twins.submit(self.ask, "start", "POST", path, good)
         answers = [self.ask("start", "POST", path, good), other.result()]
         told = [answer.status if answer else 500 for answer in answers]
@@ -237,7 +243,7 @@ class Client:
             return False
         except (AssertionError, ValueError):
             # 404: it has ended and removed itself.
-            if thing.auto and thing.kind != UNTIL:
+            if (thing.auto and thing.kind != UNTIL) or self.faulty():
                 return False
             raise
         return True

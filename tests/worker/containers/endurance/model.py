@@ -138,6 +138,10 @@ def _settled(world: World, thing: Thing) -> dict[str, Any] | None:
             raise Wrong(f"inspect of {thing.name}: {answer}")
         found: dict[str, Any] = json.loads(answer.text)
         status = found["State"]["Status"]
+        if status == "dead" and GONE in thing.may:
+            # A removal that was refused half-way is asked for again.
+            world.api.call("DELETE", f"/containers/{thing.name}?force=1")
+            return False
         moving = status == "removing" or (thing.auto and status == "exited")
         moving = moving or (thing.kind != UNTIL and status == "running")
         # Its end is certain, and the daemon may not have heard of it yet.

@@ -7,8 +7,10 @@ while, and when the lack is over all is well.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
+import resource
 import subprocess
 import threading
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.containers.conftest import CONTROLLERS, zygote_of
 from tests.worker.containers.endurance.chaos import Run, a_world, report
 from tests.worker.containers.endurance.test_deaths import SEED
 from tests.worker.containers.endurance.world import World
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.root
 SAMPLE, WHOLE = 25, 300
 SPACE = re.compile("free space|free the space")
 FILES = re.compile("open files")
+PROCESSES = re.compile("limit of processes")
 
 
 class Lack:
@@ -120,3 +124,69 @@ def test_a_full_disk_for_long(tmp_path: Path, archive: bytes, directory: str, me
     with a_world(tmp_path, archive, pool, small(directory, megabytes)) as world:
         lack = Lack(SEED, *filler(world, directory))
         hurt(world, f"full {directory} directory, pool of {pool}", lack, WHOLE, SPACE, deaths=True)
+
+
+def few_files(who: Callable[[], int]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What leaves the process ``who`` answers a few more open files than it has, and what gives it back its limit."""
+    chosen = random.Random(SEED)
+    limited: list[tuple[int, tuple[int, int]]] = []
+
+    def begin() -> None:
+        with contextlib.suppress(OSError):
+            pid = who()
+            former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            most = max(int(one) for one in os.listdir(f"/proc/{pid}/fd")) + 1
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (most + chosen.randrange(8), former[1]))
+            limited.append((pid, former))
+
+    def end() -> None:
+        while limited:
+            pid, former = limited.pop()
+            with contextlib.suppress(OSError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+
+    return begin, end
+
+
+def daemon_of(world: World) -> Callable[[], int]:
+    def pid() -> int:
+        assert world.daemon is not None
+        return world.daemon.pid
+
+    return pid
+
+
+@pytest.mark.parametrize("who", ["daemon", "zygote"])
+def test_few_open_files(tmp_path: Path, archive: bytes, who: str) -> None:
+    with a_world(tmp_path, archive, 2) as world:
+        chosen = daemon_of(world) if who == "daemon" else lambda: zygote_of(world.seen(world.root))
+        hurt(world, f"few open files for the {who}", Lack(SEED, *few_files(chosen)), SAMPLE, FILES, deaths=False)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("who", ["daemon", "zygote"])
+def test_few_open_files_for_long(tmp_path: Path, archive: bytes, who: str) -> None:
+    with a_world(tmp_path, archive, 2) as world:
+        chosen = daemon_of(world) if who == "daemon" else lambda: zygote_of(world.seen(world.root))
+        hurt(world, f"few open files for the {who}", Lack(SEED, *few_files(chosen)), WHOLE, FILES, deaths=False)
+
+
+def few_processes(world: World) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What lets the zygote and its shims fork no more, and what ends that."""
+    limit = CONTROLLERS / "pids" / world.cgroup.strip("/") / "shims" / "pids.max"
+    return lambda: write(limit, "1"), lambda: write(limit, "max")
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+@pytest.mark.skipif(not (CONTROLLERS / "pids").is_dir(), reason="no v1 hierarchy has the pids controller")
+@pytest.mark.parametrize("pool", [0, 2])
+def test_no_process_to_be_had(tmp_path: Path, archive: bytes, pool: int) -> None:
+    with a_world(tmp_path, archive, pool) as world:
+        zygote = zygote_of(world.seen(world.root))
+        run = hurt(world, f"no processes, pool of {pool}", Lack(SEED, *few_processes(world)), SAMPLE, PROCESSES, deaths=False)
+        assert zygote_of(world.seen(world.root)) == zygote, "the zygote died of it"
+        assert run.tally.refusals, "nothing was refused: the fault did not come about"
