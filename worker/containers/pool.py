@@ -169,11 +169,13 @@ class Pool:
     def end(one: Sandbox) -> None:
         """Ends one that was taken and came to nothing, and what is still in its own directory. Blocking."""
         one.shim.close()
-        process.kill_verified(one.shim_pid, one.shim_started, signal.SIGKILL)
-        _remove(one.directory)
         deadline = time.monotonic() + PATIENCE
-        while process.is_alive(one.shim_pid, one.shim_started) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if not process.kill_verified(one.shim_pid, one.shim_started, signal.SIGKILL):
+                    break
             time.sleep(POLL)
+        _remove(one.directory)
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a sandbox can become the container of the bundle ``config``."""
@@ -249,9 +251,10 @@ def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
 
 def _remove(directory: Path) -> None:
     """End what is left of a sandbox: its shim, which may have been killed or be about to end, its cgroup, its directory."""
-    record = records.read(str(directory), "shim.json")
-    if record is not None:
-        process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        record = records.read(str(directory), "shim.json")
+        if record is not None:
+            process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:

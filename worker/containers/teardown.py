@@ -6,6 +6,7 @@ Every step is safe without its setup and may be repeated; a step that fails is l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -17,7 +18,7 @@ from worker.containers.host import Host
 from worker.containers.record import Container
 from worker.containers.shim_client import sweep
 from worker.kernel import process, trees
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,15 @@ POLL = 0.01
 
 async def end_shim(pid: int, started: int) -> None:
     """Kills a shim, and by that its container, and waits until it is gone."""
-    process.kill_verified(pid, started, signal.SIGKILL)
     deadline = time.monotonic() + SHIM_PATIENCE
-    while process.is_alive(pid, started):
-        if time.monotonic() > deadline:
-            log.error("shim %s does not end after SIGKILL", pid)
-            return
+    while time.monotonic() < deadline:
+        try:
+            if not process.kill_verified(pid, started, signal.SIGKILL):
+                return
+        except OSError as error:
+            log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
         await asyncio.sleep(POLL)
+    log.error("shim %s has not ended after SIGKILL", pid)
 
 
 def clear_directory(
@@ -71,18 +74,25 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
 
 
 def _sweep(directory: Path) -> bool:
-    """Whether nothing of the shim is left."""
+    """Whether nothing of the shim is left; one that lives, of a container that is not to run, is ended."""
     deadline = time.monotonic() + CGROUP_PATIENCE
-    try:
-        while not sweep(directory):
-            if time.monotonic() > deadline:
-                log.error("the cgroup of container %s is still in use and stays behind", directory.name)
-                return False
-            time.sleep(POLL)
-    except (RuntimeFault, OSError) as error:
-        log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
-        return False
-    return True
+    words = "its cgroup is still in use"
+    while time.monotonic() < deadline:
+        try:
+            if sweep(directory):
+                return True
+        except RuntimeFault as fault:
+            words = str(fault)
+            with contextlib.suppress(OSError):
+                found = records.read(str(directory), "shim.json")
+                if found is not None:
+                    process.kill_verified(found["pid"], found["start_time"], signal.SIGKILL)
+        except OSError as error:
+            words = f"{error}{remedy(error)}"
+            break
+        time.sleep(POLL)
+    log.error("what the shim of container %s left cannot be removed now: %s", directory.name, words)
+    return False
 
 
 async def release(host: Host, container: Container) -> None:
