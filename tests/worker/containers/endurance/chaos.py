@@ -122,11 +122,11 @@ class Run:
         if not found:
             return
         _, shim, started = self.random.choice(found)
-        children = _children(shim)
-        if children and self.random.random() < 0.5:
+        processes = children(shim)
+        if processes and self.random.random() < 0.5:
             self.tally.add("sandbox process killed")
             with contextlib.suppress(ProcessLookupError):
-                os.kill(children[0], signal.SIGKILL)
+                os.kill(processes[0], signal.SIGKILL)
         else:
             self.tally.add("sandbox shim killed")
             process.kill_verified(shim, started, signal.SIGKILL)
@@ -163,7 +163,8 @@ class Run:
             return
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The pids of its child processes."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(one) for one in file.read().split()]
