@@ -33,8 +33,8 @@ class Launch:
 
     def __init__(self, pid: int, channel: sync.Channel) -> None:
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
         self.start_time = kernel_process.start_time(pid) or 0
+        self.pidfd = os.pidfd_open(pid)
         self.channel = channel
         self.phase = "creating"
         self.console: int | None = None
@@ -140,7 +140,12 @@ def launch(
         child.close()
         if entered is not None:
             os.close(entered)
-    launched = Launch(pid, parent)
+    try:
+        launched = Launch(pid, parent)
+    except OSError:
+        parent.close()
+        os.kill(pid, signal.SIGKILL)
+        raise
     try:
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -87,6 +88,7 @@ class Tally:
 
     def refused(self, words: str) -> None:
         with self._lock:
+            words = re.sub(r"[0-9a-f]{12,64}|/proc/\d+", "ID", words)
             self.refusals[words] = self.refusals.get(words, 0) + 1
 
     @property

@@ -110,7 +110,7 @@ def filler(world: World, directory: str) -> tuple[Callable[[], None], Callable[[
     return fill, lambda: path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(("directory", "megabytes", "pool"), [("data", 24, 3), ("run", 4, 3), ("run", 4, 0)])
+@pytest.mark.parametrize(("directory", "megabytes", "pool"), [("data", 24, 3), ("run", 4, 3)])
 def test_a_full_disk(tmp_path: Path, archive: bytes, directory: str, megabytes: int, pool: int) -> None:
     with a_world(tmp_path, archive, pool, small(directory, megabytes)) as world:
         lack = Lack(SEED, *filler(world, directory))
@@ -182,11 +182,25 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-@pytest.mark.skipif(not (CONTROLLERS / "pids").is_dir(), reason="no v1 hierarchy has the pids controller")
-@pytest.mark.parametrize("pool", [0, 2])
-def test_no_process_to_be_had(tmp_path: Path, archive: bytes, pool: int) -> None:
-    with a_world(tmp_path, archive, pool) as world:
-        zygote = zygote_of(world.seen(world.root))
-        run = hurt(world, f"no processes, pool of {pool}", Lack(SEED, *few_processes(world)), SAMPLE, PROCESSES, deaths=False)
-        assert zygote_of(world.seen(world.root)) == zygote, "the zygote died of it"
+needs_pids = pytest.mark.skipif(not (CONTROLLERS / "pids").is_dir(), reason="no v1 hierarchy has the pids controller")
+
+
+def without_processes(root: Path, archive: bytes, pool: int, starts: int) -> None:
+    with a_world(root, archive, pool) as world:
+        zygote = zygote_of(world.root)
+        run = hurt(world, f"no processes, pool of {pool}", Lack(SEED, *few_processes(world)), starts, PROCESSES, deaths=False)
+        assert zygote_of(world.root) == zygote, "the zygote died of it"
         assert run.tally.refusals, "nothing was refused: the fault did not come about"
+
+
+@needs_pids
+def test_no_process_to_be_had(tmp_path: Path, archive: bytes) -> None:
+    without_processes(tmp_path, archive, 2, SAMPLE)
+
+
+@needs_pids
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("pool", [0, 2])
+def test_no_process_to_be_had_for_long(tmp_path: Path, archive: bytes, pool: int) -> None:
+    without_processes(tmp_path, archive, pool, WHOLE)

@@ -154,7 +154,8 @@ def test_without_any_controller_that_a_container_can_do_without(tmp_path: Path, 
 
 
 @needs_v1
-@pytest.mark.parametrize("name", ["memory", "freezer", "pids"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["memory", "freezer", "pids", "cpuset", "cpu", "blkio"])
 def test_without_one_controller(tmp_path: Path, archive: bytes, name: str) -> None:
     with a_world(tmp_path, archive, 1, hidden(name)) as world:
         run(world, "box", SLEEP)

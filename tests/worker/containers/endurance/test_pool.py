@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -21,11 +20,16 @@ POOL = 2
 LOOK = 12.0
 
 
-@pytest.fixture
-def world(tmp_path: Path, archive: bytes) -> Iterator[World]:
-    with a_world(tmp_path, archive, POOL) as made:
-        full(made)
+@pytest.fixture(scope="module")
+def _world(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator[World]:
+    with a_world(tmp_path_factory.mktemp("pool"), archive, POOL) as made:
         yield made
+
+
+@pytest.fixture
+def world(_world: World) -> World:
+    full(_world)
+    return _world
 
 
 def full(world: World) -> dict[str, tuple[int, int]]:
