@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import container_live
 from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet, References
 from cli.output import Listing, clipped, each, labels_text, show_objects, since
 from covey.engine_api.light import Client
 
 app = typer.Typer()
+app.registered_commands += container_live.app.registered_commands
 
 LISTING = Listing(
     {

@@ -27,7 +27,19 @@ _NODE = (
     Flag("--name", str, "The node's name, its host name unless given"),
     Flag("--label", list, "An engine label, key=value, for constraints"),
     Flag("--etcd", str, "The etcd binary (etcd)"),
+    Flag("--add-runtime", list, "Another OCI runtime, NAME=PATH, for containers that ask for it by name"),
+    Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
+    Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
+)
+#: What containers of this node may not ask for; the names are worker.containers.policy's.
+_POLICY = (
+    Flag("--no-privileged", bool, "Refuse privileged containers and execs"),
+    Flag("--no-host-namespaces", bool, "Refuse sharing namespaces of the host"),
+    Flag("--no-devices", bool, "Refuse devices of the host"),
+    Flag("--no-capabilities", bool, "Refuse capabilities beyond Docker's fourteen"),
+    Flag("--no-unconfined", bool, "Refuse security options that lift seccomp, masks or labels"),
+    Flag("--no-binds", bool, "Refuse mounts of host paths, and volumes with options"),
 )
 _LISTENERS = (
     Flag("--host -H", list, "unix:///path or tcp://host:port; may be given several times"),
@@ -37,7 +49,7 @@ _LISTENERS = (
     Flag("--tls-key --tlskey", str, "Its key"),
 )
 _PATHS = {"data_root", "exec_root", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
-_NAMES = {"host": "hosts", "label": "labels", "etcd": "etcd_binary"}
+_NAMES = {"host": "hosts", "label": "labels", "add_runtime": "runtimes", "etcd": "etcd_binary"}
 #: Options whose value is one of a few.
 _CHOICES = {"profile": _PROFILES, "log_level": _LEVELS}
 
@@ -57,18 +69,19 @@ def chosen(flags: dict[str, Any]) -> dict[str, Any]:
 def _run_node(options: dict[str, Any]) -> int:
     from worker.daemon import DaemonOptions, run
 
-    return run(DaemonOptions(**options))
+    refused = tuple(name.removeprefix("no_").replace("_", "-") for name in options if name.startswith("no_"))
+    return run(DaemonOptions(**{name: value for name, value in options.items() if not name.startswith("no_")}, refused=refused))
 
 
 @app.command("daemon")
-@with_flags(_NODE, _LISTENERS)
+@with_flags(_NODE, _POLICY, _LISTENERS)
 def daemon(**flags: Any) -> None:
     """Run the node daemon: containers of this node, and its part in a cluster."""
     raise typer.Exit(_run_node(chosen(flags)))
 
 
 @app.command("worker")
-@with_flags(_NODE)
+@with_flags(_NODE, _POLICY)
 def worker(**flags: Any) -> None:
     """Run a worker alone: a node daemon that only <exec-root>/daemon.sock reaches, to join with."""
     options = chosen(flags)

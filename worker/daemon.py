@@ -26,8 +26,12 @@ from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
 from worker.agent.engine_runtime import EngineRuntime
 from worker.cluster_life import ClusterLife, LifeOptions
+from worker.containers import runtimes
 from worker.containers.engine import Engine
 from worker.containers.options import EngineOptions
+from worker.containers.policy import Policy
+from worker.containers.runtimes import OWN
+from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -43,7 +47,9 @@ TLS_PORT = 2376
 class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
-    ``manager_argv`` is how this program starts a manager; options are appended.
+    ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
+    appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
+    worker.containers.remap.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -56,9 +62,13 @@ class DaemonOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     labels: Sequence[str] = ()
+    refused: Sequence[str] = ()
+    userns_remap: str = ""
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
+    runtimes: Sequence[str] = ()
+    default_runtime: str = OWN
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
     log_level: str = "info"
 
@@ -165,12 +175,17 @@ async def _daemon(options: DaemonOptions) -> None:
 
 
 def _engine_options(options: DaemonOptions) -> EngineOptions:
+    added = runtimes.parse(options.runtimes)
     return EngineOptions(
         data_root=options.data_root,
         exec_root=options.exec_root,
         cgroup_parent=options.cgroup_parent,
         name=options.name,
         labels=tuple(options.labels),
+        runtimes=added,
+        default_runtime=runtimes.check_default(options.default_runtime, added),
+        policy=Policy(tuple(options.refused)),
+        remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
     )
 

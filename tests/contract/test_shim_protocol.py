@@ -56,6 +56,10 @@ async def old_one(path: Path, release: str, *names: str) -> AsyncIterator[list[d
 
 
 CALLS: dict[str, Callable[[Shim, dict[str, Any]], Awaitable[Any]]] = {
+    "prepare": lambda shim, r: shim.prepare(r["template"]),
+    "create-claim": lambda shim, r: shim.create(
+        Path(r["bundle"]), log=r["log"], start=r["start"], identity={"id": r["id"], "dir": r["dir"]}
+    ),
     "create": lambda shim, r: shim.create(Path(r["bundle"]), log=r["log"], stdin=r["stdin"], init=r["init"]),
     "start": lambda shim, r: shim.start(),
     "state": lambda shim, r: shim.state(),
@@ -71,7 +75,9 @@ CALLS: dict[str, Callable[[Shim, dict[str, Any]], Awaitable[Any]]] = {
     "delete": lambda shim, r: shim.delete(),
 }
 RESULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "prepare": lambda a: a["pid"],
     "create": lambda a: (a["init_pid"], a["init_start_time"]),
+    "create-claim": lambda a: (a["init_pid"], a["init_start_time"]),
     "pids": lambda a: a["pids"],
     "exec": lambda a: a["pid"],
     "state": lambda a: a,

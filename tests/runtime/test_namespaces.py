@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+from .conftest import copied
+
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
 KINDS = ("pid", "net", "ipc", "uts", "mnt", "cgroup")
 OCI = {"net": "network", "mnt": "mount"}
@@ -77,3 +79,27 @@ async def test_user_namespace(boxes):
     assert out.split()[2].decode() == os.readlink(f"/proc/{box.init_pid}/ns/user")
     await box.shim.kill(signal.SIGKILL)
     assert (await box.exit())["code"] == 137
+
+
+async def test_a_user_namespace_in_directories_that_are_closed_to_its_root(boxes, tmp_path):
+    """The rootfs and a bind's source lie below 0700 directories of the host, which the mapped root may not pass."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    root = copied(boxes.rootfs, closed / "root")
+    for base, directories, files in os.walk(root):
+        for name in (".", *directories, *files):
+            os.chown(os.path.join(base, name), 100000, 100000, follow_symlinks=False)
+    source = closed / "source"
+    source.mkdir(mode=0o755)
+    (source / "file").write_text("bound\n")
+    linux = {
+        "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "cgroup", "user")],
+        "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
+        "gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
+    }
+    bind = {"destination": "/tmp/bound", "type": "bind", "source": str(source), "options": ["rbind"]}
+    script = "id -u; cat /tmp/bound/file; stat -c %u /bin/busybox /tmp/bound; touch /made && stat -c %u /made; echo end"
+    result = await boxes.sh(script, root={"path": str(root)}, linux=linux, mounts=[bind])
+    assert result.out.split() == ["0", "bound", "0", "65534", "0", "end"], result
+    assert (root / "made").stat().st_uid == 100000
+    assert sorted(os.listdir(closed)) == ["root", "source"]

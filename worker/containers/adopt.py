@@ -11,7 +11,8 @@ from typing import Any
 
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
-from worker.containers.shim_client import Shim, ShimGone, exit_record
+from worker.containers.record import Container
+from worker.containers.shim_client import Shim, ShimGone, end_shim, exit_record
 from worker.kernel import process
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ async def adopt(host: Host) -> None:
         live = host.live(container)
         if await _take_over(host, live):
             continue
-        if container.state.running:
+        if _ran(host, container):
             await _ended_unseen(host, live)
         elif container.state.status == record.REMOVING:
             interrupted.append(live)
@@ -55,6 +56,15 @@ def _clear(host: Host, live: Live) -> None:
         teardown.clear_directory(host, live.container, directory)
 
 
+def _ran(host: Host, container: Container) -> bool:
+    """Whether it was told to run, and no end of it is on record."""
+    directory = host.options.run_directory(container.id)
+    if container.state.running or record.marked_running(directory) is None:
+        return container.state.running
+    found = exit_record(directory)
+    return found is None or float(found["finished_at"]) > container.state.finished_at
+
+
 async def _take_over(host: Host, live: Live) -> bool:
     """Whether the container has a shim that is to be supervised (its container runs, or its end is still to be told)."""
     container = live.container
@@ -68,27 +78,28 @@ async def _take_over(host: Host, live: Live) -> bool:
     hello = shim.hello
     state = hello["state"]
     if state in (record.RUNNING, record.PAUSED):
-        _note_running(container.state, hello)
-    elif state != record.EXITED or not container.state.running:
+        _note_running(container.state, hello, record.marked_running(directory))
+    elif state != record.EXITED or not _ran(host, container):
         # A start that our own end cut: nobody was told that it ran.
         shim.close()
-        await teardown.end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
+        await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
     live.shim = shim
     host.note(container)
     return True
 
 
-def _note_running(state: record.State, hello: dict[str, Any]) -> None:
+def _note_running(state: record.State, hello: dict[str, Any], since: float | None) -> None:
     state.status = hello["state"]
     state.pid, state.pid_start = hello["init_pid"], hello["init_start_time"]
-    if not state.started_at or not state.running:
-        state.started_at = hello["started_at"] or state.started_at
+    state.started_at = since or state.started_at or hello["started_at"]
 
 
 async def _ended_unseen(host: Host, live: Live) -> None:
     """It ran when the engine went and its shim is gone: the exit is in its record, or nobody knows it (137)."""
-    found = exit_record(host.options.run_directory(live.container.id))
+    directory, state = host.options.run_directory(live.container.id), live.container.state
+    state.started_at = record.marked_running(directory) or state.started_at
+    found = exit_record(directory)
     if found is not None:
         ended = supervise.from_record(found)
     else:
@@ -101,7 +112,7 @@ def _start_by_policy(host: Host) -> None:
     for live in list(host.lives.values()):
         container = live.container
         policy = container.host_config.get("RestartPolicy") or {}
-        if container.state.status == record.RESTARTING:
+        if container.state.status == record.RESTARTING and live.restart is None:
             live.restart = host.spawn(supervise.restart(host, live), f"container {container.short}: restart")
         elif (
             container.state.status == record.EXITED
@@ -132,4 +143,4 @@ async def _end_orphan(directory: Path) -> None:
         return
     log.warning("container %s is not registered but runs: ended", directory.name)
     shim.close()
-    await teardown.end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)
+    await end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)

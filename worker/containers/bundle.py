@@ -12,6 +12,7 @@ from typing import Any
 
 from worker.containers import defaults, limits, merge
 from worker.containers.record import Mount
+from worker.containers.remap import Remap
 from worker.containers.users import User
 
 OCI_VERSION = "1.2.0"
@@ -24,6 +25,7 @@ class Inputs:
     ``joins``: namespace kind → path to join, "" for the host's own; kinds not named are new. ``seccomp``: the file
     with the compiled filter, "" for none. ``files``: destination → source of hostname, hosts, resolv.conf.
     ``ceilings``: the hard rlimits of this process. ``shm``: a directory to share as /dev/shm, "" for one of its own.
+    ``remap``: the ids of its user namespace, None for the host's.
     """
 
     config: Mapping[str, Any]
@@ -41,6 +43,7 @@ class Inputs:
     ceilings: Mapping[str, int] = field(default_factory=dict)
     cpus: int = 1
     shm: str = ""
+    remap: Remap | None = None
 
 
 def build(inputs: Inputs) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def build(inputs: Inputs) -> dict[str, Any]:
         "mounts": _mounts(inputs, privileged),
         "linux": {
             "cgroupsPath": inputs.cgroup,
-            "namespaces": namespaces(inputs.joins),
+            "namespaces": namespaces(inputs.joins, user=inputs.remap is not None),
+            **id_mappings(inputs.remap),
             "resources": limits.resources(host, inputs.devices),
             "devices": [{key: value for key, value in one.items() if key != "access"} for one in inputs.devices],
             "sysctl": _sysctls(inputs),
@@ -76,10 +80,20 @@ def build(inputs: Inputs) -> dict[str, Any]:
     return config
 
 
-def namespaces(joins: Mapping[str, str]) -> list[dict[str, str]]:
-    """linux.namespaces; see ``Inputs.joins``."""
+def id_mappings(remap: Remap | None) -> dict[str, Any]:
+    """linux.uidMappings and gidMappings; nothing without a user namespace."""
+    if remap is None:
+        return {}
+    return {
+        key: [{"containerID": one.inside, "hostID": one.outside, "size": one.size} for one in found]
+        for key, found in (("uidMappings", remap.uids), ("gidMappings", remap.gids))
+    }
+
+
+def namespaces(joins: Mapping[str, str], *, user: bool = False) -> list[dict[str, str]]:
+    """linux.namespaces; see ``Inputs.joins``. ``user``: whether a user namespace is among them."""
     out = []
-    for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup"):
+    for kind in ("mount", "pid", "network", "ipc", "uts", "cgroup", *(("user",) if user else ())):
         path = joins.get(kind)
         if path is None:
             out.append({"type": kind})
@@ -182,6 +196,9 @@ def _sysctls(inputs: Inputs) -> dict[str, str]:
     if inputs.joins.get("network") is None:
         # Docker's two: an unprivileged process may bind any port and ping inside its own network namespace.
         out = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+        if inputs.remap is not None:
+            # Not all of these groups exist in its user namespace, which the kernel minds.
+            del out["net.ipv4.ping_group_range"]
     return {**out, **{key: str(value) for key, value in (inputs.host_config.get("Sysctls") or {}).items()}}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from covey.errors import Conflict, Forbidden, Internal, InvalidArgument
-from worker.containers import host_config, limits, network_requests, record, unmet
+from worker.containers import limits, network_requests, record, unmet
 from worker.containers.host import Host, Live
+from worker.containers.record import Container
 from worker.containers.registry import check_name
 from worker.containers.shim_client import ShimGone
 from worker.runtime.errors import RuntimeFault
@@ -17,6 +18,14 @@ UPDATABLE = (
     "BlkioWeight", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "CpusetCpus",
     "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "NanoCpus", "PidsLimit",
 )  # fmt: skip
+
+#: (what is to be set, what is set already, Docker's words): two ways to say the same.
+_EXCLUSIVE = (
+    ("NanoCpus", "CpuPeriod", "Nano CPUs cannot be updated as CPU Period"),
+    ("NanoCpus", "CpuQuota", "Nano CPUs cannot be updated as CPU Quota"),
+    ("CpuPeriod", "NanoCpus", "CPU Period cannot be updated as NanoCPUs"),
+    ("CpuQuota", "NanoCpus", "CPU Quota cannot be updated as NanoCPUs"),
+)
 
 
 async def rename(host: Host, live: Live, name: str) -> None:
@@ -40,35 +49,61 @@ async def rename(host: Host, live: Live, name: str) -> None:
     host.publish(container, "rename", {"oldName": f"/{former}"})
 
 
+def _wanted(container: Container, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What an update changes. Raises InvalidArgument, Conflict in Docker's words."""
+    wanted = {key: body[key] for key in UPDATABLE if body.get(key)}
+    if body.get("PidsLimit") == 0:
+        wanted["PidsLimit"] = limits.INFINITY
+    if (body.get("RestartPolicy") or {}).get("Name"):
+        if container.host_config.get("AutoRemove") and body["RestartPolicy"]["Name"] != "no":
+            raise InvalidArgument("Restart policy cannot be updated because AutoRemove is enabled for the container")
+        wanted["RestartPolicy"] = body["RestartPolicy"]
+    now = container.host_config
+    for new, old, words in _EXCLUSIVE:
+        if (wanted.get(new) or 0) > 0 and (now.get(old) or 0) > 0:
+            raise Conflict(f"Cannot update container {container.id}: Conflicting options: {words} has already been set")
+    memory, swap = wanted.get("Memory"), now.get("MemorySwap") or 0
+    if memory and "MemorySwap" not in wanted and 0 < swap < memory:
+        raise Conflict(
+            f"Cannot update container {container.id}: Memory limit should be smaller than already set memoryswap "
+            "limit, update the memoryswap at the same time"
+        )
+    return wanted
+
+
+def _passed_over(body: Mapping[str, Any]) -> list[str]:
+    """A warning for what is set and no update can change; Docker passes it over without a word."""
+    fields = [key for key, value in body.items() if value and key not in (*UPDATABLE, "RestartPolicy")]
+    return [f"{key} cannot be changed by an update and stays as it is" for key in sorted(fields)]
+
+
 async def update(host: Host, live: Live, body: Mapping[str, Any]) -> list[str]:
     """Sets resources and restart policy; returns warnings. Raises InvalidArgument, Conflict; nothing changes then."""
     async with live.lock:
         container = live.container
         if live.removing or container.state.status in (record.REMOVING, record.DEAD):
             raise Conflict(f"Cannot update container {container.id}: container is marked for removal and cannot be updated")
-        wanted = {key: body[key] for key in UPDATABLE if body.get(key)}
-        if (body.get("RestartPolicy") or {}).get("Name"):
-            if container.host_config.get("AutoRemove") and body["RestartPolicy"]["Name"] != "no":
-                raise InvalidArgument("Restart policy cannot be updated because AutoRemove is enabled for the container")
-            wanted["RestartPolicy"] = body["RestartPolicy"]
-        settings = dict(container.host_config)
-        memory, swap = wanted.get("Memory"), settings.get("MemorySwap") or 0
-        if memory and "MemorySwap" not in wanted and 0 < swap < memory:
-            raise Conflict(
-                f"Cannot update container {container.id}: Memory limit should be smaller than already set memoryswap "
-                "limit, update the memoryswap at the same time"
-            )
-        asked = host_config.completed({**settings, **wanted}, os.cpu_count() or 1)
-        fresh, warnings = unmet.without(asked, host.controllers)
+        wanted = _wanted(container, body)
+        fresh, warnings = unmet.without(host.completed({**container.host_config, **wanted}), host.controllers)
         if live.shim is not None and any(key in UPDATABLE for key in wanted):
-            try:
-                await live.shim.update(limits.changeable(fresh))
-            except (RuntimeFault, ShimGone) as fault:
-                raise Internal(f"Cannot update container {container.id}: {fault}") from fault
+            await _apply(live, fresh)
         container.host_config = fresh
         host.save(container, sync=True)
     host.publish(container, "update")
-    return warnings
+    return warnings + _passed_over(body)
+
+
+async def _apply(live: Live, fresh: Mapping[str, Any]) -> None:
+    """New limits in the kernel, or the ones before. Raises Internal with what the kernel says."""
+    assert live.shim is not None
+    try:
+        await live.shim.update(limits.changeable(fresh))
+    except ShimGone as fault:
+        raise Internal(f"Cannot update container {live.container.id}: {fault}") from fault
+    except RuntimeFault as fault:
+        with contextlib.suppress(ShimGone, RuntimeFault):
+            await live.shim.update(limits.changeable(live.container.host_config))
+        raise Internal(f"Cannot update container {live.container.id}: {fault}") from fault
 
 
 async def connect(host: Host, network: str, live: Live, settings: Mapping[str, Any] | None) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from covey.clock import rfc3339
-from covey.errors import CoveyError, Forbidden, InvalidArgument, NotFound
-from worker.containers import surroundings, tree_put, tree_tar
+from covey.errors import Conflict, CoveyError, Forbidden, InvalidArgument, NotFound
+from worker.containers import remap, surroundings, tree_put, tree_tar
 from worker.containers.host import Host, Live
 from worker.images.compression import Readable
 from worker.kernel import process, safe_paths
@@ -55,6 +55,9 @@ async def opened(host: Host, live: Live, path: str) -> AsyncIterator[tuple[int, 
     if state.running and process.is_alive(state.pid, state.pid_start):
         fd = os.open(f"/proc/{state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            # Looked at again with the root held: the pid may have become another process's, whose root is the host's.
+            if not process.is_alive(state.pid, state.pid_start):
+                raise Conflict(f"container {container.name} ended meanwhile: try again")
             yield fd, path
         finally:
             os.close(fd)
@@ -154,14 +157,23 @@ def _check(path: str) -> None:
 async def pack(host: Host, live: Live, path: str) -> AsyncIterator[bytes]:
     """The tar of a path. Check it with ``stat_path`` first: an error here cuts the stream."""
     async with opened(host, live, path) as (root_fd, inside):
-        async for chunk in _stepped(host, _packed(root_fd, inside, _shown(path))):
+        async for chunk in _stepped(host, _packed(root_fd, inside, _shown(path), _owners(host, live, to_host=False))):
             yield chunk
 
 
-def _packed(root_fd: int, path: str, shown: str, *, one_device: bool = False) -> Iterator[bytes]:
+def _owners(host: Host, live: Live, *, to_host: bool) -> tree_tar.Owners | None:
+    """How owners are told to, or taken from, a client where the container has a user namespace."""
+    ids = host.overlay.ids(live.container.id)
+    if ids is None:
+        return None
+    found, convert = remap.from_lists(ids), remap.outside if to_host else remap.inside
+    return lambda uid, gid: (convert(found.uids, uid), convert(found.gids, gid))
+
+
+def _packed(root_fd: int, path: str, shown: str, owners: tree_tar.Owners | None) -> Iterator[bytes]:
     parent, name = tree_tar.open_parent(root_fd, path)
     try:
-        yield from tree_tar.pack(parent, name, shown, one_device=one_device)
+        yield from tree_tar.pack(parent, name, shown, owners=owners)
     finally:
         os.close(parent)
 
@@ -191,7 +203,8 @@ async def export(host: Host, live: Live) -> AsyncIterator[bytes]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                async for chunk in _stepped(host, tree_tar.pack(fd, ".", "", one_device=True)):
+                owners = _owners(host, live, to_host=False)
+                async for chunk in _stepped(host, tree_tar.pack(fd, ".", "", one_device=True, owners=owners)):
                     yield chunk
             finally:
                 os.close(fd)
@@ -216,12 +229,12 @@ async def put(
             raise InvalidArgument("extraction point is not a directory")
         if container.host_config.get("ReadonlyRootfs") and not _writable_mount(live, path):
             raise Forbidden("container rootfs is marked read-only")
-        owner = None
+        owner, owners = None, _owners(host, live, to_host=True)
         if container_owner:
             who = await host.run(surroundings.user_in, root_fd, container.config.get("User") or "")
             owner = (who.uid, who.gid)
         try:
-            await host.run(tree_put.unpack, stream, root_fd, inside, owner=owner, strict=strict)
+            await host.run(tree_put.unpack, stream, root_fd, inside, owner=owner, owners=owners, strict=strict)
         except CoveyError:
             raise
         except OSError as error:

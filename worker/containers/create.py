@@ -15,7 +15,18 @@ from typing import Any
 from covey import names
 from covey.entropy import container_id as fresh_id
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import host_config, limits, merge, mount_specs, network_requests, seccomp, signals, unmet
+from worker.containers import (
+    limits,
+    merge,
+    mount_specs,
+    network_requests,
+    policy,
+    remap,
+    seccomp,
+    signals,
+    surroundings,
+    unmet,
+)
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
 from worker.containers.registry import check_name
@@ -40,8 +51,7 @@ async def create(
     PortBinding.
     """
     given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
-    asked = host_config.completed(body.get("HostConfig") or {}, os.cpu_count() or 1)
-    settings, unmet_warnings = unmet.without(asked, host.controllers)
+    settings, unmet_warnings = unmet.without(host.completed(body.get("HostConfig") or {}), host.controllers)
     reference = str(given.get("Image") or "")
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")
@@ -54,16 +64,26 @@ async def create(
     sources = {text.partition(":")[0] for text in settings.get("VolumesFrom") or []}
     others = {ref: host.registry.resolve(ref).mounts for ref in sources}
     container.mounts = mount_specs.requested(config, settings, others)
+    ids = _ids(host, settings)
+    host.options.policy.check(settings, policy.asked(container.mounts, owner, f"{host.options.exec_root}/tasks"))
     async with AsyncExitStack() as undo:
         _claim_name(host, container, name)
         undo.callback(host.registry.release_name, container.name, container.id)
-        await _settle_mounts(host, container, undo)
-        await _prepare_root(host, container, image, undo)
+        await _settle_mounts(host, container, undo, ids)
+        await _prepare_root(host, container, image, undo, ids)
         host.registry.add(container)
         undo.pop_all()
     host.live(container)
     host.publish(container, "create")
     return container, unmet_warnings + _warnings(settings, image)
+
+
+def _ids(host: Host, settings: Mapping[str, Any]) -> remap.Remap | None:
+    """The ids of its user namespace: the daemon's; on one without, those of ``default`` for a container that wants its own."""
+    found = host.options.remap
+    if found is None and settings.get("UsernsMode") == "private":
+        found = surroundings.read_remap("default", "HostConfig.UsernsMode private:")
+    return found if remap.applies(found, settings) else None
 
 
 def _container(
@@ -130,17 +150,20 @@ def _claim_name(host: Host, container: Container, name: str | None) -> None:
     container.created = host.clock.now()
 
 
-async def _settle_mounts(host: Host, container: Container, undo: AsyncExitStack) -> None:
+async def _settle_mounts(host: Host, container: Container, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
     """Volumes are made or found, bind sources must be there."""
     given = {one.get("Target"): one for one in container.host_config.get("Mounts") or []}
+    owner = ids.root if ids else None
     for mount in container.mounts:
         if mount.type == "volume":
-            await _settle_volume(host, mount, (given.get(mount.destination) or {}).get("VolumeOptions") or {}, undo)
+            await _settle_volume(host, mount, (given.get(mount.destination) or {}).get("VolumeOptions") or {}, undo, owner)
         elif mount.type == "bind" and mount.must_exist and not await host.run(os.path.lexists, mount.source):
             raise InvalidArgument(f'invalid mount config for type "bind": bind source path does not exist: {mount.source}')
 
 
-async def _settle_volume(host: Host, mount: Mount, options: Mapping[str, Any], undo: AsyncExitStack) -> None:
+async def _settle_volume(
+    host: Host, mount: Mount, options: Mapping[str, Any], undo: AsyncExitStack, owner: tuple[int, int] | None
+) -> None:
     known = {volume.name for volume in await host.run(host.volumes.list)}
     driver = options.get("DriverConfig") or {}
     volume = await host.run(
@@ -152,14 +175,17 @@ async def _settle_volume(host: Host, mount: Mount, options: Mapping[str, Any], u
     )
     mount.name, mount.source = volume.name, str(volume.mountpoint)
     if volume.name not in known:
+        if owner is not None and not volume.options:
+            # A new volume is its container's root's, until what the image has there says otherwise.
+            await host.run(os.chown, volume.mountpoint, *owner)
         undo.push_async_callback(host.run, host.volumes.remove, volume.name, True)
         host.events.publish("volume", "create", volume.name, {"driver": volume.driver})
 
 
-async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack) -> None:
+async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
     layers = await host.run(host.images.layer_dirs, image)
     undo.push_async_callback(host.run, host.overlay.remove, container.id)
-    await host.run(host.overlay.prepare, container.id, layers)
+    await host.run(host.overlay.prepare, container.id, layers, ids.as_lists() if ids else None)
     filled = [mount for mount in container.mounts if mount.type == "volume" and mount.copy]
     if filled:
         await host.run(_populate, host, container, filled)

@@ -80,6 +80,7 @@ class Engine:
             options.nft_table,
             default_bridge=options.default_bridge,
             namespace=options.network_namespace,
+            run_dir=options.exec_root / "network",
         )
         zygote = ZygoteLink(
             options.zygote_socket or options.exec_root / "zygote.sock",
@@ -122,7 +123,8 @@ class Engine:
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
         await adopt.adopt(host)
-        if options.warm_pool:
+        if options.warm_pool and options.remap is None:
+            # A sandbox has no user namespace.
             host.spawn(host.pool.keep(), "pool: kept full")
 
     def _cancel_all(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from covey.entropy import container_id as fresh_id
 from covey.errors import Conflict, Internal, InvalidArgument, NotFound
-from worker.containers import bundle, merge, record, start, surroundings
+from worker.containers import bundle, merge, record, start, streams, surroundings
 from worker.containers.host import Exec, Host, Live
 from worker.containers.shim_client import Attachment, Shim, ShimGone
 from worker.runtime.errors import RuntimeFault
@@ -31,6 +31,8 @@ def create(host: Host, live: Live, request: Mapping[str, Any]) -> Exec:
     if not command:
         raise InvalidArgument("No exec command specified")
     merge.check_environment(request.get("Env") or [])
+    streams.detach_sequence(str(request.get("DetachKeys") or ""))
+    host.options.policy.check_exec(request)
     one = Exec(fresh_id(), container.id, {**request, "Cmd": command})
     ended = [key for key, other in live.execs.items() if other.exit_code is not None]
     for key in ended[:-KEPT]:
@@ -92,6 +94,9 @@ async def begin(
             )
         one.running = True
         await shim.exec_start(one.id)
+        if not one.pid:
+            # Another runtime's exec has no process before it runs.
+            one.pid = int((await shim.exec_state(one.id))["pid"])
     except (RuntimeFault, ShimGone, InvalidArgument) as error:
         one.running = False
         if stream is not None:

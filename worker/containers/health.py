@@ -79,6 +79,16 @@ def judge(health: Health, probe: Probe, retries: int, *, in_start_period: bool) 
     return before
 
 
+def span(seconds: float) -> str:
+    """A duration as Go prints it: ``300ms``, ``1.5s``, ``1m30s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    text = f"{hours:.0f}h" if hours else ""
+    return f"{text}{minutes:.0f}m{rest:g}s" if text or minutes else f"{rest:g}s"
+
+
 async def watch(host: Host, live: Live) -> None:
     """Until cancelled at the container's exit."""
     command = test(live.container.config)
@@ -116,7 +126,7 @@ async def run(host: Host, live: Live, command: list[str], timeout: float) -> Pro
                 output = await streams.collect(stream, OUTPUT_LIMIT)
             code = await execs.wait_ended(live, one)
     except TimeoutError:
-        output = f"Health check exceeded timeout ({timeout:g}s)".encode()
+        output = f"Health check exceeded timeout ({span(timeout)})".encode()
         await _kill(live, one)
     except CoveyError as error:
         output = error.message.encode()
@@ -131,6 +141,6 @@ async def _kill(live: Live, one: Exec | None) -> None:
     if one is None or live.shim is None:
         return
     try:
-        await live.shim.kill(int(signal.SIGKILL), exec_id=one.id)
+        await live.shim.kill(int(signal.SIGKILL), exec_id=one.id, everything=True)
     except (RuntimeFault, ShimGone) as fault:
         log.info("health check of container %s was not killed: %s", live.container.short, fault)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from covey.clock import Clock
 from covey.errors import Internal
-from worker.containers import log_options, record
+from worker.containers import host_config, log_options, record
 from worker.containers.events import EventBus
 from worker.containers.options import EngineOptions
 from worker.containers.pool import Pool
@@ -220,6 +221,11 @@ class Host:
     def log_path(self, container: Container) -> Path:
         """Where its driver keeps the log; of no meaning for a driver that keeps none."""
         return self.registry.directory(container.id) / log_options.file_name(container)
+
+    def completed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """A HostConfig checked and with its defaults, on this machine with its runtimes."""
+        options = self.options
+        return host_config.completed(settings, os.cpu_count() or 1, options.runtimes, options.default_runtime)
 
     def users_of_images(self) -> dict[str, list[str]]:
         """Image id → names of its containers."""

@@ -5,11 +5,11 @@ It must not know the machine beyond its number of CPUs and memory, which are giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from covey.errors import InvalidArgument
-from worker.containers import defaults, limits, log_options
+from worker.containers import defaults, limits, log_options, runtimes
 
 MEMORY_MINIMUM = 6 * 1024 * 1024
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
@@ -28,7 +28,7 @@ TEMPLATE: Mapping[str, Any] = {
     "DnsOptions": [], "DnsSearch": [], "ExtraHosts": None, "GroupAdd": None, "IpcMode": "private", "Cgroup": "",
     "Links": None, "OomScoreAdj": 0, "PidMode": "", "Privileged": False, "PublishAllPorts": False,
     "ReadonlyRootfs": False, "SecurityOpt": None, "UTSMode": "", "UsernsMode": "", "ShmSize": defaults.SHM_BYTES,
-    "Runtime": "covey", "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
+    "Runtime": "", "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
     "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [],
     "BlkioDeviceWriteIOps": [], "CpuPeriod": 0, "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0,
     "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": None, "DeviceRequests": None,
@@ -66,13 +66,16 @@ def _refuse_unsupported(given: Mapping[str, Any]) -> None:
         raise InvalidArgument(f"HostConfig.Isolation: {given['Isolation']!r} is not supported on linux")
 
 
-def completed(given: Mapping[str, Any], cpus: int) -> dict[str, Any]:
-    """``given`` with Docker's defaults. Raises InvalidArgument for what can never be."""
+def completed(
+    given: Mapping[str, Any], cpus: int, added: Collection[str] = (), default_runtime: str = runtimes.OWN
+) -> dict[str, Any]:
+    """``given`` with Docker's defaults; ``added``: runtimes beside ours. Raises InvalidArgument for what can never be."""
     _refuse_unsupported(given)
     host = {**TEMPLATE, **{key: value for key, value in given.items() if value is not None or key not in TEMPLATE}}
     for check in (_memory, _restart, _logging, _security, _namespaces, _ulimits):
         check(host)
     _cpu(host, cpus)
+    host["Runtime"] = runtimes.chosen(host["Runtime"] or "", added, default_runtime)
     if not host["ShmSize"]:
         host["ShmSize"] = defaults.SHM_BYTES
     if host["ShmSize"] < 0:
@@ -120,6 +123,21 @@ def _cpu(host: dict[str, Any], cpus: int) -> None:
         raise InvalidArgument("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if (host["CpuShares"] or 0) < 0:
         raise InvalidArgument(f"invalid CPU shares ({host['CpuShares']}): value must be a positive integer")
+    wanted = host["CpusetCpus"] or ""
+    if max(cpu_list(wanted), default=0) >= cpus:
+        available = f"0-{cpus - 1}" if cpus > 1 else "0"
+        raise InvalidArgument(f"Requested CPUs are not available - requested {wanted}, available: {available}")
+
+
+def cpu_list(text: str) -> set[int]:
+    """The numbers of ``0-2,4``. Raises InvalidArgument in Docker's words."""
+    found: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first) or int(last or first) > 8191:
+            raise InvalidArgument(f"Invalid value {text} for cpuset cpus")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def restart_policy(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -153,11 +171,8 @@ def _security(host: dict[str, Any]) -> None:
         key = option.replace(":", "=", 1).partition("=")[0]
         if key not in ("no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups"):
             raise InvalidArgument(f"invalid --security-opt 2: {option!r}")
-    if host["UsernsMode"] not in ("", "host"):
-        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host")
-    if host["Runtime"] not in ("", "covey", "runc", "io.containerd.runc.v2"):
-        raise InvalidArgument(f"unknown or invalid runtime name: {host['Runtime']}")
-    host["Runtime"] = "covey"
+    if host["UsernsMode"] not in ("", "host", "private"):
+        raise InvalidArgument(f"invalid user namespace mode: {host['UsernsMode']}: use host, or private for one of its own")
     limits.device_rules(host, [])
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from worker.containers.policy import Policy
+from worker.containers.remap import Remap
+from worker.containers.runtimes import OWN
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -15,7 +19,8 @@ class EngineOptions:
 
     ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
-    sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for.
+    sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
+    OCI runtimes by name and path.
     """
 
     data_root: Path
@@ -30,6 +35,10 @@ class EngineOptions:
     default_bridge: str = DEFAULT_BRIDGE
     network_namespace: str | None = None
     labels: tuple[str, ...] = ()
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    default_runtime: str = OWN
+    policy: Policy = field(default_factory=Policy)
+    remap: Remap | None = None
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError
-from worker.containers import bundle, defaults, host_config, surroundings, unmet
+from worker.containers import bundle, host_config, surroundings, unmet
 from worker.containers.options import EngineOptions
-from worker.containers.shim_client import Shim, ShimGone, sweep
+from worker.containers.shim_client import Shim, ShimGone, end_shim, sweep
 from worker.containers.users import User
 from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process
@@ -41,24 +41,14 @@ PATIENCE, POLL = 5.0, 0.01
 QUIET = 0.02
 """Seconds without a start before another sandbox is made."""
 BACKOFF = (1.0, 60.0)
+_PATIENCE = 5.0
 
-_USUAL: Mapping[str, tuple[Any, ...]] = {
-    "Privileged": (False, None),
-    "PidMode": ("", None),
-    "IpcMode": ("", None, "private"),
-    "ShmSize": (defaults.SHM_BYTES, 0, None),
-    "UTSMode": ("", None),
-    "UsernsMode": ("", None),
-    "CgroupnsMode": ("", None, "private"),
-    "CgroupParent": ("", None),
-    "Devices": ([], None),
-    "DeviceCgroupRules": ([], None),
-    "Sysctls": ({}, None),
-    "MaskedPaths": (None,),
-    "ReadonlyPaths": (None,),
-}
-"""HostConfig of containers whose sandbox is like all others; the v1 cgroup of one with a parent of its own cannot be
-renamed into it."""
+_AS_USUAL = (
+    "Privileged", "PidMode", "IpcMode", "UTSMode", "UsernsMode", "CgroupnsMode", "CgroupParent", "Devices", "DeviceCgroupRules",
+    "Sysctls", "MaskedPaths", "ReadonlyPaths", "ShmSize",
+)  # fmt: skip
+"""What a HostConfig must leave at its default for a sandbox to be of use. The cgroup parent is among it because a v1
+cgroup can be renamed, but not moved."""
 
 
 @dataclass(eq=False)
@@ -80,10 +70,8 @@ class Sandbox:
         self.shim.moved(directory)
 
 
-def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
-    """The config of a container with nothing but defaults."""
-    cpus = os.cpu_count() or 1
-    settings, _ = unmet.without(host_config.completed({}, cpus), cgroups.available(cgroups.hierarchies()))
+def template(settings: dict[str, Any], cgroup: str) -> dict[str, Any]:
+    """The config of a container with nothing but defaults, which are ``settings``."""
     return bundle.build(
         bundle.Inputs(
             config={},
@@ -93,7 +81,7 @@ def template(options: EngineOptions, cgroup: str) -> dict[str, Any]:
             cgroup=cgroup,
             user=User(0, 0, (), "/"),
             ceilings=surroundings.hard_limits(),
-            cpus=cpus,
+            cpus=os.cpu_count() or 1,
         )
     )
 
@@ -104,7 +92,9 @@ class Pool:
         self._zygote = zygote
         self._network = network
         self._directory = options.exec_root / "pool"
-        self._template = _ahead_only(template(options, ""))
+        controllers = cgroups.available(cgroups.hierarchies())
+        self._usual, _ = unmet.without(host_config.completed({}, os.cpu_count() or 1), controllers)
+        self._template = _ahead_only(template(self._usual, ""))
         self._ready: list[Sandbox] = []
         self._lost: list[Sandbox] = []
         self._starts = 0
@@ -141,11 +131,23 @@ class Pool:
 
         The caller ends it if nothing comes of it.
         """
-        self._drop_lost()
-        if not self._ready or any(settings.get(name) not in usual for name, usual in _USUAL.items()):
+        if any(settings.get(name) != self._usual.get(name) for name in _AS_USUAL):
             return None
-        self._taken.set()
-        return self._ready.pop(0)
+        while self._ready:
+            self._taken.set()
+            one = self._ready.pop(0)
+            if not one.shim.lost and process.is_alive(one.shim_pid, one.shim_started):
+                return one
+            self._lost.append(one)
+        return None
+
+    async def give_up(self, one: Sandbox) -> None:
+        """End a sandbox that was taken and did not become a container."""
+        one.shim.close()
+        await end_shim(one.shim_pid, one.shim_started)
+        if one.spare is not None:
+            await self._network.discard(one.spare)
+        await asyncio.to_thread(_remove, one.directory)
 
     def _drop_lost(self) -> None:
         """Sandboxes whose shim or process was killed: the shim of the latter has ended, too."""
@@ -160,22 +162,7 @@ class Pool:
         while self._lost:
             one = self._lost.pop()
             log.warning("a sandbox made ahead has died: %s", one.directory.name)
-            one.shim.close()
-            if one.spare is not None:
-                await self._network.discard(one.spare)
-            await asyncio.to_thread(_remove, one.directory)
-
-    @staticmethod
-    def end(one: Sandbox) -> None:
-        """Ends one that was taken and came to nothing, and what is still in its own directory. Blocking."""
-        one.shim.close()
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                if not process.kill_verified(one.shim_pid, one.shim_started, signal.SIGKILL):
-                    break
-            time.sleep(POLL)
-        _remove(one.directory)
+            await self.give_up(one)
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a sandbox can become the container of the bundle ``config``."""
@@ -202,6 +189,7 @@ class Pool:
                     await self._clear_lost()
                     continue
                 await self._quiet.wait()
+                await self._clear_lost()
                 try:
                     self._ready.append(await self._make())
                     self._made.set()
@@ -231,7 +219,7 @@ class Pool:
             return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))
         except BaseException:
             if shim_pid:
-                process.kill_verified(shim_pid, started, signal.SIGKILL)
+                await end_shim(shim_pid, started)
             await asyncio.to_thread(_remove, directory)
             raise
 
@@ -250,21 +238,16 @@ def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove(directory: Path) -> None:
-    """End what is left of a sandbox: its shim, which may have been killed or be about to end, its cgroup, its directory."""
-    with contextlib.suppress(OSError):
-        record = records.read(str(directory), "shim.json")
-        if record is not None:
-            process.kill_verified(record["pid"], record["start_time"], signal.SIGKILL)
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        try:
+    """The run directory of a sandbox, and its shim if it is still there."""
+    deadline = time.monotonic() + _PATIENCE
+    while directory.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(RuntimeFault, OSError):
+            known = records.read(str(directory), "shim.json")
+            if known is not None and known.get("start_time"):
+                process.kill_verified(known["pid"], known["start_time"], signal.SIGKILL)
             if sweep(directory):
-                break
-        except RuntimeFault:
-            # It has not ended yet.
-            pass
-        except OSError as error:
-            log.error("what the sandbox %s left cannot be removed: %s", directory.name, error)
-            break
+                shutil.rmtree(directory, ignore_errors=True)
+                return
         time.sleep(POLL)
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        log.error("the sandbox in %s cannot be removed now: its shim or its cgroup is still there", directory)

@@ -6,11 +6,13 @@ merged in, limits adjusted); who changes them is elsewhere.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 CREATED, RUNNING, PAUSED, RESTARTING = "created", "running", "paused", "restarting"
+MARK = "running"
 EXITED, REMOVING, DEAD = "exited", "removing", "dead"
 
 
@@ -107,6 +109,24 @@ class Container(msgspec.Struct, kw_only=True):
     @property
     def labels(self) -> dict[str, str]:
         return self.config.get("Labels") or {}
+
+
+def mark_running(run_directory: Path, since: float) -> None:
+    """Note that the container was told to run: its run directory lives as long as the boot, its record may say less."""
+    (run_directory / MARK).write_text(repr(since))
+
+
+def unmark_running(run_directory: Path) -> None:
+    """Its end is on record."""
+    (run_directory / MARK).unlink(missing_ok=True)
+
+
+def marked_running(run_directory: Path) -> float | None:
+    """Since when it runs by the mark; None without one."""
+    try:
+        return float((run_directory / MARK).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
 
 
 def encode(container: Container) -> bytes:

@@ -17,6 +17,7 @@ from pathlib import Path
 from covey.errors import Conflict, Internal, InvalidArgument, NotFound
 from worker.containers import record
 from worker.containers.record import Container
+from worker.kernel import trees
 from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
@@ -33,16 +34,21 @@ def check_name(name: str) -> str:
 
 
 class Registry:
-    """All containers; the directory is ``root`` (``<data>/containers``). Used from one thread."""
+    """All containers; the directory is ``root`` (``<data>/containers``). Used from one thread.
+
+    ``root`` with "-removed" is where the directories of removed containers wait to be deleted.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._scratch = root.with_name(f"{root.name}-removed")
         self._by_id: dict[str, Container] = {}
         self._by_name: dict[str, str] = {}
 
     def load(self) -> None:
         """Reads every record; a directory without a whole one (a create that a crash cut) is removed."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o710)
+        trees.emptied(self._scratch)
         for directory in sorted(self.root.iterdir()):
             path = directory / "config.json"
             try:
@@ -111,7 +117,8 @@ class Registry:
             self.save(container, sync=True)
         except BaseException:
             del self._by_id[container.id]
-            shutil.rmtree(self.directory(container.id), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self.retire(container.id) or "", ignore_errors=True)
             raise
 
     def save(self, container: Container, *, sync: bool = False) -> None:
@@ -152,11 +159,10 @@ class Registry:
         self.save(container, sync=True)
 
     def forget(self, container: Container) -> None:
-        """The container is no more; its directory is removed beside (``remove_directory``)."""
+        """The container is no more."""
         self._by_id.pop(container.id, None)
         self.release_name(container.name, container.id)
 
-    def remove_directory(self, container_id: str) -> None:
-        """Deletes what is on disk, the record with it. Raises OSError: the container is still there then. Blocking."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.directory(container_id))
+    def retire(self, container_id: str) -> Path | None:
+        """Takes what is on disk away, by which the container is removed: where it lies now, to be deleted beside."""
+        return trees.set_aside(self.directory(container_id), self._scratch)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from covey.errors import Conflict, CoveyError, Internal, NotFound
 from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
+from worker.kernel import trees
 
 log = logging.getLogger(__name__)
 
@@ -60,15 +62,27 @@ def _check_state(live: Live, force: bool) -> None:
 
 
 async def _delete(host: Host, live: Live) -> None:
+    """Once its record has been taken away it is removed: what is left then the next start of the daemon would clear."""
     container = live.container
-    host.set_status(container, record.REMOVING)
-    await teardown.release(host, container)
+    container.state.status = record.REMOVING
     directory = host.options.run_directory(container.id)
     if directory.exists():
-        raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
-    await host.run(host.overlay.remove, container.id)
-    await host.run(host.registry.remove_directory, container.id)
+        await teardown.release(host, container)
+        if directory.exists():
+            raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
+    asides = await host.run(_retire, host, container.id)
     host.registry.forget(container)
+    host.spawn(host.run(_clear, asides), f"container {container.short}: its files")
+
+
+def _retire(host: Host, container_id: str) -> list[Path]:
+    places = (host.registry.retire(container_id), host.overlay.retire(container_id))
+    return [one for one in places if one is not None]
+
+
+def _clear(asides: list[Path]) -> None:
+    for one in asides:
+        trees.remove_path(one)
 
 
 async def _remove_volumes(host: Host, live: Live) -> None:

@@ -16,10 +16,24 @@ from covey.errors import InvalidArgument
 DEFAULT_FILE = Path(__file__).with_name("seccomp-default.json")
 
 
+#: Calls that Docker's profile allows and Covey's refuses as if the kernel had none. socketcall, of 32-bit programs, takes
+#: its address family from memory, where no filter sees it: AF_ALG and AF_VSOCK would be open to whoever has an i386 entry
+#: (CVE-2026-31431; Docker's newest leaves that to AppArmor and SELinux). C libraries have used socket itself since Linux 4.3.
+CLOSED = ("socketcall",)
+_ENOSYS = 38
+
+
 @cache
 def default_text() -> str:
-    """The shipped profile."""
-    return DEFAULT_FILE.read_text(encoding="utf-8")
+    """The profile a container gets: the shipped one without ``CLOSED``.
+
+    These come first, with another errno than the profile's own: libseccomp else allows socketcall along with socket.
+    """
+    profile = json.loads(DEFAULT_FILE.read_text(encoding="utf-8"))
+    for rule in profile["syscalls"]:
+        rule["names"] = [name for name in rule["names"] if name not in CLOSED]
+    closed = {"names": list(CLOSED), "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS}
+    return json.dumps({**profile, "syscalls": [closed, *profile["syscalls"]]})
 
 
 def chosen(security_options: Collection[str], privileged: bool) -> str | None:

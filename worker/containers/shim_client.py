@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import signal
 import socket
 import struct
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +24,20 @@ from typing import Any, NamedTuple
 from worker.kernel import mounts, process, syscalls
 from worker.runtime import birth
 from worker.runtime.cgroups import Cgroup
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
 VERSION = 1
+log = logging.getLogger(__name__)
+
 _LENGTH = struct.Struct(">I")
 _FRAME = struct.Struct(">BxxxI")
 _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
 _GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
 _IDLE_LIMIT = 2
+_FORGET_SECONDS = 10.0
 _FORK_PATIENCE = 15.0
+_END_PATIENCE, _POLL = 5.0, 0.01
 
 
 class ShimGone(Exception):
@@ -315,12 +323,34 @@ def sweep(directory: Path) -> bool:
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)
+            if record.get("runtime"):
+                _forget(record["runtime"], record["id"], directory)
             if not group.remove():
                 return False
     for name in ("shim.sock", "shim.json"):
         with contextlib.suppress(FileNotFoundError):
             (directory / name).unlink()
     return True
+
+
+async def end_shim(pid: int, started: int) -> None:
+    """Kills a shim, and by that its container, and waits until it is gone."""
+    deadline = time.monotonic() + _END_PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            if not process.kill_verified(pid, started, signal.SIGKILL):
+                return
+        except OSError as error:
+            log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
+        await asyncio.sleep(_POLL)
+    log.error("shim %s has not ended after SIGKILL", pid)
+
+
+def _forget(runtime: str, ident: str, directory: Path) -> None:
+    """What another runtime's program keeps beside processes and cgroup (a virtual machine, say) is its to remove."""
+    command = [runtime, "--root", str(directory / "runtime"), "delete", "--force", ident]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FORGET_SECONDS, check=False)
 
 
 class Zygote:
@@ -358,9 +388,11 @@ class Zygote:
                     raise ShimGone(f"the zygote {pid} does not answer at {socket_path}; its log ends: {words}") from None
             await asyncio.sleep(0.01)
 
-    async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey") -> tuple[int, int]:
-        """(pid, start time) of a new shim that listens in ``directory``."""
+    async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey", runtime: str = "") -> tuple[int, int]:
+        """(pid, start time) of a new shim that listens in ``directory``. ``runtime``: another's program, "" for ours."""
         request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
+        if runtime:
+            request["runtime"] = runtime
         try:
             async with asyncio.timeout(_FORK_PATIENCE):
                 answer = await self._client.request(request)

@@ -34,6 +34,7 @@ async def live_view(host: Host, live: Live, *, size: bool = False, detailed: boo
         upper = await host.run(_graph, host, container)
     return view.Live(
         directory=str(host.registry.directory(container.id)),
+        run_directory=str(host.options.run_directory(container.id)),
         networks=attachment.networks() if attachment is not None else {},
         ports=_ports(attachment),
         sandbox=container.id if attachment is not None else "",

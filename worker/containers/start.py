@@ -6,6 +6,7 @@ It decides the order and Docker's words and exit codes for what fails. What happ
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Awaitable
@@ -22,7 +23,10 @@ from worker.containers import (
     limits,
     log_options,
     network_requests,
+    policy,
     record,
+    remap,
+    runtimes,
     seccomp,
     supervise,
     surroundings,
@@ -31,7 +35,8 @@ from worker.containers import (
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Shim, ShimGone
+from worker.containers.shim_client import Shim, ShimGone, end_shim
+from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
 from worker.runtime.errors import UNFIT, RuntimeFault, remedy
@@ -63,6 +68,9 @@ async def start(host: Host, live: Live) -> None:
             raise NotModified(f"container {container.name} is about to be started again by its policy")
         if live.removing or status in (record.REMOVING, record.DEAD):
             raise Conflict("container is marked for removal and cannot be started")
+        # A container may be older than the daemon's options.
+        mounts = policy.asked(container.mounts, container.owner, f"{host.options.exec_root}/tasks")
+        host.options.policy.check(container.host_config, mounts)
         cancel_restart(live)
         if not again:
             container.restart_count, container.restart_delay = 0, 0.0
@@ -149,10 +157,11 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
         joins = namespace_joins(host, container)
         _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
-        sandbox = host.pool.take(container.host_config) if warm and _has_links(attachment) else None
+        ours = not _program(host, container)
+        sandbox = host.pool.take(container.host_config) if warm and ours and _has_links(attachment) else None
         bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
-            undo.push_async_callback(host.run, host.pool.end, sandbox)
+            undo.push_async_callback(host.pool.give_up, sandbox)
             config, attachment = await _both(bundled, _plug(host, container, sandbox))
             shim, pid, started = await _take_over(host, live, directory, config, sandbox)
         else:
@@ -162,6 +171,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
             await _serve_pending(live, shim)
+            check_joined(host, container)
             await shim.start()
         # Within what is undone: whose record cannot be kept must not run.
         _running(host, live, shim, pid, started)
@@ -247,7 +257,10 @@ def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None
     live.shim = shim
     live.exited.clear()
     try:
-        host.save(container, sync=True)
+        record.mark_running(host.options.run_directory(container.id), container.state.started_at)
+        if (container.host_config.get("RestartPolicy") or {}).get("Name") not in (None, "", "no"):
+            # The next boot starts it again; for the life of this one the mark says as much.
+            host.save(container, sync=True)
     except BaseException:
         container.state = former
         raise
@@ -285,7 +298,11 @@ def namespace_joins(host: Host, container: Container) -> dict[str, str]:
         if mode == "host":
             joins[kind] = ""
         elif mode.startswith("container:"):
-            joins[kind] = f"/proc/{joined(host, container, mode).state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            other = joined(host, container, mode)
+            joins[kind] = f"/proc/{other.state.pid}/ns/{NAMESPACE_FILES[kind]}"
+            if host.overlay.ids(container.id) is not None and host.overlay.ids(other.id) is not None:
+                # A namespace is its user namespace's: only in that one are there rights over it.
+                joins["user"] = f"/proc/{other.state.pid}/ns/user"
     if settings.get("UTSMode") == "host":
         joins["uts"] = ""
     if settings.get("CgroupnsMode") == "host":
@@ -301,6 +318,19 @@ def joined(host: Host, container: Container, mode: str) -> Container:
     if not other.state.running:
         raise Conflict(f"cannot join network of a non running container: {other.id}")
     return other
+
+
+def check_joined(host: Host, container: Container) -> None:
+    """After the namespaces of others were joined by their pids: these are still theirs, or Conflict.
+
+    The pid of one that ended may by then be a process of the host, with the host's namespaces.
+    """
+    for field in ("PidMode", "IpcMode", "NetworkMode"):
+        mode = str(container.host_config.get(field) or "")
+        if mode.startswith("container:"):
+            other = joined(host, container, mode)
+            if not process.is_alive(other.state.pid, other.state.pid_start):
+                raise Conflict(f"cannot join container {other.id}: it ended meanwhile")
 
 
 async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> Attachment | None:
@@ -323,10 +353,10 @@ async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> At
 def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:
     """Writes hostname, hosts and resolv.conf; destination → source. A shared network shares its files."""
     if attachment is None:
-        other = host.registry.directory(joined(host, container, container.network_mode).id)
+        other = host.options.run_directory(joined(host, container, container.network_mode).id)
         return {f"/etc/{name}": str(other / name) for name in ("hostname", "hosts", "resolv.conf")}
     settings, config = container.host_config, container.config
-    directory = host.registry.directory(container.id)
+    directory = host.options.run_directory(container.id)
     resolv = network_text.resolv_conf(
         attachment,
         HOST_RESOLV_CONF.read_text() if HOST_RESOLV_CONF.exists() else "",
@@ -337,8 +367,11 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
     hostname, domain = config["Hostname"], config.get("Domainname") or ""
     hosts = network_text.hosts(attachment, hostname, domain, settings.get("ExtraHosts") or [])
     texts = {"hostname": f"{hostname}\n", "hosts": hosts, "resolv.conf": resolv}
+    ids = _remap(host, container)
     for name, content in texts.items():
         surroundings.write_file(directory / name, content)
+        if ids is not None:
+            os.chown(directory / name, *ids.root)
     return {f"/etc/{name}": str(directory / name) for name in texts}
 
 
@@ -368,14 +401,24 @@ def _bundle(
             ceilings=surroundings.hard_limits(),
             cpus=os.cpu_count() or 1,
             shm=_shared_memory(host, container, directory),
+            remap=_remap(host, container),
         )
     )
+    if _program(host, container):
+        uname = os.uname()
+        config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     path = directory / "config.json"
     try:
         path.write_bytes(msgspec.json.encode(config))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     return config
+
+
+def _remap(host: Host, container: Container) -> remap.Remap | None:
+    """The ids it was made with, whatever this daemon was started with."""
+    found = host.overlay.ids(container.id)
+    return remap.from_lists(found) if found else None
 
 
 def _hostname(host: Host, container: Container) -> str:
@@ -397,9 +440,20 @@ def _shared_memory(host: Host, container: Container, directory: Path) -> str:
     return ""
 
 
+def _program(host: Host, container: Container) -> str:
+    """The path of the OCI runtime that is to run it, "" for our own. Raises InvalidArgument for one that is gone."""
+    name = str(container.host_config.get("Runtime") or runtimes.OWN)
+    if name == runtimes.OWN:
+        return ""
+    if name not in host.options.runtimes:
+        raise InvalidArgument(f"unknown or invalid runtime name: {name}: start the daemon with --add-runtime {name}=PATH")
+    return host.options.runtimes[name]
+
+
 async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
-    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent)
-    undo.push_async_callback(teardown.end_shim, pid, started)
+    program = _program(host, container)
+    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
+    undo.push_async_callback(end_shim, pid, started)
     return await Shim.connect(directory)
 
 

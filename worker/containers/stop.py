@@ -60,8 +60,9 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     """Raises NotModified when nothing runs."""
     container = live.container
     number = signals.parse(name) if name else stop_signal(container)
-    if container.state.status == record.RESTARTING:
-        await give_up_restart(host, live)
+    if await _just_ended(live):
+        return
+    if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
         raise NotModified(f"container {container.name} is not running")
@@ -71,13 +72,23 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     host.publish(container, "stop")
 
 
-async def give_up_restart(host: Host, live: Live) -> None:
-    """A container that waits for its restart stays down."""
+async def _just_ended(live: Live) -> bool:
+    """Whether its end is being put on record right now; then it is when this returns, and no policy starts it again."""
+    if live.container.state.status != record.EXITED or live.exited.is_set():
+        return False
+    live.container.manually_stopped = True
+    await live.exited.wait()
+    return True
+
+
+async def give_up_restart(host: Host, live: Live) -> bool:
+    """A container that waits for its restart stays down; False when it runs already, as the wait was over meanwhile."""
     async with live.lock:
         start.cancel_restart(live)
         live.container.manually_stopped = True
         if live.container.state.status == record.RESTARTING:
             host.set_status(live.container, record.EXITED)
+    return not live.container.state.running
 
 
 async def end(host: Host, live: Live, number: int, seconds: float | None) -> None:
@@ -103,8 +114,7 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
     """Raises Conflict in Docker's words when nothing runs. SIGKILL waits for the end."""
     container = live.container
     number = signals.parse(name or "KILL")
-    if container.state.status == record.RESTARTING:
-        await give_up_restart(host, live)
+    if container.state.status == record.RESTARTING and await give_up_restart(host, live):
         return
     if not container.state.running:
         raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
@@ -124,14 +134,15 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
 async def restart(host: Host, live: Live, timeout: int | None = None, name: str | None = None) -> None:
     """Stop if it runs, then start."""
     container = live.container
+    await _just_ended(live)
+    if container.state.status == record.RESTARTING:
+        await give_up_restart(host, live)
     if container.state.running:
         live.kept = True
         try:
             await stop(host, live, timeout, name)
         finally:
             live.kept = False
-    elif container.state.status == record.RESTARTING:
-        await give_up_restart(host, live)
     await start.start(host, live)
     host.publish(container, "restart")
 

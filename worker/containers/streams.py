@@ -27,7 +27,7 @@ def detach_sequence(text: str) -> bytes:
         elif key.startswith("ctrl-") and len(key) == 6 and (key[5].isalpha() or key[5] in "@[\\]^_"):
             out.append(ord(key[5].upper()) & 0x1F)
         else:
-            raise InvalidArgument(f"invalid escape keys {text!r}: give keys such as ctrl-p,ctrl-q")
+            raise InvalidArgument(f"Invalid detach keys ({text}) provided: give keys such as ctrl-p,ctrl-q")
     return bytes(out)
 
 

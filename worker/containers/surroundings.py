@@ -5,9 +5,11 @@ Blocking reads of the host and of the container's own tree (through safe_paths o
 
 from __future__ import annotations
 
+import grp
 import json
 import logging
 import os
+import pwd
 import resource
 import stat
 from collections.abc import Iterable, Mapping
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import Internal, InvalidArgument
-from worker.containers import users
+from worker.containers import remap, users
 from worker.kernel import mounts, safe_paths, syscalls
 
 log = logging.getLogger(__name__)
@@ -30,12 +32,10 @@ _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts
 def read_inside(root_fd: int, path: str) -> str:
     """A regular file of the container's tree, "" when there is none; at most 4 MiB."""
     try:
-        fd = safe_paths.open_in_root(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = safe_paths.open_regular_in_root(root_fd, path)
     except OSError:
         return ""
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return ""
         with open(fd, "rb", closefd=False) as file:
             return file.read(_FILE_LIMIT).decode("utf-8", "replace")
     finally:
@@ -142,6 +142,46 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], directory: P
             raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)
         return ""
+
+
+def read_remap(option: str, asked: str = "--userns-remap") -> remap.Remap:
+    """The ids of ``--userns-remap`` by this machine's users, groups, /etc/subuid and /etc/subgid. Raises InvalidArgument.
+
+    ``asked``: what wants it, for messages.
+    """
+    user, group = remap.split(option)
+    users_, groups = _user_names(user), _group_names(group) if group else set()
+    for names, kind, name in ((users_, "user", user), (groups, "group", group)):
+        if names is None:
+            raise InvalidArgument(
+                f"{asked} {option}: there is no {kind} {name!r} on this machine: "
+                f"add it ({kind}add --system {'--shell /usr/sbin/nologin ' if kind == 'user' else ''}{name})"
+            )
+    assert users_ is not None
+    texts = {file: Path(file).read_text(encoding="utf-8") if os.path.exists(file) else "" for file in remap.FILES}
+    # subgid(5) is by the user's name; a group's is taken too, as older Dockers had it.
+    allowed = (users_, users_ | (groups or set()))
+    uids, gids = (
+        remap.ranges(texts[file], who, file, f"{asked} {option}") for file, who in zip(remap.FILES, allowed, strict=True)
+    )
+    return remap.Remap(uids, gids)
+
+
+def _user_names(name: str) -> set[str] | None:
+    """Both spellings of a user: name and number."""
+    try:
+        entry = pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return {entry.pw_name, str(entry.pw_uid)}
+
+
+def _group_names(name: str) -> set[str] | None:
+    try:
+        entry = grp.getgrgid(int(name)) if name.isdigit() else grp.getgrnam(name)
+    except KeyError:
+        return None
+    return {entry.gr_name, str(entry.gr_gid)}
 
 
 def make_shm(place: Path, size: int) -> None:

@@ -5,7 +5,6 @@ Every step is safe without its setup and may be repeated; a step that fails is l
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -14,6 +13,7 @@ import signal
 import time
 from pathlib import Path
 
+from worker.containers import record
 from worker.containers.host import Host
 from worker.containers.record import Container
 from worker.containers.shim_client import sweep
@@ -23,22 +23,8 @@ from worker.shim import records
 
 log = logging.getLogger(__name__)
 
-SHIM_PATIENCE = 5.0
 CGROUP_PATIENCE = 5.0
 POLL = 0.01
-
-
-async def end_shim(pid: int, started: int) -> None:
-    """Kills a shim, and by that its container, and waits until it is gone."""
-    deadline = time.monotonic() + SHIM_PATIENCE
-    while time.monotonic() < deadline:
-        try:
-            if not process.kill_verified(pid, started, signal.SIGKILL):
-                return
-        except OSError as error:
-            log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
-        await asyncio.sleep(POLL)
-    log.error("shim %s has not ended after SIGKILL", pid)
 
 
 def clear_directory(
@@ -67,7 +53,7 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
         return
     if keep_exit and (directory / records.EXIT).exists():
         for entry in os.scandir(directory):
-            if entry.name != records.EXIT:
+            if entry.name not in (records.EXIT, record.MARK):
                 trees.remove_path(Path(entry.path))
     else:
         shutil.rmtree(directory, ignore_errors=True)

@@ -17,10 +17,15 @@ from worker.images.tar_stream import Entry, TarReader
 from worker.kernel import safe_paths, trees
 
 Owner = tuple[int, int] | None
+Owners = Callable[[int, int], tuple[int, int]]
 
 
-def unpack(stream: Readable, root_fd: int, directory: str, *, owner: Owner = None, strict: bool = False) -> None:
+def unpack(
+    stream: Readable, root_fd: int, directory: str, *, owner: Owner = None, owners: Owners | None = None, strict: bool = False
+) -> None:
     """Every entry of ``stream`` below ``directory`` of the root. ``owner``: instead of the archive's owners.
+
+    ``owners``: what of either is to be on disk, where the container has a user namespace.
 
     ``strict``: a directory is not replaced by another kind of file or the other way round. InvalidArgument for what
     cannot be; OSError for what the filesystem refuses.
@@ -35,7 +40,8 @@ def unpack(stream: Readable, root_fd: int, directory: str, *, owner: Owner = Non
         parent = safe_paths.make_dirs_in_root(root_fd, parent_path or "/")
         try:
             _make(reader, entry, root_fd, parent, name, directory, strict)
-            _attributes(entry, parent, name, owner)
+            uid, gid = owner if owner is not None else (entry.uid, entry.gid)
+            _attributes(entry, parent, name, (uid, gid) if owners is None else owners(uid, gid))
         finally:
             os.close(parent)
         if entry.kind == "directory":
@@ -124,12 +130,11 @@ _MAKERS: dict[str, Callable[[Entry, int, str], None]] = {
 }
 
 
-def _attributes(entry: Entry, parent: int, name: str, owner: Owner) -> None:
+def _attributes(entry: Entry, parent: int, name: str, owner: tuple[int, int]) -> None:
     """Owner, mode and time of what was just made, by descriptor: a name may have become a link meanwhile."""
     if entry.kind == "hardlink":
         return
-    uid, gid = owner if owner is not None else (entry.uid, entry.gid)
-    os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+    os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
     if entry.kind != "symlink":
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from worker.kernel import safe_paths
 
 CHUNK = 256 * 1024
 BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _KEPT_XATTRS = ("security.capability", "user.")
 
 _TYPES = {
@@ -29,7 +28,12 @@ _TYPES = {
 }
 
 
-def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False) -> Iterator[bytes]:
+Owners = Callable[[int, int], tuple[int, int]]
+"""(uid, gid) as the kernel tells them → as the archive, or the tree, is to have them."""
+_Piece = bytes | tarfile.TarInfo
+
+
+def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False, owners: Owners | None = None) -> Iterator[bytes]:
     """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown``.
 
     An empty ``shown`` leaves the root entry out. ``one_device``: mount points are shown empty (export). Sockets are left
@@ -37,7 +41,13 @@ def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False) -> 
     """
     links: dict[tuple[int, int], str] = {}
     device = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_dev if one_device else None
-    yield from _node(parent_fd, name, shown, links, device)
+    for piece in _node(parent_fd, name, shown, links, device):
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        if owners is not None:
+            piece.uid, piece.gid = owners(piece.uid, piece.gid)
+        yield _bytes(piece)
     yield b"\0" * (2 * BLOCK)
 
 
@@ -57,7 +67,7 @@ def _bytes(info: tarfile.TarInfo) -> bytes:
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _node(parent_fd: int, name: str, shown: str, links: dict[tuple[int, int], str], device: int | None) -> Iterator[bytes]:
+def _node(parent_fd: int, name: str, shown: str, links: dict[tuple[int, int], str], device: int | None) -> Iterator[_Piece]:
     try:
         status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -72,7 +82,7 @@ def _node(parent_fd: int, name: str, shown: str, links: dict[tuple[int, int], st
     else:
         if info.issym():
             info.linkname = os.readlink(name, dir_fd=parent_fd)
-        yield _bytes(info)
+        yield info
 
 
 def _directory(
@@ -82,11 +92,11 @@ def _directory(
     links: dict[tuple[int, int], str],
     device: int | None,
     status: os.stat_result,
-) -> Iterator[bytes]:
+) -> Iterator[_Piece]:
     if info.name and not info.name.endswith("/"):
         info.name += "/"
     if info.name:
-        yield _bytes(info)
+        yield info
     if device is not None and status.st_dev != device:
         return
     fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
@@ -99,21 +109,21 @@ def _directory(
 
 def _regular(
     parent_fd: int, name: str, info: tarfile.TarInfo, links: dict[tuple[int, int], str], status: os.stat_result
-) -> Iterator[bytes]:
+) -> Iterator[_Piece]:
     key = (status.st_dev, status.st_ino)
     if status.st_nlink > 1 and key in links:
         info.type, info.linkname = tarfile.LNKTYPE, links[key]
-        yield _bytes(info)
+        yield info
         return
     links[key] = info.name
-    fd = os.open(name, _FILE, dir_fd=parent_fd)
+    fd = safe_paths.open_regular(parent_fd, name)
     try:
         info.size = os.fstat(fd).st_size
         for attribute in os.listxattr(fd):
             if attribute.startswith(_KEPT_XATTRS):
                 value = os.getxattr(fd, attribute)
                 info.pax_headers = {**info.pax_headers, f"SCHILY.xattr.{attribute}": value.decode("utf-8", "surrogateescape")}
-        yield _bytes(info)
+        yield info
         left = info.size
         while left:
             data = os.read(fd, min(left, CHUNK))

@@ -35,11 +35,16 @@ class _Group(NamedTuple):
     members: tuple[str, ...]
 
 
+def _is_number(text: str) -> bool:
+    """Whether a file's field is an id: ASCII digits (``isdigit`` takes others, ``int`` does not), and none that wraps."""
+    return text.isascii() and text.isdigit() and int(text) <= _LIMIT
+
+
 def _passwd(text: str) -> list[_Passwd]:
     found = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) >= 6 and fields[2].isdigit() and fields[3].isdigit():
+        if len(fields) >= 6 and _is_number(fields[2]) and _is_number(fields[3]):
             found.append(_Passwd(fields[0], int(fields[2]), int(fields[3]), fields[5]))
     return found
 
@@ -48,7 +53,7 @@ def _groups(text: str) -> list[_Group]:
     found = []
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) >= 4 and fields[2].isdigit():
+        if len(fields) >= 4 and _is_number(fields[2]):
             members = tuple(one for one in fields[3].split(",") if one)
             found.append(_Group(fields[0], int(fields[2]), members))
     return found

@@ -17,9 +17,13 @@ from worker.containers.record import Container, Health, Mount
 
 @dataclass(frozen=True)
 class Live:
-    """``directory`` is the container's on disk; ``networks`` and ``ports`` as the network room shows them now."""
+    """``directory`` is the container's on disk, ``run_directory`` that of its run.
+
+    ``networks`` and ``ports`` are as the network room shows them now.
+    """
 
     directory: str = ""
+    run_directory: str = ""
     networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     ports: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     sandbox: str = ""
@@ -190,9 +194,9 @@ def inspect(container: Container, live: Live) -> dict[str, Any]:
         "Args": list(container.args),
         "State": state_object(container),
         "Image": container.image_id,
-        "ResolvConfPath": f"{directory}/resolv.conf",
-        "HostnamePath": f"{directory}/hostname",
-        "HostsPath": f"{directory}/hosts",
+        "ResolvConfPath": f"{live.run_directory}/resolv.conf",
+        "HostnamePath": f"{live.run_directory}/hostname",
+        "HostsPath": f"{live.run_directory}/hosts",
         "LogPath": f"{directory}/{container.id}-json.log" if log_options.driver_of(container) == "json-file" else "",
         "Name": f"/{container.name}",
         "RestartCount": container.restart_count,

@@ -54,14 +54,14 @@ class ZygoteLink:
                     raise Unavailable(f"no container can be started: {gone}; the daemon restarts its zygote") from None
             await asyncio.sleep(POLL)
 
-    async def fork_shim(self, container_id: str, directory: Path, cgroup_parent: str) -> tuple[int, int]:
+    async def fork_shim(self, container_id: str, directory: Path, cgroup_parent: str, runtime: str = "") -> tuple[int, int]:
         """(pid, start time) of a new shim; a zygote found dead is replaced once. Raises ShimGone, Unavailable."""
         zygote = await self.open()
         try:
-            return await zygote.fork_shim(container_id, directory, cgroup_parent)
+            return await zygote.fork_shim(container_id, directory, cgroup_parent, runtime)
         except ShimGone:
             self._drop(zygote)
-        return await (await self.open()).fork_shim(container_id, directory, cgroup_parent)
+        return await (await self.open()).fork_shim(container_id, directory, cgroup_parent, runtime)
 
     async def keep(self) -> None:
         """See that there is a zygote before the next start needs one; until cancelled."""

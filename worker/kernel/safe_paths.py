@@ -34,6 +34,29 @@ def open_in_root(root_fd: int, path: str, flags: int = os.O_PATH, mode: int = 0,
     raise OSError(errno.EAGAIN, "openat2: the tree keeps changing", path)
 
 
+def open_regular(parent_fd: int, name: str) -> int:
+    """A descriptor to read regular file ``name`` (one component, no link) of an open directory; EINVAL for all else.
+
+    What is there is looked at before it is opened: opening a device node, which a tree may hold, does things to the
+    machine (a watchdog starts, a tape rewinds), and a FIFO waits.
+    """
+    return _reopened(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd), name)
+
+
+def open_regular_in_root(root_fd: int, path: str) -> int:
+    """The same for a path below a root, whose links are followed inside."""
+    return _reopened(open_in_root(root_fd, path), path)
+
+
+def _reopened(found: int, path: str) -> int:
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
 def _components(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
@@ -133,6 +156,15 @@ def open_proc(path: str, flags: int = os.O_RDONLY) -> int:
 def is_procfs(fd: int) -> bool:
     """Whether the open file lies on procfs."""
     return syscalls.filesystem_magic(fd) == _PROC_SUPER_MAGIC
+
+
+def read_proc(path: str) -> str:
+    """The first 4 KiB of ``/proc/<path>``, verified to be procfs."""
+    fd = open_proc(path)
+    try:
+        return os.read(fd, 4096).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
 
 
 def write_proc(path: str, value: str) -> None:

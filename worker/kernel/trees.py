@@ -7,6 +7,7 @@ OSError.
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def emptied(path: Path) -> Path:
     finally:
         os.close(fd)
     return path
+
+
+def set_aside(path: Path, scratch: Path) -> Path | None:
+    """Move a tree into a scratch directory of its file system, at once gone from where it was; None when it is not there."""
+    aside = scratch / secrets.token_hex(8)
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    return aside
 
 
 def remove_path(path: Path) -> None:

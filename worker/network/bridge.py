@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from worker.kernel import safe_paths
 from worker.kernel.netlink import Netlink
 from worker.kernel.netlink_codec import add_address, change_link, create_bridge, delete_address, delete_link
 from worker.network.topology import Bridge, Operation, Seen
 
-_SYSCTL = Path("/proc/sys/net")
 _GONE = (errno.ENODEV, errno.ENOENT, errno.ENXIO)
 
 
@@ -61,9 +60,8 @@ def localize(name: str) -> None:
 
 def sysctl(key: str, value: str) -> None:
     """Writes a net sysctl of the calling thread's namespace, only if it differs. Raises OSError."""
-    path = _SYSCTL / key
-    if path.read_text(encoding="ascii").strip() != value:
-        path.write_text(value, encoding="ascii")
+    if safe_paths.read_proc(f"sys/net/{key}").strip() != value:
+        safe_paths.write_proc(f"sys/net/{key}", value)
 
 
 def _delete(netlink: Netlink, name: str, _argument: Any) -> None:

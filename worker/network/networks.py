@@ -38,11 +38,11 @@ class Occupied:
 
 
 class Networks:
-    """Networks and attachments of a node under ``<data>/network``; one thread uses it."""
+    """Networks (under ``data_dir``) and attachments (under ``run_dir``) of a node; one thread uses it."""
 
-    def __init__(self, data_dir: Path, default_bridge: str = DEFAULT_BRIDGE) -> None:
+    def __init__(self, data_dir: Path, default_bridge: str = DEFAULT_BRIDGE, *, run_dir: Path | None = None) -> None:
         self._networks_dir = data_dir / "networks"
-        self._attachments_dir = data_dir / "attachments"
+        self._attachments_dir = (run_dir or data_dir) / "attachments"
         for directory in (self._networks_dir, self._attachments_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._default_bridge = default_bridge

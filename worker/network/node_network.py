@@ -35,7 +35,8 @@ LINGER = 1.0
 class NodeNetwork:
     """Networks, endpoints and published ports of one node.
 
-    ``data_dir`` is ``<data>/network``; ``table`` the nft table (inet), ``default_bridge`` the link of network "bridge".
+    ``data_dir`` is ``<data>/network``; ``run_dir`` holds what means nothing after a reboot and may lie on a tmpfs (the same
+    unless given); ``table`` is the nft table (inet), ``default_bridge`` the link of network "bridge".
     Use as ``async with``; leaving it stops resolver and relays but no container loses its links or ports.
     """
 
@@ -46,9 +47,11 @@ class NodeNetwork:
         *,
         default_bridge: str = DEFAULT_BRIDGE,
         namespace: str | None = None,
+        run_dir: Path | None = None,
         host_resolv_conf: Path = HOST_FILE,
     ) -> None:
         self._data_dir = data_dir
+        self._run_dir = run_dir
         self._table = table
         self._default_bridge = default_bridge
         self._namespace = namespace
@@ -81,7 +84,7 @@ class NodeNetwork:
         loop = asyncio.get_running_loop()
 
         def begin() -> Plumbing:
-            plumbing = Plumbing(self._data_dir, self._table, self._default_bridge)
+            plumbing = Plumbing(self._data_dir, self._table, self._default_bridge, self._run_dir)
             try:
                 plumbing.start()
             except BaseException:

@@ -42,10 +42,10 @@ class Listening:
 
 
 class Plumbing:
-    """See the module; ``data_dir`` is ``<data>/network``."""
+    """See the module; the directories are as in NodeNetwork."""
 
-    def __init__(self, data_dir: Path, table: str, default_bridge: str = DEFAULT_BRIDGE) -> None:
-        self.networks = Networks(data_dir, default_bridge)
+    def __init__(self, data_dir: Path, table: str, default_bridge: str = DEFAULT_BRIDGE, run_dir: Path | None = None) -> None:
+        self.networks = Networks(data_dir, default_bridge, run_dir=run_dir)
         self.ledger = PortLedger()
         self._datapath = Datapath(table, str(data_dir.resolve()))
         self._boot = boot_id()

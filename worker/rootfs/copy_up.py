@@ -84,7 +84,7 @@ def _copy_one(name: str, status: os.stat_result, here: int, there: int) -> None:
 
 def _copy_file(name: str, status: os.stat_result, here: int, there: int) -> None:
     with contextlib.ExitStack() as stack:
-        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+        source = safe_paths.open_regular(here, name)
         stack.callback(os.close, source)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         target = os.open(name, flags, 0o600, dir_fd=there)

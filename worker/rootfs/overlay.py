@@ -13,12 +13,13 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from covey.errors import Internal, NotFound
-from worker.kernel import mounts, syscalls, trees
+from worker.kernel import mounts, syscalls, trees, user_namespace
 from worker.rootfs import changes
 from worker.runtime.errors import remedy
 
@@ -35,9 +36,17 @@ class Overlay:
         self._containers = root / "containers"
         self._containers.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._scratch = trees.emptied(root / "removed")
+        self._lock = threading.Lock()
+        self._ids: dict[str, dict[str, Any] | None] = {}
+        """Of the records read so far: a start asks for them more than once."""
+        self._user_namespaces: dict[tuple[str, ...], int] = {}
 
-    def prepare(self, container_id: str, layers: Sequence[Path]) -> None:
-        """Make the container's writable part over ``layers`` (TOPMOST FIRST). Repeating it changes nothing."""
+    def prepare(self, container_id: str, layers: Sequence[Path], ids: Mapping[str, Any] | None = None) -> None:
+        """Make the container's writable part over ``layers`` (TOPMOST FIRST). Repeating it changes nothing.
+
+        ``ids``: {"uids", "gids": [[inside, outside, count], …]} where its processes have a user namespace: layers are then
+        shown, and files written, with the host's numbers.
+        """
         place = self._containers / container_id
         if (place / "lowers.json").exists():
             return
@@ -48,9 +57,12 @@ class Overlay:
             (place / "work").mkdir(mode=0o700, exist_ok=True)
             (place / "upper").mkdir(exist_ok=True)
             below = os.stat(layers[0])
-            os.chown(place / "upper", below.st_uid, below.st_gid)
+            uid, gid = (
+                _outside((ids or {}).get(key), number) for key, number in (("uids", below.st_uid), ("gids", below.st_gid))
+            )
+            os.chown(place / "upper", uid, gid)
             os.chmod(place / "upper", stat.S_IMODE(below.st_mode))
-            record = {"version": VERSION, "lowers": [str(layer) for layer in layers]}
+            record = {"version": VERSION, "lowers": [str(layer) for layer in layers], **({"ids": ids} if ids else {})}
             trees.write_atomically(place / "lowers.json", json.dumps(record).encode())
         except OSError as error:
             trees.remove_path(place)
@@ -58,7 +70,7 @@ class Overlay:
 
     def mount(self, container_id: str, target: Path) -> None:
         """Mount the container's root at ``target`` (made if missing); nothing happens if it is mounted there."""
-        lowers = self._lowers(container_id)
+        record = self._record(container_id)
         place = self._containers / container_id
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.path.ismount(target):
@@ -69,7 +81,12 @@ class Overlay:
                 target_fd = spelled.opened(target, os.O_PATH)
                 upper = f"upperdir={spelled.path(place / 'upper')}"
                 work = f"workdir={spelled.path(place / 'work')}"
-                mount_fd = _filesystem([spelled.path(lower) for lower in lowers], upper, work)
+                lowers = [Path(lower) for lower in record["lowers"]]
+                if record.get("ids"):
+                    shown = [spelled.mapped(lower, self._user_namespace(record["ids"])) for lower in lowers]
+                else:
+                    shown = [spelled.path(lower) for lower in lowers]
+                mount_fd = _filesystem(shown, upper, work)
                 stack.callback(os.close, mount_fd)
                 mounts.attach(mount_fd, target_fd)
         except OSError as error:
@@ -77,6 +94,14 @@ class Overlay:
 
     def unmount(self, target: Path) -> None:
         """Unmount whatever is mounted at and below ``target``; nothing there is fine."""
+        try:
+            # The usual case, one mount, without a look through all of the machine's.
+            syscalls.umount2(str(target), syscalls.UMOUNT_NOFOLLOW)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return
         for point in mounts.mount_points(os.path.realpath(target)):
             with contextlib.suppress(FileNotFoundError):
                 try:
@@ -88,14 +113,16 @@ class Overlay:
                     elif error.errno != errno.EINVAL:
                         raise Internal(f"cannot unmount {point}: {error.strerror}") from error
 
+    def retire(self, container_id: str) -> Path | None:
+        """Take the container's writable part away (unmount first): where it lies now, for ``trees.remove_path``."""
+        self._ids.pop(container_id, None)
+        return trees.set_aside(self._containers / container_id, self._scratch)
+
     def remove(self, container_id: str) -> None:
         """Delete the container's writable part (unmount first); nothing there is fine."""
-        aside = self._scratch / secrets.token_hex(8)
-        try:
-            os.rename(self._containers / container_id, aside)
-        except FileNotFoundError:
-            return
-        trees.remove_path(aside)
+        aside = self.retire(container_id)
+        if aside is not None:
+            trees.remove_path(aside)
 
     def upper(self, container_id: str) -> Path:
         """The directory that holds what the container changed."""
@@ -119,15 +146,40 @@ class Overlay:
         """Bytes of the files the container wrote (``SizeRw``)."""
         return changes.size(self.upper(container_id))
 
+    def ids(self, container_id: str) -> dict[str, Any] | None:
+        """The id maps it was prepared with. NotFound when it was not prepared."""
+        if container_id not in self._ids:
+            self._record(container_id)
+        return self._ids[container_id]
+
+    def _user_namespace(self, ids: Mapping[str, Any]) -> int:
+        texts = tuple("".join(f"{a} {b} {c}\n" for a, b, c in ids[key]) for key in ("uids", "gids"))
+        with self._lock:
+            if texts not in self._user_namespaces:
+                self._user_namespaces[texts] = user_namespace.make(*texts)
+            return self._user_namespaces[texts]
+
     def _lowers(self, container_id: str) -> list[Path]:
+        return [Path(lower) for lower in self._record(container_id)["lowers"]]
+
+    def _record(self, container_id: str) -> dict[str, Any]:
         path = self._containers / container_id / "lowers.json"
         try:
-            record = json.loads(path.read_bytes())
+            record: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise NotFound(f"No root file system for container {container_id}: prepare it first") from None
         if record.get("version") != VERSION:
             raise Internal(f"{path} was written by another release (version {record.get('version')})")
-        return [Path(lower) for lower in record["lowers"]]
+        self._ids[container_id] = record.get("ids")
+        return record
+
+
+def _outside(ranges: Sequence[Sequence[int]] | None, number: int) -> int:
+    """The host's number of an id that a layer has; of one beyond the ranges the first's, root."""
+    for first, there, count in ranges or ():
+        if 0 <= number - first < count:
+            return there + number - first
+    return number if not ranges else ranges[0][1]
 
 
 class _Spelling:
@@ -140,6 +192,20 @@ class _Spelling:
         fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.callback(os.close, fd)
         return fd
+
+    def mapped(self, lower: Path, namespace: int) -> str:
+        """A layer whose owners are shown through the maps of a user namespace (Linux 5.19, and a filesystem that can)."""
+        copy = mounts.clone(str(lower))
+        self._stack.callback(os.close, copy)
+        try:
+            mounts.map_ids(copy, namespace)
+        except OSError as error:
+            words = (
+                f"the filesystem or kernel below {lower} cannot map owners ({error.strerror}): --userns-remap needs Linux 5.19 "
+                "and ext4, xfs, btrfs or the like; or give the container --userns=host"
+            )
+            raise Internal(words) from error
+        return f"/proc/self/fd/{copy}"
 
     def path(self, path: Path) -> str:
         text = str(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -11,7 +10,7 @@ from covey.engine_api.answers import Answer, Empty, Stream, Taken, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
 from covey.errors import InvalidArgument, NotFound
-from worker.containers import list_filters, signals
+from worker.containers import list_filters, signals, streams
 from worker.containers.engine import Engine
 from worker.containers.log_lines import Query
 from worker.routes import door
@@ -160,25 +159,23 @@ class Containers:
         return Stream(answer())
 
     async def attach(self, call: Call) -> Answer:
-        ref = call.params["id"]
+        ref, keys = call.params["id"], call.text("detachKeys")
+        streams.detach_sequence(keys)
         container = self._engine.check_attachable(ref)
         stdin, stdout, stderr = (call.boolean(name) for name in ("stdin", "stdout", "stderr"))
+        # What cannot be read is said while it still can be.
+        replayed = call.boolean("logs") and (stdout or stderr)
+        chunks = self._engine.logs(container.id, Query(stdout=stdout, stderr=stderr)) if replayed else None
         await call.read()
         client = await call.hijack(container.tty)
         _, writer = client
-        if call.boolean("logs"):
-            await self._replay(container.id, writer, stdout=stdout, stderr=stderr)
-        if call.boolean("stream"):
-            await self._engine.attach(
-                container.id, client, stdin=stdin, stdout=stdout, stderr=stderr, detach_keys=call.text("detachKeys")
-            )
-        return Taken()
-
-    async def _replay(self, ref: str, writer: asyncio.StreamWriter, *, stdout: bool, stderr: bool) -> None:
-        if stdout or stderr:
-            async for chunk in self._engine.logs(ref, Query(stdout=stdout, stderr=stderr)):
+        if chunks is not None:
+            async for chunk in chunks:
                 writer.write(chunk)
                 await writer.drain()
+        if call.boolean("stream"):
+            await self._engine.attach(container.id, client, stdin=stdin, stdout=stdout, stderr=stderr, detach_keys=keys)
+        return Taken()
 
 
 def log_query(call: Call, now: float) -> Query:

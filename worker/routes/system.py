@@ -15,7 +15,7 @@ from covey.engine_api.answers import Answer, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
 from covey.errors import InvalidArgument, NotFound, NotImplementedYet
-from worker.containers import events
+from worker.containers import events, runtimes
 from worker.containers.engine import Engine
 from worker.images import views as image_views
 from worker.rootfs import views as volume_views
@@ -30,7 +30,6 @@ INACTIVE_SWARM = {
     "Error": "",
     "RemoteManagers": None,
 }
-RUNTIME = "covey"
 
 
 def operating_system() -> str:
@@ -188,18 +187,18 @@ FIXED: Mapping[str, Any] = {
     "HttpsProxy": "",
     "NoProxy": "",
     "ExperimentalBuild": False,
-    "Runtimes": {RUNTIME: {"path": RUNTIME}},
-    "DefaultRuntime": RUNTIME,
     "LiveRestoreEnabled": True,
     "Isolation": "",
     "InitBinary": "docker-init",
     "ContainerdCommit": {"ID": ""},
     "RuncCommit": {"ID": ""},
     "InitCommit": {"ID": ""},
-    "SecurityOptions": ["name=seccomp,profile=builtin", "name=cgroupns"],
     "CDISpecDirs": [],
     "Warnings": None,
 }
+
+
+SECURITY = ("name=seccomp,profile=builtin", "name=cgroupns")
 
 
 def node_info(engine: Engine, release: str) -> dict[str, Any]:
@@ -210,6 +209,8 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "ID": node_identity(options.data_root),
         **engine.counts(),
         **FIXED,
+        "Runtimes": runtimes.shown(options.runtimes),
+        "DefaultRuntime": options.default_runtime,
         "Images": engine.images.statistics()["images"],
         "OomKillDisable": cgroup_version() == "1",
         "IPv4Forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1",
@@ -225,6 +226,7 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "DockerRootDir": str(options.data_root),
         "Name": options.name,
         "Labels": list(options.labels),
+        "SecurityOptions": [*SECURITY, *(["name=userns"] if options.remap else [])],
         "ServerVersion": release,
         "Swarm": dict(INACTIVE_SWARM),
     }

@@ -35,6 +35,7 @@ class Volumes:
         from covey.engine_api.types.network import validate_volume_create
 
         wanted = validate_volume_create(body)
+        self._engine.options.policy.check_volume(body.get("DriverOpts") or {})
         known = {one.name for one in self._engine.volumes.list()}
         volume = await self._engine.host.run(
             self._engine.volumes.create,

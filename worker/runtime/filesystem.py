@@ -27,9 +27,12 @@ _SKELETON_ROOT = "root"
 
 
 class Tree(Protocol):
-    """``root_fd``: the root under construction. ``sources``: (path, recursive) → detached copies made beforehand, one a use."""
+    """``root_fd``: the root under construction. ``place_fd``: where it goes, if that is open already, else -1. ``sources``:
+    (path, recursive) → detached copies made beforehand, one a use.
+    """
 
     root_fd: int
+    place_fd: int
     channel: sync.Channel
     sources: dict[tuple[str, bool], list[int]]
 
@@ -52,20 +55,37 @@ def private_parent(tree: Tree, path: str) -> None:
 
 def open_root(tree: Tree, path: str) -> None:
     """Make the rootfs a mount of its own, private so that nothing put into it shows on the host, and open it."""
-    try:
-        copy = mounts.clone(path, recursive=True)
-    except PermissionError:
-        raise RuntimeFault("invalid", f"root.path: {_closed_directory(path)}", "open_root") from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise RuntimeFault("invalid", f"root.path: there is no directory {path}", "open_root") from None
+    target = tree.place_fd if tree.place_fd >= 0 else _opened_root(path)
+    copy = _copy_of(tree, path, True)
     mounts.set_attributes(copy, 0, 0, recursive=True, propagation=syscalls.MS_PRIVATE)
-    try:
-        target = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except NotADirectoryError:
-        raise RuntimeFault("invalid", f"root.path: {path} is not a directory", "open_root") from None
     mounts.attach(copy, target)
     os.close(target)
     tree.root_fd = copy
+
+
+def hold_sources(tree: Tree, root: str, binds: list[tuple[str, bool]]) -> None:
+    """In a user namespace, before its mapped root's ids are taken: copies of the root and of the binds' sources.
+
+    Until then the owner of the machine's directories may pass them; what the machine has set on the mounts stays set.
+    """
+    tree.place_fd = _opened_root(root)
+    for path, recursive in [(root, True), *binds]:
+        try:
+            copy = _cloned(path, recursive)
+        except PermissionError:
+            raise RuntimeFault("invalid", f"bind source {path}: {_closed_directory(path)}", "hold_sources") from None
+        tree.sources.setdefault((path, recursive), []).insert(0, copy)
+
+
+def _opened_root(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        raise RuntimeFault("invalid", f"root.path: {_closed_directory(path)}", "open_root") from None
+    except FileNotFoundError:
+        raise RuntimeFault("invalid", f"root.path: there is no directory {path}", "open_root") from None
+    except NotADirectoryError:
+        raise RuntimeFault("invalid", f"root.path: {path} is not a directory", "open_root") from None
 
 
 def _closed_directory(path: str) -> str:
@@ -148,8 +168,10 @@ def mount_bind(tree: Tree, source: str, recursive: bool, destination: str, **how
 
 def _copy_of(tree: Tree, source: str, recursive: bool) -> int:
     made = tree.sources.get((source, recursive))
-    if made:
-        return made.pop()
+    return made.pop() if made else _cloned(source, recursive)
+
+
+def _cloned(source: str, recursive: bool) -> int:
     try:
         return mounts.clone(source, recursive=recursive)
     except FileNotFoundError:
@@ -406,6 +428,7 @@ def root_propagation(tree: Tree, propagation: int) -> None:
 
 FILESYSTEM_STEPS: dict[str, Any] = {
     "device": device,
+    "hold_sources": hold_sources,
     "link": link,
     "make_directory": make_directory,
     "mask_paths": mask_paths,

@@ -10,7 +10,7 @@ import os
 import signal
 import stat
 
-from worker.kernel import mounts, syscalls
+from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.mount_options import MappedTree
 
@@ -51,14 +51,11 @@ def _user_namespace(tree: MappedTree) -> int:
             os._exit(0)
     try:
         for kind, text in (("uid", tree.uid_map), ("gid", tree.gid_map)):
-            fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.write(fd, text.encode())
+                safe_paths.write_proc(f"{pid}/{kind}_map", text)
             except OSError as error:
                 words = f"{kind}Mappings: the kernel refuses {text.strip()!r}: {error.strerror}"
                 raise RuntimeFault("invalid", f"{tree.field}.{words}", "mount") from None
-            finally:
-                os.close(fd)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(read_end)

@@ -32,7 +32,7 @@ from worker.runtime.scheduling import SCHEDULING_STEPS
 
 _FIRST_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
-_TIOCGPTN, _TIOCSPTLCK, _TIOCGPTPEER = 0x80045430, 0x40045431, 0x5441
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
 _OURS = tuple(
     int(number) for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -82,7 +82,7 @@ class Init:
         self.pidfd = pidfd
         self.private_fd = private_fd
         self.attached = attached
-        self.root_fd = -1
+        self.root_fd = self.place_fd = -1
         self.sources: dict[tuple[str, bool], list[int]] = {}
         self.console_master: int | None = None
         self.console_slave: int | None = None
@@ -269,29 +269,20 @@ def console(init: Init, size: dict[str, int], bind: bool, uid: int) -> None:
     if size:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size.get("height", 0), size.get("width", 0), 0, 0))
     if bind:
-        number = struct.unpack("i", fcntl.ioctl(master, _TIOCGPTN, struct.pack("i", 0)))[0]
-        source = safe_paths.open_in_root(init.root_fd, f"dev/pts/{number}", follow=False)
+        # By its descriptor: what its name leads to may have been exchanged by now (CVE-2025-52565).
+        copy = mounts.clone("", slave)
         target = safe_paths.create_file_in_root(init.root_fd, "dev/console", 0o600)
-        copy = mounts.clone("", source)
         mounts.attach(copy, target)
-        for fd in (copy, target, source):
+        for fd in (copy, target):
             os.close(fd)
     init.console_master, init.console_slave = master, slave
 
 
 def oom_score_adj(init: Init, value: int) -> None:
     """The score is inherited from the shim, which is protected; a value the kernel refuses to lower to is an error."""
-    current = int(_read_proc("self/oom_score_adj"))
+    current = int(safe_paths.read_proc("self/oom_score_adj"))
     if current != value:
         safe_paths.write_proc("self/oom_score_adj", str(value))
-
-
-def _read_proc(path: str) -> str:
-    fd = safe_paths.open_proc(path)
-    try:
-        return os.read(fd, 64).decode()
-    finally:
-        os.close(fd)
 
 
 def rlimit(init: Init, name: str, soft: int, hard: int) -> None:

@@ -7,6 +7,7 @@ dropped, unless no_new_privileges makes them needless. Nothing is opened, read o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from worker.kernel import mounts, syscalls
@@ -82,12 +83,14 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     joined = {kind for kind, _ in birth.of_container(config).joins}
     # First of all, while /proc is surely the host's.
     create = [oom_step(process), *_foreign_steps(namespaces, linux.get("sysctl") or {}), *_label_checks(process, linux)]
-    create += _namespace_steps(namespaces, linux, joined)
-    if not namespaces["mount"]:
-        # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
-        create += private_steps(linux)
-        if _root_propagation(linux) & syscalls.MS_SHARED:
-            create.append(Step("private_parent", path=config["root"]["path"]))
+    # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.
+    private = [] if namespaces["mount"] else _private_steps(config)
+    if "user" in namespaces and not namespaces["mount"]:
+        # While we still may pass where the machine's root may.
+        own_mounts = [Step("unshare", flags=CLONE_FLAG["mount"]), *private, _hold_step(config)]
+        create += _namespace_steps(namespaces, linux, joined, own_mounts)
+    else:
+        create += [*_namespace_steps(namespaces, linux, joined), *private]
     create.append(Step("open_root", path=config["root"]["path"]))
     create += mount_steps(config.get("mounts") or [], host, label=linux.get("mountLabel") or "")
     create += device_steps(linux, user_namespace="user" in namespaces)
@@ -158,6 +161,20 @@ def _root_propagation(linux: dict[str, Any]) -> int:
 
 def private_steps(linux: dict[str, Any]) -> list[Step]:
     return [Step("private_mounts", propagation=_root_propagation(linux))]
+
+
+def _private_steps(config: Config) -> list[Step]:
+    steps = private_steps(config["linux"])
+    if _root_propagation(config["linux"]) & syscalls.MS_SHARED:
+        steps.append(Step("private_parent", path=config["root"]["path"]))
+    return steps
+
+
+def _hold_step(config: Config) -> Step:
+    entries = config.get("mounts") or []
+    binds = [mount for mount in entries if mount_options.is_bind(mount) and not mount_options.is_mapped(mount)]
+    sources = [(mount["source"], "rbind" in (mount.get("options") or [])) for mount in binds]
+    return Step("hold_sources", root=config["root"]["path"], binds=sources)
 
 
 def mount_steps(entries: list[dict[str, Any]], host: Host, first: int = 0, label: str = "") -> list[Step]:
@@ -278,21 +295,24 @@ def _user(process: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _namespace_steps(namespaces: dict[str, str], linux: dict[str, Any], joined: set[str]) -> list[Step]:
+def _namespace_steps(
+    namespaces: dict[str, str], linux: dict[str, Any], joined: set[str], own_mounts: Sequence[Step] = ()
+) -> list[Step]:
+    """``own_mounts``: with a user namespace, the steps that make the mount namespace, before the ids change."""
     steps = []
     if namespaces.get("user"):
         if namespaces.get("pid"):
             steps.append(Step("join_namespace", kind="user", path=namespaces["user"]))
-        steps.append(Step("become_mapped_root", wait=False))
+        steps += [*own_mounts, Step("become_mapped_root", wait=False)]
     elif "user" in namespaces:
-        steps.append(Step("become_mapped_root", wait=True))
+        steps += [*own_mounts, Step("become_mapped_root", wait=True)]
     # The mount namespace comes last: the paths of the others are the runtime's.
     for kind, path in sorted(namespaces.items(), key=lambda entry: entry[0] == "mount"):
         if path and kind not in AT_CLONE and kind not in joined:
             steps.append(Step("join_namespace", kind=kind, path=path))
     new = 0
     for kind, path in namespaces.items():
-        if not path and kind not in AT_CLONE and kind not in ("cgroup", "time"):
+        if not path and kind not in AT_CLONE and kind not in ("cgroup", "time", "mount" if own_mounts else ""):
             new |= CLONE_FLAG[kind]
     steps.append(Step("unshare", flags=new))
     if "time" in namespaces and not namespaces["time"]:

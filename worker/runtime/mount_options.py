@@ -89,7 +89,7 @@ def step(
         data = [option for option in data if option not in _OF_THE_SUPERBLOCK]
         if data:
             raise SpecFault(field, f"{', '.join(data)}: not possible with a bind")
-        if _is_mapped(mount):
+        if is_mapped(mount):
             return "mount_mapped", {"source": mount["source"], **how}
         return "mount_bind", {"source": mount["source"], "recursive": "rbind" in own, **how}
     if "remount" in own:
@@ -108,12 +108,12 @@ def step(
     }
 
 
-def _is_mapped(mount: dict[str, Any]) -> bool:
+def is_mapped(mount: dict[str, Any]) -> bool:
     return is_bind(mount) and bool({"idmap", "ridmap"} & set(mount.get("options") or []) or mount.get("uidMappings"))
 
 
 def has_mapped_trees(config: dict[str, Any]) -> bool:
-    return any(_is_mapped(mount) for mount in config.get("mounts") or [])
+    return any(is_mapped(mount) for mount in config.get("mounts") or [])
 
 
 def mapped_trees(config: dict[str, Any]) -> list[MappedTree]:
@@ -122,7 +122,7 @@ def mapped_trees(config: dict[str, Any]) -> list[MappedTree]:
     result = []
     for index, mount in enumerate(config.get("mounts") or []):
         options = mount.get("options") or []
-        if not _is_mapped(mount):
+        if not is_mapped(mount):
             continue
         uids, gids = mount.get("uidMappings"), mount.get("gidMappings")
         if not uids and not gids:

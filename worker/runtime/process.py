@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.kernel import process as kernel_process
-from worker.kernel import syscalls
+from worker.kernel import safe_paths, syscalls
 from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
@@ -155,15 +155,17 @@ def launch(
         if birth.placed_by_parent:
             group.add(pid)
             parent.send(sync.PLACED)
-    except (ProcessLookupError, BrokenPipeError):
+    except (ProcessLookupError, ConnectionError):
         # It has ended already; what it said before is in the channel.
         pass
     except RuntimeFault as fault:
         launched.phase, launched.fault = "failed", fault
         launched.signal(signal.SIGKILL)
     except OSError as error:
-        launched.phase = "failed"
-        launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
+        # Where it has ended by itself, its own words say why.
+        if not (launched.on_readable() and launched.fault):
+            launched.phase = "failed"
+            launched.fault = RuntimeFault("kernel", f"{error.filename or ''}: {error.strerror}", "place in cgroup")
         launched.signal(signal.SIGKILL)
     return launched
 
@@ -261,8 +263,4 @@ def _send_tree(parent: sync.Channel, tree: MappedTree) -> None:
 
 def _write_maps(pid: int, maps: dict[str, str]) -> None:
     for kind, text in maps.items():
-        fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
+        safe_paths.write_proc(f"{pid}/{kind}_map", text)

@@ -21,14 +21,14 @@ def load(bundle: str, with_init: bool, ident: str = "") -> spec.Config:
     """
     config = spec.load(bundle, ident)
     if with_init:
-        _put_init_first(config)
+        put_init_first(config)
     filter_ = seccomp.of_config(config, bundle)
     if filter_ is not None:
         config["covey"] = {**(config.get("covey") or {}), "seccomp": filter_}
     return config
 
 
-def _put_init_first(config: spec.Config) -> None:
+def put_init_first(config: spec.Config) -> None:
     """Have the machine's tini reap orphans as the container's first process, unless the bundle has done so."""
     args = config["process"]["args"]
     if args[0] == _INIT_PATH:

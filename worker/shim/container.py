@@ -80,15 +80,16 @@ class Container:
 
     def record_identity(self, former: str | None = None) -> None:
         """Write shim.json: who we are, and which cgroup is to be swept if we are killed; ``former``: its name until now."""
-        body = {
+        more = {"former_cgroup": former} if former is not None else {}
+        records.write(self._directory, "shim.json", {**self.identity(), **more}, durable=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {
             "id": self.ident,
             "pid": os.getpid(),
             "start_time": kernel_process.start_time(os.getpid()),
             "cgroup": self._group.path if self._group else None,
         }
-        if former is not None:
-            body["former_cgroup"] = former
-        records.write(self._directory, "shim.json", body, durable=False)
 
     def require(self, *states: str) -> Process:
         if self.state not in states or self.process is None:
@@ -235,11 +236,10 @@ class Container:
             wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
 
     def discard(self) -> None:
-        """End a sandbox that nobody will claim, all it holds, and with it the shim: who asks for it finds nobody."""
-        assert self.process is not None
-        assert self._group is not None
+        """End a sandbox that nobody will claim, or one that is being made, all it holds, and with it the shim."""
         self.state = "empty"
-        self.process.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.signal(signal.SIGKILL)
         # Its exit is no container's.
         self.process = None
 
@@ -247,7 +247,10 @@ class Container:
             records.forget(self._directory)
             self._loop.stop()
 
-        wind_up(self._loop, self._group, gone, wanted=lambda: True)
+        if self._group is None:
+            gone()
+        else:
+            wind_up(self._loop, self._group, gone, wanted=lambda: True)
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
@@ -311,7 +314,8 @@ class Container:
         if not 0 < number < signal.NSIG:
             raise RuntimeFault("invalid", f"{number} is not the number of a signal")
         if request.get("exec_id"):
-            self.find_exec(request["exec_id"]).signal(number)
+            process = self.find_exec(request["exec_id"])
+            (process.signal_group if request.get("all") else process.signal)(number)
             reply({})
             return
         process = self.require("created", "running", "paused")

@@ -16,6 +16,7 @@ from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
+from worker.shim.foreign import ForeignContainer
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
@@ -38,7 +39,8 @@ class Shim:
         self.loop = Loop()
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
-        self.container = Container(self.loop, request["id"], self._directory, self._broadcast, hierarchies)
+        of = (self.loop, request["id"], self._directory, self._broadcast, hierarchies)
+        self.container = ForeignContainer(*of, request["runtime"]) if request.get("runtime") else Container(*of)
         self._deadline: float | None = None
 
     def run(self) -> None:
@@ -73,8 +75,8 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self.container.state in ("preparing", "prepared") and not self._connections:
-            # Nobody is left who could claim the sandbox: the daemon that had it made is gone.
+        if self.container.state in ("empty", "preparing", "prepared") and not self._connections:
+            # Nobody is left who could make this a container: the daemon that wanted it is gone.
             self.container.discard()
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ It is told by the loop, and tells its owner by callbacks. Which states a contain
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -22,7 +23,7 @@ from worker.shim.loop import READ, Loop
 from worker.shim.streams import Streams
 
 # What a shell, and Docker after it, answers for a program that could not be run.
-_LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
+LAUNCH_EXIT = {"not-found": 127, "not-executable": 126}
 
 # created, exec or error, end of file.
 _LAST_WORDS = 4
@@ -121,9 +122,19 @@ class Process:
         self._loop.remove(self._launch.channel.fileno())
         self._launch.channel.close()
         if self._launch.phase == "started":
-            self.started = True
-            self.started_at = time.time()
+            self.begun()
         self._settle(self._launch.fault)
+
+    def begun(self) -> None:
+        self.started = True
+        self.started_at = time.time()
+
+    def ended(self, code: int) -> None:
+        """``code`` as os.waitstatus_to_exitcode has it: negative for a signal."""
+        self.exit_signal = -code if code < 0 else None
+        self.exit_code = 128 - code if code < 0 else code
+        if not self.started and self.fault is not None and code >= 0:
+            self.exit_code = LAUNCH_EXIT.get(self.fault.code, 128)
 
     @property
     def warnings(self) -> list[str]:
@@ -145,6 +156,14 @@ class Process:
         """False when it has ended."""
         return self.exit_code is None and self._launch is not None and self._launch.signal(number)
 
+    def signal_group(self, number: int) -> bool:
+        """As ``signal``, and to what it has started that has not left its process group."""
+        if self.exit_code is not None or not self.pid:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+        return True
+
     def on_reaped(self, status: int) -> None:
         """The kernel's wait status has come: take the last words of the handshake and the pipes, then tell."""
         assert self._launch is not None
@@ -156,10 +175,7 @@ class Process:
                     self._on_handshake()
             self._loop.remove(channel.fileno())
             channel.close()
-        self.exit_signal = -code if code < 0 else None
-        self.exit_code = 128 - code if code < 0 else code
-        if not self.started and self.fault is not None and code >= 0:
-            self.exit_code = _LAUNCH_EXIT.get(self.fault.code, 128)
+        self.ended(code)
         self._launch.close()
         self.streams.drain()
         self._on_exit(self)

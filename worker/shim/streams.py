@@ -7,6 +7,7 @@ connection speaks is worker.shim.connection.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -181,6 +182,18 @@ class Streams:
             self._finish()
         else:
             self._loop.call_later(_AFTER_EXIT, self.close)
+
+    def skip(self) -> None:
+        """Forget what the pipes hold: whoever made the process has written it, not the process."""
+        for fd in self._outputs:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(fd, _CHUNK):
+                    pass
+
+    def discard(self) -> None:
+        """As ``close``, of pipes that nobody has begun to read."""
+        self._log = None
+        self.close()
 
     def close(self) -> None:
         """Let go of everything, read or not."""

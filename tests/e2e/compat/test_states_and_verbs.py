@@ -20,6 +20,7 @@ CHECKED_FIRST = "a body is checked before the container is looked up"
 DIFFERENT = {
     **{(state, "unpause"): (500, CALLERS) for state in ("created", "running", "restarting", "exited")},
     **{(state, "top without pids"): (500, CALLERS) for state in ("running", "paused")},
+    ("running", "exec with bad keys"): (500, CALLERS),
     ("restarting", "rename"): (404, OTHER_NETWORK),
     ("restarting", "resize"): (404, "containerd's 'no such container' for one that is there"),
     ("missing", "update to a bad policy"): (404, CHECKED_FIRST),

@@ -7,12 +7,14 @@ command. Whatever a test leaves is deleted, and then nothing of it may be there.
 from __future__ import annotations
 
 import copy
+import errno
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class Done:
 
 
 def config_of(rootfs: Path, cgroup: str, args: list[str], **changes: Any) -> dict[str, Any]:
-    """A bundle's config; ``process``, ``linux`` and ``root`` are merged into it, other fields replace."""
+    """A bundle's config; objects among ``changes`` are merged into it, ``mounts`` appended, other fields replace."""
     config: dict[str, Any] = {
         "ociVersion": "1.0.2",
         "root": {"path": str(rootfs)},
@@ -80,6 +82,7 @@ def config_of(rootfs: Path, cgroup: str, args: list[str], **changes: Any) -> dic
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
         },
     }
+    config["mounts"] += copy.deepcopy(changes.pop("mounts", []))
     for key, value in copy.deepcopy(changes).items():
         config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
     return config
@@ -161,7 +164,12 @@ class Runtime:
         """Remove what a control (runc, crun) leaves of our parent in hierarchies that we do not use."""
         for mount in os.scandir("/sys/fs/cgroup"):
             for base, _, _ in os.walk(mount.path + self.parent, topdown=False):
-                os.rmdir(base)
+                try:
+                    os.rmdir(base)
+                except OSError as error:
+                    # The session's zygote and shims may be there, from other tests.
+                    if error.errno != errno.EBUSY:
+                        raise
 
     def clear(self) -> None:
         """Delete all there is; then no state and no cgroup may be left."""
@@ -176,8 +184,20 @@ class Runtime:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, rootfs: Path, cgroup_parent: str) -> Iterator[Runtime]:
+def own_rootfs(rootfs: Path) -> Iterator[Path]:
+    """A copy that a test's containers may change; of /dev nothing, as to read a device has no end.
+
+    Not below pytest's directories, which are closed to the mapped root of a user namespace.
+    """
+    with tempfile.TemporaryDirectory(prefix="covey-test-own-") as directory:
+        os.chmod(directory, 0o755)
+        ignore = lambda path, names: names if Path(path) == rootfs / "dev" else []  # noqa: E731
+        yield Path(shutil.copytree(rootfs, f"{directory}/rootfs", symlinks=True, ignore=ignore))
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, own_rootfs: Path, cgroup_parent: str) -> Iterator[Runtime]:
     assert shutil.which(PROGRAM), f"{PROGRAM} is missing: run scripts/setup --dev"
-    made = Runtime(tmp_path, rootfs, cgroup_parent)
+    made = Runtime(tmp_path, own_rootfs, cgroup_parent)
     yield made
     made.clear()

@@ -70,7 +70,7 @@ class Containerd:
 
 
 @pytest.fixture(params=["covey-runtime", "runc"])
-def containerd(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path, rootfs: Path) -> Iterator[Containerd]:
+def containerd(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path) -> Iterator[Containerd]:
     for name in ("containerd", "ctr", "containerd-shim-runc-v2"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed: scripts/setup --dev installs it (with docker.io) where Debian has it")
@@ -83,7 +83,7 @@ def containerd(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path, roo
     config.write_text(_CONFIG.format(base=base))
     with open(base / "log", "w") as log:
         daemon = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    made = Containerd(base, program, rootfs, f"{runtime.parent}/containerd")
+    made = Containerd(base, program, runtime.rootfs, f"{runtime.parent}/containerd")
     try:
         runtime.wait_for("containerd", lambda: made.call("version", code=None).returncode == 0)
         yield made

@@ -407,6 +407,30 @@ def test_without_pivot(runtime):
     assert runtime.call("run", "--no-pivot", "--bundle", bundle, "a").out.splitlines()[-1] == "box"
 
 
+def test_a_bind_of_what_the_mapped_root_cannot_reach(runtime):
+    """podman's own files lie in directories closed to all but root: the parent hands the bind in."""
+    secret = runtime.base / "closed"
+    secret.mkdir(mode=0o700)
+    (secret / "file").write_text("content\n")
+    (secret / "directory").mkdir(mode=0o755)
+    linux = _linux(runtime, "a")
+    linux["namespaces"].append({"type": "user"})
+    for field in ("uidMappings", "gidMappings"):
+        linux[field] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    mounts = [
+        {"destination": "/tmp/file", "type": "bind", "source": str(secret / "file"), "options": ["bind", "ro"]},
+        {"destination": "/tmp/directory", "type": "bind", "source": str(secret / "directory"), "options": ["rbind"]},
+    ]
+    runtime.start("a", ["sleep", "1000"], linux=linux, mounts=mounts)
+    done = runtime.call("exec", "a", "sh", "-c", "cat /tmp/file; ls -d /tmp/directory; echo x >/tmp/file", code=1)
+    assert done.out == "content\n/tmp/directory\n"
+    assert "Read-only" in done.err
+    runtime.call("delete", "--force", "a")
+    missing = [{"destination": "/tmp/x", "type": "bind", "source": str(secret / "none"), "options": ["bind"]}]
+    error = runtime.call("create", "--bundle", runtime.bundle("a", ["true"], linux=linux, mounts=missing), "a", code=1).err
+    assert f"bind source {secret / 'none'} does not exist" in error
+
+
 def test_a_user_namespace(runtime):
     linux = _linux(runtime, "a")
     linux["namespaces"].append({"type": "user"})

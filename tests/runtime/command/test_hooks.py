@@ -113,6 +113,27 @@ def test_a_create_killed_in_a_hook_is_cleared_by_the_next(runtime):
     runtime.call("start", "a")
 
 
+def test_a_network_device_is_moved_in(runtime):
+    """linux.netDevices: made here, found inside under its other name; a name that is not there undoes the create."""
+    name = f"cv{os.getpid()}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+    linux = {
+        "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
+        "cgroupsPath": f"{runtime.parent}/a",
+        "netDevices": {name: {"name": "inside0"}},
+    }
+    try:
+        runtime.start("a", linux=linux)
+        assert "inside0" in runtime.call("exec", "a", "ip", "link").out
+        assert subprocess.run(["ip", "link", "show", name], capture_output=True, check=False).returncode != 0
+        bundle = runtime.bundle("b", ["true"], linux={**linux, "cgroupsPath": f"{runtime.parent}/b"})
+        assert f"linux.netDevices.{name}" in runtime.call("create", "--bundle", bundle, "b", code=1).err
+        assert runtime.ids() == ["a"]
+    finally:
+        runtime.call("delete", "--force", "a")
+        subprocess.run(["ip", "link", "del", name], capture_output=True, check=False)
+
+
 def test_a_filter_of_the_bundle(runtime):
     """Compiled at create, with no daemon; an exec has it too."""
     profile = {

@@ -76,20 +76,17 @@ class Podman:
 
 
 @pytest.fixture(params=["covey-runtime", "runc"])
-def podman(request: pytest.FixtureRequest, runtime: Any, tmp_path: Path, rootfs: Path) -> Iterator[Podman]:
+def podman(request: pytest.FixtureRequest, runtime: Any) -> Iterator[Podman]:
     if shutil.which("podman") is None:
         pytest.skip("podman is not installed: scripts/setup --dev installs it where the distribution has it")
     program = runtime.program[0] if request.param == "covey-runtime" else shutil.which("runc")
     if program is None:
         pytest.skip("runc is not installed, so there is no control: apt-get install runc")
-    # podman makes what it mounts in the root.
-    own = tmp_path / "rootfs"
-    shutil.copytree(rootfs, own, symlinks=True)
     parent = f"{runtime.parent}/podman"
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     # Its --runroot may have 50 characters, which pytest's directories are longer than.
     with tempfile.TemporaryDirectory(prefix="covey-podman-") as directory:
-        made = Podman(Path(directory), program, own, parent)
+        made = Podman(Path(directory), program, runtime.rootfs, parent)
         yield made
         made.call("rm", "--all", "--force", "--time", "0")
         runtime.wait_for("the end of every conmon", _no_conmon_left)

@@ -352,7 +352,8 @@ def test_the_log_is_what_containerd_reads(runtime):
 
 def test_a_log_that_cannot_be_written(runtime):
     wrong(runtime.call("--log", runtime.base / "no/log", "list", code=1), "--log", "No such file")
-    wrong(runtime.call("--log", "syslog:x", "list", code=1), "only a file")
+    wrong(runtime.call("--log", "syslog:x", "list", code=1, cwd=runtime.base), "only a file")
+    assert not (runtime.base / "syslog:x").exists()
     runtime.call("--log", f"file:{runtime.base}/log", "state", "nobody", code=1)
     assert "does not exist" in (runtime.base / "log").read_text()
 

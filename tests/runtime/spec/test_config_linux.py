@@ -167,6 +167,7 @@ async def _(boxes):
     closed = boxes._base / "closed"
     closed.mkdir(mode=0o700)
     root = own_root(boxes).rename(closed / "root")
+    os.chown(closed, 4321, 4321)
     for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
         path.chmod(path.stat().st_mode | 0o011)
     linux = {**spaces(*KINDS, "user"), "uidMappings": MAPS, "gidMappings": MAPS}

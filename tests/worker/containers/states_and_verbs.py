@@ -12,12 +12,15 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 API = "/v1.41"
 WAITS = 0.4
 PATIENCE = 30.0
+#: Seconds in which something can be asked of a container before it is started again.
+ENOUGH = 1.0
 #: A stream that has begun and goes on.
 STREAMS = "…"
 
@@ -113,6 +116,8 @@ VERBS = (
     Verb("exec", "POST", "/containers/{}/exec", {"Cmd": ["true"]}),
     Verb("exec of nothing", "POST", "/containers/{}/exec", {"Cmd": []}),
     Verb("attach", "POST", "/containers/{}/attach?stream=1&stdout=1", upgrade=True),
+    Verb("attach with bad keys", "POST", "/containers/{}/attach?stream=1&stdout=1&detachKeys=nope", upgrade=True),
+    Verb("exec with bad keys", "POST", "/containers/{}/exec", {"Cmd": ["true"], "DetachKeys": "nope"}),
     Verb("resize", "POST", "/containers/{}/resize?h=20&w=70"),
     Verb("update", "POST", "/containers/{}/update", {"Memory": 64 << 20, "MemorySwap": -1}),
     Verb("update of the policy", "POST", "/containers/{}/update", {"RestartPolicy": {"Name": "unless-stopped"}}, alone=True),
@@ -152,11 +157,15 @@ def make(caller: Caller, image: str, state: str, name: str) -> None:
 
 def settle(caller: Caller, state: str, name: str) -> None:
     if state == "restarting":
-        # From the fifth on a wait is long enough to ask something in it.
-        late = 5
-        caller.until(name, "restarting", lambda seen: seen["RestartCount"] >= late and seen["State"]["Restarting"])
+        caller.until(name, "restarting", lambda seen: seen["State"]["Restarting"] and _waits_for(seen) > ENOUGH)
     elif state != "missing":
         caller.until(name, state, lambda seen: seen["State"]["Status"] == state)
+
+
+def _waits_for(seen: dict[str, Any]) -> float:
+    """Seconds until a container that waits for its restart is started again: a tenth, doubled with each that was."""
+    ended = datetime.fromisoformat(seen["State"]["FinishedAt"][:19] + "+00:00").timestamp()
+    return ended + min(60.0, 0.1 * 2.0 ** seen["RestartCount"]) - time.time()
 
 
 def _ask(caller: Caller, image: str, verb: Verb, name: str) -> Answer:

@@ -74,6 +74,7 @@ def test_no_log(node: Node) -> None:
     assert node.docker("run", "--name", "quiet", "--log-driver", "none", "busybox", "echo", "seen").stdout == "seen\n"
     assert "configured logging driver does not support reading" in node.docker("logs", "quiet", code=1).stderr
     assert Caller(node.socket).call("GET", "/containers/quiet/logs?stdout=1").status == 501
+    assert Caller(node.socket).call("POST", "/containers/quiet/attach?logs=1&stdout=1", upgrade=True).status == 501
     assert not list(directory(node, "quiet").glob("*.log"))
 
 

@@ -54,6 +54,7 @@ def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
     died = node.state("dies")
     assert (died["Status"], died["ExitCode"], died["Error"]) == ("exited", 137, "shim died")
     wait_until(lambda: node.state("again")["Status"] == "running", "its policy starts it again")
+    assert "was not started again" not in node.errors.read_text(), "it was started twice"
     told = node.events("event=die", form="{{.Actor.Attributes.name}}")
     assert sorted(told) == ["again", "dies", "ends", "removed"]
     wait_until(lambda: "removed" not in node.out("ps", "-a", "--format", "{{.Names}}").split(), "--rm holds over a restart")
@@ -74,7 +75,7 @@ def test_nothing_is_left_of_removed_containers(node: Node) -> None:
     node.run("--name", "one", "-p", "8082:80", "--tmpfs", "/t", "busybox", "sleep", "100")
     node.docker("run", "--name", "two", "busybox", "nosuch", code=127)
     node.docker("rm", "-f", "one", "two")
-    for directory in ("run/containers", "data/containers", "data/rootfs/containers", "data/network/attachments"):
+    for directory in ("run/containers", "data/containers", "data/rootfs/containers", "run/network/attachments"):
         assert list((node.root / directory).iterdir()) == [], directory
     listed = subprocess.run(node.inside("cat", "/proc/self/mountinfo"), capture_output=True, text=True).stdout
     assert str(node.root / "run" / "containers") not in listed

@@ -41,6 +41,8 @@ wait for the removal         | 200 200 200 200 200 404
 exec                         | 409 201 409 409 409 404
 exec of nothing              | 400 400 400 400 400 400
 attach                       | 101 101 409 409 101 404
+attach with bad keys         | 400 400 400 400 400 400
+exec with bad keys           | 409 400 409 409 409 404
 resize                       | 409 200 200 409 409 404
 update                       | 200 200 200 200 200 404
 update of the policy         | 200 200 200 200 200 404
@@ -87,6 +89,8 @@ WORDS = {
     ("exec of nothing", ""): "No exec command specified",
     ("attach", "paused"): "container ID is paused, unpause the container before attach",
     ("attach", "restarting"): "container ID is restarting, wait until the container is running",
+    ("attach with bad keys", ""): "Invalid detach keys (nope) provided",
+    ("exec with bad keys", "running"): "Invalid detach keys (nope) provided",
     ("resize", ""): "container ID is not running",
     ("update to a bad policy", ""): "invalid restart policy",
     ("update to too little memory", ""): "Minimum memory limit allowed is 6MB",

@@ -1,4 +1,4 @@
-"""What a container needs done in the caller's namespaces: hooks at the moments of its life, its seccomp listener.
+"""What a container needs done in the caller's namespaces: hooks at the moments of its life, devices, its seccomp listener.
 
 Which state the container is in, and what a failed hook means for it, is the verbs' business. Hooks run in the bundle.
 """
@@ -31,12 +31,26 @@ class Outside:
         def on_request(kind: str, body: dict[str, Any]) -> None:
             state = self._state(status, init_pid or launched.pid)
             if kind == sync.HOOKS:
+                self._move_devices(launched.pid)
                 hooks.run(hooks.entries(self._config, *hooks.EARLY), state, self._bundle)
             else:
                 self._deliver(launched, int(body["fd"]), state)
             launched.resume({"state": state})
 
         return on_request
+
+    def _move_devices(self, pid: int) -> None:
+        """In a child: what moves them enters the container's network namespace, which hooks must not run in."""
+        devices = (self._config.get("linux") or {}).get("netDevices")
+        if not devices:
+            return
+        from worker.runtime import net_devices
+
+        moving = hooks.Background([], {}, first=lambda: net_devices.move(devices, pid))
+        fault, _ = moving.result()
+        os.waitpid(moving.pid, 0)
+        if fault is not None:
+            raise fault
 
     def _deliver(self, launched: Launch, number: int, state: dict[str, Any]) -> None:
         filter_ = self._config["covey"]["seccomp"]

@@ -31,15 +31,15 @@ class Log:
 
     def check(self) -> None:
         """Raise CommandError when the log file cannot be written: better now than when there is something to tell."""
-        scheme = self._path.partition(":")[0]
-        if scheme in ("syslog", "journald"):
-            raise CommandError(f"--log {self._path}: only a file can be written to here")
-        if self._path:
+        path, self._path = self._path, ""
+        if path.partition(":")[0] in ("syslog", "journald"):
+            raise CommandError(f"--log {path}: only a file can be written to here")
+        if path:
             try:
-                os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
             except OSError as error:
-                path, self._path = self._path, ""
                 raise CommandError(f"--log {path}: {error.strerror}") from None
+        self._path = path
 
     def debug(self, message: str) -> None:
         self._say("debug", message)

@@ -131,10 +131,11 @@ class Entry:
 
 def connect(directory: str) -> Any:
     """A connection to start.sock; the path may be longer than a socket address holds."""
-    import socket
+    # The module below socket: half of what ``state`` costs would be loading the rest of it.
+    import _socket
 
     place = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         connection.setblocking(False)
         connection.connect(f"/proc/self/fd/{place}/start.sock")

@@ -28,7 +28,7 @@ class World(Node):
     """A node with ``pool`` sandboxes ahead. ``out`` is a directory outside its data in which containers count their runs."""
 
     def __init__(self, root: Path, archive: bytes, pool: int) -> None:
-        super().__init__(root, pool)
+        super().__init__(root, pool=pool)
         self.archive = archive
         self.out_directory = root / "out"
         self.out_directory.mkdir()
