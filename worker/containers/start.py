@@ -272,6 +272,8 @@ def _make_directory(host: Host, container: Container, directory: Path) -> None:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         teardown.clear_directory(host, container, directory)
+        if directory.exists():
+            raise Internal(f"{directory}, of its last run, cannot be cleared away now: try again") from None
         directory.mkdir(mode=0o700)
     except FileNotFoundError:
         directory.mkdir(mode=0o700, parents=True)

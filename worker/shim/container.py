@@ -53,6 +53,7 @@ class Container:
         self._hierarchies = hierarchies
         self._log: Log | None = None
         self._group: Cgroup | None = None
+        self._former: Cgroup | None = None
         self._bundle = ""
         self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
@@ -78,9 +79,9 @@ class Container:
             "dropped_log_entries": self._log.dropped if self._log else 0,
         }
 
-    def record_identity(self, former: str | None = None) -> None:
-        """Write shim.json: who we are, and which cgroup is to be swept if we are killed; ``former``: its name until now."""
-        more = {"former_cgroup": former} if former is not None else {}
+    def record_identity(self) -> None:
+        """Write shim.json: who we are, and which cgroup is to be swept if we are killed, under which names."""
+        more = {"former_cgroup": self._former.path} if self._former else {}
         records.write(self._directory, "shim.json", {**self.identity(), **more}, durable=False)
 
     def identity(self) -> dict[str, Any]:
@@ -217,14 +218,13 @@ class Container:
         """A sandbox takes the container's name, run directory and cgroup; v2 cannot rename the last."""
         assert self._group is not None
         self.ident, self._directory = request.get("id") or self.ident, request.get("dir") or self._directory
-        former = self._group.path
         if self._group.version == 1:
-            self._group = Cgroup(born.cgroup, self._hierarchies)
-        self.record_identity(former)
+            self._former, self._group = self._group, Cgroup(born.cgroup, self._hierarchies)
+        self.record_identity()
 
     def _abandon(self) -> None:
         """A create that failed leaves no process and no cgroup; the shim is empty again."""
-        group, process = self._group, self.process
+        process = self.process
         self.process = None
         self.state = "empty"
         if process is not None:
@@ -232,8 +232,7 @@ class Container:
             process.streams.close()
         if self._log is not None:
             self._log.close()
-        if group is not None:
-            wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
+        self._wind_up(lambda: None, wanted=lambda: self.process is None)
 
     def discard(self) -> None:
         """End a sandbox that nobody will claim, or one that is being made, all it holds, and with it the shim."""
@@ -247,10 +246,19 @@ class Container:
             records.forget(self._directory)
             self._loop.stop()
 
-        if self._group is None:
-            gone()
-        else:
-            wind_up(self._loop, self._group, gone, wanted=lambda: True)
+        self._wind_up(gone, wanted=lambda: True)
+
+    def _wind_up(self, done: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Remove the cgroup, also under the name that a sandbox may not have given up yet."""
+        groups = [group for group in (self._former, self._group) if group is not None]
+
+        def following() -> None:
+            if groups:
+                wind_up(self._loop, groups.pop(0), following, wanted)
+            else:
+                done()
+
+        following()
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")

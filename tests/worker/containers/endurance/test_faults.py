@@ -27,8 +27,8 @@ from tests.worker.containers.endurance.world import World
 pytestmark = pytest.mark.root
 
 SAMPLE, WHOLE = 25, 300
-SPACE = re.compile("free space|free the space")
-FILES = re.compile("open files")
+SPACE = re.compile("free space|now: try again")
+FILES = re.compile("open files|now: try again")
 PROCESSES = re.compile("limit of processes")
 
 
