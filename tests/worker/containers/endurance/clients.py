@@ -204,8 +204,14 @@ class Client:
                 thing.may.add(GONE)
         elif answer.status == 0:
             thing.perhaps_began()
+            self._perhaps_refused(thing)
         else:
             thing.began()
+
+    def _perhaps_refused(self, thing: Thing) -> None:
+        """A start without an answer may have failed for what is lacked, and that be on record."""
+        if self.faulty():
+            thing.codes.add(FAILED_START)
 
     def start_twice(self, thing: Thing) -> None:
         """One starts it, the other finds it running (or, of a program that ends at once, starts it again)."""
@@ -323,6 +329,7 @@ class Client:
         else:
             thing.perhaps_ended(thing.code)
         thing.perhaps_began()
+        self._perhaps_refused(thing)
         thing.paused.add(False)
 
     def remove(self, thing: Thing) -> None:
