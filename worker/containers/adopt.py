@@ -52,7 +52,7 @@ async def adopt(host: Host) -> None:
 
 def _clear(host: Host, live: Live) -> None:
     directory = host.options.run_directory(live.container.id)
-    if directory.exists():
+    if live.container.id not in host.unnoted and directory.exists():
         teardown.clear_directory(host, live.container, directory)
 
 

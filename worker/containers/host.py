@@ -140,6 +140,8 @@ class Host:
         self.group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsynced: set[str] = set()
+        self.unnoted: set[str] = set()
+        """Containers whose end found no room on the disk: what lies in their run directories tells it."""
         self._changed = asyncio.Event()
         self._threads = threads
 
@@ -196,7 +198,9 @@ class Host:
             self.save(container, sync=sync)
         except Internal as error:
             log.error("%s", error.message)
+            self.unnoted.add(container.id)
             return False
+        self.unnoted.discard(container.id)
         return True
 
     async def keep_synced(self) -> None:

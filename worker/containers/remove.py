@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,12 +67,15 @@ async def _delete(host: Host, live: Live) -> None:
     container = live.container
     container.state.status = record.REMOVING
     directory = host.options.run_directory(container.id)
-    if directory.exists():
-        await teardown.release(host, container)
-        if directory.exists():
+    ran = directory.exists()
+    if ran:
+        await teardown.release(host, container, keep_exit=True)
+        if await host.run(teardown.beside_exit, directory):
             raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
     asides = await host.run(_retire, host, container.id)
     host.registry.forget(container)
+    if ran:
+        await host.run(shutil.rmtree, directory, ignore_errors=True)
     host.spawn(host.run(_clear, asides), f"container {container.short}: its files")
 
 

@@ -116,7 +116,8 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.status, state.exit_code, state.finished_at = record.EXITED, ended.code, ended.at or host.clock.now()
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
-    noted = live.removing or host.note(container, sync=True)
+    # Of one that is being removed its own records tell, until its record goes: the daemon may die in between.
+    noted = not live.removing and host.note(container, sync=True)
     if noted:
         record.unmark_running(host.options.run_directory(container.id))
     live.shim, live.attachment = None, None

@@ -51,10 +51,9 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
     if not swept:
         # Its records say what there is to sweep: for whoever removes the container.
         return
-    if keep_exit and (directory / records.EXIT).exists():
-        for entry in os.scandir(directory):
-            if entry.name not in (records.EXIT, record.MARK):
-                trees.remove_path(Path(entry.path))
+    if keep_exit:
+        for name in beside_exit(directory):
+            trees.remove_path(directory / name)
     else:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -81,10 +80,15 @@ def _sweep(directory: Path) -> bool:
     return False
 
 
-async def release(host: Host, container: Container) -> None:
-    """Everything a container that does not run may still hold."""
+def beside_exit(directory: Path) -> list[str]:
+    """What is in a run directory beside that the container ran, and how it ended."""
+    return [name for name in os.listdir(directory) if name not in (records.EXIT, record.MARK)]
+
+
+async def release(host: Host, container: Container, *, keep_exit: bool = False) -> None:
+    """Everything a container that does not run may still hold; ``keep_exit``: see ``clear_directory``."""
     await detach(host, container)
-    await clear(host, container)
+    await clear(host, container, keep_exit=keep_exit)
 
 
 async def detach(host: Host, container: Container) -> None:
