@@ -188,6 +188,7 @@ class Host:
         Nobody waits for that: what a start or an exit changes means little after one. Raises Internal (disk full).
         """
         self.registry.save(container)
+        self.unnoted.discard(container.id)
         if sync:
             self._unsynced.add(container.id)
             self._changed.set()
@@ -200,7 +201,6 @@ class Host:
             log.error("%s", error.message)
             self.unnoted.add(container.id)
             return False
-        self.unnoted.discard(container.id)
         return True
 
     async def keep_synced(self) -> None:

@@ -141,6 +141,9 @@ def exec_words(program: str, fault: RuntimeFault) -> str:
 
 
 async def _start(host: Host, live: Live) -> None:
+    if live.container.id in host.unnoted:
+        # What tells of its last run is about to be cleared away.
+        host.save(live.container)
     async with host.pool.starting():
         try:
             await _run(host, live, warm=True)
