@@ -7,10 +7,12 @@ connections, what a fault looks like. It must not know what any call does: handl
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -30,6 +32,8 @@ Handler = Callable[[Call], Awaitable[Answer]]
 
 HEADER_LIMIT = 64 * 1024
 READ_CHUNK = 256 * 1024
+LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+"""Faults that are the machine's: their words are told, as a person can do something about them."""
 
 
 async def _ping(call: Call) -> Answer:
@@ -177,7 +181,9 @@ class Server:
     def _fault(self, request: web.BaseRequest) -> Answer:
         number = secrets.token_hex(4)
         log.exception("fault %s in %s %s", number, request.method, request.path)
-        return Json({"message": f"internal error {number}: the daemon's log has its traceback under this number"}, 500)
+        fault = sys.exc_info()[1]
+        lack = f"{fault.strerror}: " if isinstance(fault, OSError) and fault.errno in LACKS else ""
+        return Json({"message": f"internal error {number}: {lack}the daemon's log has its traceback under this number"}, 500)
 
     async def _send(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
         match answer:

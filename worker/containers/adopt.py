@@ -52,7 +52,7 @@ async def adopt(host: Host) -> None:
 
 def _clear(host: Host, live: Live) -> None:
     directory = host.options.run_directory(live.container.id)
-    if directory.exists():
+    if live.container.id not in host.unnoted and directory.exists():
         teardown.clear_directory(host, live.container, directory)
 
 
@@ -86,7 +86,7 @@ async def _take_over(host: Host, live: Live) -> bool:
         await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
     live.shim = shim
-    host.save(container)
+    host.note(container)
     return True
 
 

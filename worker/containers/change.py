@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from covey.errors import Conflict, Forbidden, Internal, InvalidArgument
-from worker.containers import limits, network_requests, record
+from worker.containers import limits, network_requests, record, unmet
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
 from worker.containers.registry import check_name
@@ -84,13 +84,13 @@ async def update(host: Host, live: Live, body: Mapping[str, Any]) -> list[str]:
         if live.removing or container.state.status in (record.REMOVING, record.DEAD):
             raise Conflict(f"Cannot update container {container.id}: container is marked for removal and cannot be updated")
         wanted = _wanted(container, body)
-        fresh = host.completed({**container.host_config, **wanted})
+        fresh, warnings = unmet.without(host.completed({**container.host_config, **wanted}), host.controllers)
         if live.shim is not None and any(key in UPDATABLE for key in wanted):
             await _apply(live, fresh)
         container.host_config = fresh
         host.save(container, sync=True)
     host.publish(container, "update")
-    return _passed_over(body)
+    return warnings + _passed_over(body)
 
 
 async def _apply(live: Live, fresh: Mapping[str, Any]) -> None:

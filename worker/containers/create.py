@@ -25,6 +25,7 @@ from worker.containers import (
     seccomp,
     signals,
     surroundings,
+    unmet,
 )
 from worker.containers.host import Host
 from worker.containers.record import Container, Mount
@@ -50,7 +51,7 @@ async def create(
     PortBinding.
     """
     given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
-    settings = host.completed(body.get("HostConfig") or {})
+    settings, unmet_warnings = unmet.without(host.completed(body.get("HostConfig") or {}), host.controllers)
     reference = str(given.get("Image") or "")
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")
@@ -74,7 +75,7 @@ async def create(
         undo.pop_all()
     host.live(container)
     host.publish(container, "create")
-    return container, _warnings(settings, image)
+    return container, unmet_warnings + _warnings(settings, image)
 
 
 def _ids(host: Host, settings: Mapping[str, Any]) -> remap.Remap | None:

@@ -108,7 +108,7 @@ async def watch(host: Host, live: Live) -> None:
             return
         in_start = host.clock.now() - began < times.start_period
         before = judge(health, probe, times.retries, in_start_period=in_start)
-        host.save(live.container)
+        host.note(live.container)
         if health.status != before:
             host.publish(live.container, f"health_status: {health.status}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from covey.clock import Clock
+from covey.errors import Internal
 from worker.containers import host_config, log_options, record
 from worker.containers.events import EventBus
 from worker.containers.options import EngineOptions
@@ -28,6 +29,8 @@ from worker.network import endpoint as network_endpoint
 from worker.network.node_network import NodeNetwork
 from worker.rootfs.overlay import Overlay
 from worker.rootfs.volumes import Volumes
+from worker.runtime import cgroups
+from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -130,12 +133,15 @@ class Host:
         self.events = events
         self.zygote = zygote
         self.pool = pool
+        self.controllers = cgroups.available(cgroups.hierarchies())
         self.start_again: Callable[[Live], Awaitable[None]]
         self.auto_remove: Callable[[Live], None]
         self.lives: dict[str, Live] = {}
         self.group: asyncio.TaskGroup
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unsynced: set[str] = set()
+        self.unnoted: set[str] = set()
+        """Containers whose end found no room on the disk: what lies in their run directories tells it."""
         self._changed = asyncio.Event()
         self._threads = threads
 
@@ -182,9 +188,20 @@ class Host:
         Nobody waits for that: what a start or an exit changes means little after one. Raises Internal (disk full).
         """
         self.registry.save(container)
+        self.unnoted.discard(container.id)
         if sync:
             self._unsynced.add(container.id)
             self._changed.set()
+
+    def note(self, container: Container, *, sync: bool = False) -> bool:
+        """``save`` of what has happened already and which a full disk does not undo; whether it is on record."""
+        try:
+            self.save(container, sync=sync)
+        except Internal as error:
+            log.error("%s", error.message)
+            self.unnoted.add(container.id)
+            return False
+        return True
 
     async def keep_synced(self) -> None:
         """Has the disk take what was saved with ``sync``, some at a time, until cancelled."""
@@ -201,8 +218,9 @@ class Host:
         self.events.publish("container", action, container.id, {**attributes, **(extra or {})})
 
     def set_status(self, container: Container, status: str) -> None:
+        """Of what has happened or is about to, record or not."""
         container.state.status = status
-        self.save(container)
+        self.note(container)
 
     def log_path(self, container: Container) -> Path:
         """Where its driver keeps the log; of no meaning for a driver that keeps none."""
@@ -243,5 +261,8 @@ async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
 async def _captured(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
     try:
         return await work, None
+    except OSError as fault:
+        words = remedy(fault)
+        return None, Internal(f"{fault.strerror} ({fault.filename or 'kernel call'}){words}") if words else fault
     except Exception as fault:
         return None, fault

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError
-from worker.containers import bundle, host_config, surroundings
+from worker.containers import bundle, host_config, surroundings, unmet
 from worker.containers.options import EngineOptions
 from worker.containers.shim_client import Shim, ShimGone, end_shim, sweep
 from worker.containers.users import User
@@ -29,12 +29,15 @@ from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process
 from worker.network.node_network import NodeNetwork
 from worker.network.spare import Spare
-from worker.runtime import sandbox
+from worker.runtime import cgroups, sandbox
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 5.0
+"""How often the pool is looked through for sandboxes that have died."""
+PATIENCE, POLL = 5.0, 0.01
 QUIET = 0.02
 """Seconds without a start before another sandbox is made."""
 BACKOFF = (1.0, 60.0)
@@ -89,7 +92,8 @@ class Pool:
         self._zygote = zygote
         self._network = network
         self._directory = options.exec_root / "pool"
-        self._usual = host_config.completed({}, os.cpu_count() or 1)
+        controllers = cgroups.available(cgroups.hierarchies())
+        self._usual, _ = unmet.without(host_config.completed({}, os.cpu_count() or 1), controllers)
         self._template = _ahead_only(template(self._usual, ""))
         self._ready: list[Sandbox] = []
         self._lost: list[Sandbox] = []
@@ -132,7 +136,7 @@ class Pool:
         while self._ready:
             self._taken.set()
             one = self._ready.pop(0)
-            if process.is_alive(one.shim_pid, one.shim_started):
+            if not one.shim.lost and process.is_alive(one.shim_pid, one.shim_started):
                 return one
             self._lost.append(one)
         return None
@@ -144,6 +148,21 @@ class Pool:
         if one.spare is not None:
             await self._network.discard(one.spare)
         await asyncio.to_thread(_remove, one.directory)
+
+    def _drop_lost(self) -> None:
+        """Sandboxes whose shim or process was killed: the shim of the latter has ended, too."""
+        lost = [one for one in self._ready if one.shim.lost]
+        if not lost:
+            return
+        self._ready = [one for one in self._ready if one not in lost]
+        self._lost += lost
+        self._taken.set()
+
+    async def _clear_lost(self) -> None:
+        while self._lost:
+            one = self._lost.pop()
+            log.warning("a sandbox made ahead has died: %s", one.directory.name)
+            await self.give_up(one)
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a sandbox can become the container of the bundle ``config``."""
@@ -163,10 +182,14 @@ class Pool:
             while True:
                 if len(self._ready) >= self._options.warm_pool:
                     self._taken.clear()
-                    await self._taken.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LOOK_SECONDS):
+                            await self._taken.wait()
+                    self._drop_lost()
+                    await self._clear_lost()
+                    continue
                 await self._quiet.wait()
-                while self._lost:
-                    await self.give_up(self._lost.pop())
+                await self._clear_lost()
                 try:
                     self._ready.append(await self._make())
                     self._made.set()
@@ -176,9 +199,11 @@ class Pool:
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, BACKOFF[1])
         finally:
+            self._drop_lost()
             for one in self._ready:
                 one.shim.close()
             self._ready.clear()
+            await self._clear_lost()
 
     async def _make(self) -> Sandbox:
         name = f"sandbox-{secrets.token_hex(8)}"
@@ -199,7 +224,7 @@ class Pool:
             raise
 
     def _clear(self) -> None:
-        """What an earlier daemon left: its sandboxes end by themselves, unless they were killed."""
+        """What an earlier daemon left: its sandboxes end by themselves, unless they were killed or not yet made."""
         if self._directory.exists():
             for directory in self._directory.iterdir():
                 _remove(directory)
@@ -214,14 +239,15 @@ def _ahead_only(config: dict[str, Any]) -> dict[str, Any]:
 
 def _remove(directory: Path) -> None:
     """The run directory of a sandbox, and its shim if it is still there."""
-    known = records.read(str(directory), "shim.json")
-    if known is not None and known.get("start_time"):
-        process.kill_verified(known["pid"], known["start_time"], signal.SIGKILL)
     deadline = time.monotonic() + _PATIENCE
     while directory.exists() and time.monotonic() < deadline:
         with contextlib.suppress(RuntimeFault, OSError):
+            known = records.read(str(directory), "shim.json")
+            if known is not None and known.get("start_time"):
+                process.kill_verified(known["pid"], known["start_time"], signal.SIGKILL)
             if sweep(directory):
                 shutil.rmtree(directory, ignore_errors=True)
                 return
-        time.sleep(0.01)
-    log.error("the sandbox in %s cannot be removed: its cgroup is still in use", directory)
+        time.sleep(POLL)
+    if directory.exists():
+        log.error("the sandbox in %s cannot be removed now: its shim or its cgroup is still there", directory)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 CREATED, RUNNING, PAUSED, RESTARTING = "created", "running", "paused", "restarting"
-_MARK = "running"
+MARK = "running"
 EXITED, REMOVING, DEAD = "exited", "removing", "dead"
 
 
@@ -113,18 +113,18 @@ class Container(msgspec.Struct, kw_only=True):
 
 def mark_running(run_directory: Path, since: float) -> None:
     """Note that the container was told to run: its run directory lives as long as the boot, its record may say less."""
-    (run_directory / _MARK).write_text(repr(since))
+    (run_directory / MARK).write_text(repr(since))
 
 
 def unmark_running(run_directory: Path) -> None:
     """Its end is on record."""
-    (run_directory / _MARK).unlink(missing_ok=True)
+    (run_directory / MARK).unlink(missing_ok=True)
 
 
 def marked_running(run_directory: Path) -> float | None:
     """Since when it runs by the mark; None without one."""
     try:
-        return float((run_directory / _MARK).read_text())
+        return float((run_directory / MARK).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

@@ -6,6 +6,7 @@ must not know what runs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from covey.errors import Conflict, Internal, InvalidArgument, NotFound
 from worker.containers import record
 from worker.containers.record import Container
 from worker.kernel import trees
+from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +107,19 @@ class Registry:
         return name not in self._by_name
 
     def add(self, container: Container) -> None:
-        """Puts the container into the registry and on disk; its name must be claimed."""
-        self.directory(container.id).mkdir(mode=0o710, exist_ok=True)
+        """Puts the container into the registry and on disk; its name must be claimed.
+
+        Raises Internal, OSError; it is in neither then.
+        """
         self._by_id[container.id] = container
-        self.save(container, sync=True)
+        try:
+            self.directory(container.id).mkdir(mode=0o710, exist_ok=True)
+            self.save(container, sync=True)
+        except BaseException:
+            del self._by_id[container.id]
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self.retire(container.id) or "", ignore_errors=True)
+            raise
 
     def save(self, container: Container, *, sync: bool = False) -> None:
         """Replaces the record on disk. ``sync``: it must outlive a power cut. Raises Internal when the disk is full."""
@@ -124,9 +135,10 @@ class Registry:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise Internal(
-                f"cannot write the record of container {container.short} to {path}: {error.strerror}: free space there"
-            ) from error
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            what = f"cannot write the record of container {container.short} to {path}: {error.strerror}"
+            raise Internal(f"{what}{remedy(error)}") from error
 
     def sync(self, ids: Iterable[str]) -> None:
         """Has the disk take the records of these containers; one that is gone needs it no more. Blocking."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from covey.errors import Conflict, CoveyError, NotFound
+from covey.errors import Conflict, CoveyError, Internal, NotFound
 from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
 from worker.kernel import trees
@@ -65,10 +66,16 @@ async def _delete(host: Host, live: Live) -> None:
     """Once its record has been taken away it is removed: what is left then the next start of the daemon would clear."""
     container = live.container
     container.state.status = record.REMOVING
-    if host.options.run_directory(container.id).exists():
-        await teardown.release(host, container)
+    directory = host.options.run_directory(container.id)
+    ran = directory.exists()
+    if ran:
+        await teardown.release(host, container, keep_exit=True)
+        if await host.run(teardown.beside_exit, directory):
+            raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
     asides = await host.run(_retire, host, container.id)
     host.registry.forget(container)
+    if ran:
+        await host.run(shutil.rmtree, directory, ignore_errors=True)
     host.spawn(host.run(_clear, asides), f"container {container.short}: its files")
 
 

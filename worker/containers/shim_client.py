@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from worker.kernel import mounts, process, syscalls
 from worker.runtime import birth
 from worker.runtime.cgroups import Cgroup
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
 VERSION = 1
@@ -50,7 +50,11 @@ async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         raise ShimGone(f"there is no {path.parent}") from None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        os.close(directory)
+        raise
     try:
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
@@ -110,6 +114,11 @@ class _Client:
         reader, writer = await _open(self.path)
         writer.write(_frame(body))
         return reader, writer
+
+    @property
+    def lost(self) -> bool:
+        """Whether the other end has closed a connection that we kept."""
+        return any(reader.at_eof() for reader, _ in self._idle)
 
     def close(self) -> None:
         for _, writer in self._idle:
@@ -279,6 +288,11 @@ class Shim:
         self.warnings = answer.get("warnings") or []
         self.close()
 
+    @property
+    def lost(self) -> bool:
+        """Whether the shim is known to have ended: it has let go of a connection that nobody uses."""
+        return self._client.lost
+
     def moved(self, directory: Path) -> None:
         """The shim's socket has been moved into ``directory``; connections that are open go on."""
         self.directory = directory
@@ -303,8 +317,9 @@ def sweep(directory: Path) -> bool:
     if record is not None:
         if process.is_alive(record["pid"], record.get("start_time") or -1):
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
-        if record.get("cgroup"):
-            group = Cgroup(record["cgroup"])
+        # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
+        for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
+            group = Cgroup(path)
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)
@@ -320,13 +335,15 @@ def sweep(directory: Path) -> bool:
 
 async def end_shim(pid: int, started: int) -> None:
     """Kills a shim, and by that its container, and waits until it is gone."""
-    process.kill_verified(pid, started, signal.SIGKILL)
     deadline = time.monotonic() + _END_PATIENCE
-    while process.is_alive(pid, started):
-        if time.monotonic() > deadline:
-            log.error("shim %s does not end after SIGKILL", pid)
-            return
+    while time.monotonic() < deadline:
+        try:
+            if not process.kill_verified(pid, started, signal.SIGKILL):
+                return
+        except OSError as error:
+            log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
         await asyncio.sleep(_POLL)
+    log.error("shim %s has not ended after SIGKILL", pid)
 
 
 async def end_recorded(directory: Path) -> None:

@@ -39,7 +39,7 @@ from worker.containers.shim_client import Shim, ShimGone, end_shim
 from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
-from worker.runtime.errors import UNFIT, RuntimeFault
+from worker.runtime.errors import UNFIT, RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _failed(host: Host, live: Live, code: int, fault: CoveyError) -> None:
     live.shim = None
     live.exited.set()
     live.wake_exit_waiters(code)
-    host.save(container)
+    host.note(container)
     if container.host_config.get("AutoRemove"):
         host.auto_remove(live)
 
@@ -124,7 +124,8 @@ def explained(container: Container, error: Exception) -> tuple[int, CoveyError]:
     if isinstance(error, ShimGone):
         return 128, Internal(f"failed to create task for container {container.short}: {error}: see the zygote's log")
     if isinstance(error, OSError):
-        return 128, Internal(f"cannot start container {container.short}: {error.strerror} ({error.filename or 'kernel call'})")
+        what = f"{error.strerror} ({error.filename or 'kernel call'})"
+        return 128, Internal(f"cannot start container {container.short}: {what}{remedy(error)}")
     raise error
 
 
@@ -140,6 +141,9 @@ def exec_words(program: str, fault: RuntimeFault) -> str:
 
 
 async def _start(host: Host, live: Live) -> None:
+    if live.container.id in host.unnoted:
+        # What tells of its last run is about to be cleared away.
+        host.save(live.container)
     async with host.pool.starting():
         try:
             await _run(host, live, warm=True)
@@ -161,8 +165,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
             undo.push_async_callback(host.pool.give_up, sandbox)
-            plugging = host.network.plug(container.id, sandbox.pid, sandbox.spare)
-            config, attachment = await _both(bundled, plugging)
+            config, attachment = await _both(bundled, _plug(host, container, sandbox))
             shim, pid, started = await _take_over(host, live, directory, config, sandbox)
         else:
             config = await bundled
@@ -173,13 +176,24 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
             await _serve_pending(live, shim)
             check_joined(host, container)
             await shim.start()
+        # Within what is undone: whose record cannot be kept must not run.
+        _running(host, live, shim, pid, started)
         undo.pop_all()
     live.attachment = attachment
-    _running(host, live, shim, pid, started)
+    host.publish(container, "start")
+    supervise.begin(host, live)
 
 
 def _has_links(attachment: Attachment | None) -> bool:
     return attachment is not None and any(one.driver == "bridge" for one in attachment.endpoints)
+
+
+async def _plug(host: Host, container: Container, sandbox: Sandbox) -> Attachment:
+    """Whether it was the sandbox that died or the network that fails shows in the ordinary way."""
+    try:
+        return await host.network.plug(container.id, sandbox.pid, sandbox.spare)
+    except CoveyError as error:
+        raise SandboxLost(error.message) from error
 
 
 async def _take_over(
@@ -205,7 +219,7 @@ async def _take_over(
     except (ShimGone, FileNotFoundError) as gone:
         raise SandboxLost(str(gone)) from gone
     except RuntimeFault as fault:
-        if fault.code not in (UNFIT, "bad-state"):
+        if fault.code not in (UNFIT, "bad-state", "kernel"):
             raise
         raise SandboxLost(str(fault)) from fault
     await _serve_pending(live, sandbox.shim)
@@ -232,22 +246,27 @@ async def _both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
 
 def _running(host: Host, live: Live, shim: Shim, pid: int, started: int) -> None:
     container = live.container
-    container.state = State(
-        status=record.RUNNING,
-        pid=pid,
-        pid_start=started,
-        started_at=host.clock.now(),
-        finished_at=container.state.finished_at,
-        health=Health() if health.test(container.config) else None,
+    former, container.state = (
+        container.state,
+        State(
+            status=record.RUNNING,
+            pid=pid,
+            pid_start=started,
+            started_at=host.clock.now(),
+            finished_at=container.state.finished_at,
+            health=Health() if health.test(container.config) else None,
+        ),
     )
     live.shim = shim
     live.exited.clear()
-    record.mark_running(host.options.run_directory(container.id), container.state.started_at)
-    if (container.host_config.get("RestartPolicy") or {}).get("Name") not in (None, "", "no"):
-        # The next boot starts it again; for the life of this one the mark says as much.
-        host.save(container, sync=True)
-    host.publish(container, "start")
-    supervise.begin(host, live)
+    try:
+        record.mark_running(host.options.run_directory(container.id), container.state.started_at)
+        if (container.host_config.get("RestartPolicy") or {}).get("Name") not in (None, "", "no"):
+            # The next boot starts it again; for the life of this one the mark says as much.
+            host.save(container, sync=True)
+    except BaseException:
+        container.state = former
+        raise
 
 
 def _make_directory(host: Host, container: Container, directory: Path) -> None:
@@ -256,6 +275,8 @@ def _make_directory(host: Host, container: Container, directory: Path) -> None:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         teardown.clear_directory(host, container, directory)
+        if directory.exists():
+            raise Internal(f"{directory}, of its last run, cannot be cleared away now: try again") from None
         directory.mkdir(mode=0o700)
     except FileNotFoundError:
         directory.mkdir(mode=0o700, parents=True)
@@ -391,7 +412,11 @@ def _bundle(
     if _program(host, container):
         uname = os.uname()
         config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
-    (directory / "config.json").write_bytes(msgspec.json.encode(config))
+    path = directory / "config.json"
+    try:
+        path.write_bytes(msgspec.json.encode(config))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return config
 
 

@@ -67,7 +67,7 @@ async def stop(host: Host, live: Live, timeout: int | None = None, name: str | N
     if not container.state.running:
         raise NotModified(f"container {container.name} is not running")
     container.manually_stopped = True
-    host.save(container)
+    host.note(container)
     await end(host, live, number, grace(container, timeout))
     host.publish(container, "stop")
 
@@ -94,7 +94,9 @@ async def give_up_restart(host: Host, live: Live) -> bool:
 async def end(host: Host, live: Live, number: int, seconds: float | None) -> None:
     """Signal, wait, kill, wait. Raises Internal when even that does not end it."""
     if live.container.state.status == record.PAUSED and number != signal.SIGKILL:
-        await unpause(host, live)
+        # It may have been thawed, or have ended, meanwhile.
+        with contextlib.suppress(Conflict):
+            await unpause(host, live)
     if await send(live, number):
         host.publish(live.container, "kill", {"signal": str(number)})
     if await wait_exited(live, seconds):
@@ -118,7 +120,7 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
         raise Conflict(f"cannot kill container: {container.name}: container {container.id} is not running")
     if number in (signal.SIGKILL, stop_signal(container)):
         container.manually_stopped = True
-        host.save(container)
+        host.note(container)
     if await send(live, number):
         host.publish(container, "kill", {"signal": str(number)})
     if container.state.status == record.PAUSED and number == stop_signal(container):
@@ -145,6 +147,11 @@ async def restart(host: Host, live: Live, timeout: int | None = None, name: str 
     host.publish(container, "restart")
 
 
+def _has_ended(fault: RuntimeFault | ShimGone) -> bool:
+    """Whether the container ended before its shim was asked, and the record of that is about to come."""
+    return isinstance(fault, ShimGone) or fault.code == "bad-state"
+
+
 async def pause(host: Host, live: Live) -> None:
     """Raises Conflict in Docker's words."""
     async with live.lock:
@@ -158,6 +165,8 @@ async def pause(host: Host, live: Live) -> None:
         try:
             await live.shim.pause()
         except (RuntimeFault, ShimGone) as fault:
+            if _has_ended(fault):
+                raise Conflict(f"container {container.id} is not running") from fault
             raise Internal(f"cannot pause container {container.id}: {fault}") from fault
         host.set_status(container, record.PAUSED)
         host.publish(container, "pause")
@@ -172,6 +181,8 @@ async def unpause(host: Host, live: Live) -> None:
         try:
             await live.shim.resume()
         except (RuntimeFault, ShimGone) as fault:
+            if _has_ended(fault):
+                raise Conflict(f"Container {container.id} is not paused") from fault
             raise Internal(f"cannot unpause container {container.id}: {fault}") from fault
         host.set_status(container, record.RUNNING)
         host.publish(container, "unpause")

@@ -6,20 +6,21 @@ without a record means 137.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from covey.errors import Internal
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
 from worker.containers.shim_client import Shim, ShimGone, end_recorded, exit_record
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
 
 SHIM_DIED = "shim died"
+WATCH_AGAIN, DELETE_TRIES = 0.5, 20
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,33 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
                     return Exit(int(event["code"]), bool(event["oom"]), float(event["at"]))
                 _other_event(host, live, event)
         except ShimGone:
-            found = exit_record(shim.directory)
-            if found is not None:
-                return from_record(found)
             try:
-                # Cut off for being slow, not dead: listen again.
-                (await Shim.connect(shim.directory)).close()
-            except ShimGone:
-                await end_recorded(shim.directory)
-                return Exit(137, False, host.clock.now(), SHIM_DIED)
+                ended = await _found_ended(host, shim)
+            except OSError as error:
+                await _out_of_means(host, live, error)
+                continue
+            if ended is not None:
+                return ended
+        except OSError as error:
+            await _out_of_means(host, live, error)
+
+
+async def _out_of_means(host: Host, live: Live, error: OSError) -> None:
+    log.error("container %s cannot be watched now: %s%s", live.container.short, error, remedy(error))
+    await host.clock.sleep(WATCH_AGAIN)
+
+
+async def _found_ended(host: Host, shim: Shim) -> Exit | None:
+    """The exit of a shim that has let go of us; None when it lives and only cut us off for being slow."""
+    found = exit_record(shim.directory)
+    if found is not None:
+        return from_record(found)
+    try:
+        (await Shim.connect(shim.directory)).close()
+    except ShimGone:
+        await end_recorded(shim.directory)
+        return Exit(137, False, host.clock.now(), SHIM_DIED)
+    return None
 
 
 def from_record(found: dict[str, Any]) -> Exit:
@@ -98,19 +117,17 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     state.status, state.exit_code, state.finished_at = record.EXITED, ended.code, ended.at or host.clock.now()
     state.oom_killed, state.error = state.oom_killed or ended.oom, ended.error
     state.pid, state.pid_start = 0, 0
-    try:
-        if not live.removing:
-            host.save(container, sync=True)
-    except Internal as error:
-        # A full disk must not keep a dead container's addresses and mounts; the shim's exit record is gone then, too.
-        log.error("%s", error.message)
-    record.unmark_running(host.options.run_directory(container.id))
+    # Of one that is being removed its own records tell, until its record goes: the daemon may die in between.
+    noted = not live.removing and host.note(container, sync=True)
+    if noted:
+        record.unmark_running(host.options.run_directory(container.id))
     live.shim, live.attachment = None, None
     await teardown.detach(host, container)
     _tell(host, live)
     _decide_restart(host, live, ended)
     deleted = await _delete_shim(container, shim, ended)
-    await teardown.clear(host, container, deleted=deleted)
+    # Without room for the record the shim's own stays for the next daemon; addresses and mounts go all the same.
+    await teardown.clear(host, container, deleted=deleted, keep_exit=not noted)
 
 
 async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> bool:
@@ -118,14 +135,19 @@ async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> 
     if shim is None:
         return False
     try:
-        await shim.delete()
+        for _ in range(DELETE_TRIES):
+            try:
+                await shim.delete()
+                return True
+            except OSError as error:
+                log.error("the shim of container %s cannot be asked to end now: %s%s", container.short, error, remedy(error))
+                await asyncio.sleep(WATCH_AGAIN)
     except (ShimGone, RuntimeFault) as error:
         if not ended.error:
             log.warning("the shim of container %s did not end properly: %s", container.short, error)
-        return False
     finally:
         shim.close()
-    return True
+    return False
 
 
 def _tell(host: Host, live: Live) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from covey.errors import Internal, InvalidArgument
 from worker.containers import remap, users
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,8 @@ def compiled_seccomp(text: str | None, capabilities: Iterable[str], directory: P
         return _compiled[key]
     except OSError as error:
         words = f"seccomp filters cannot be compiled ({error}): see to {directory}"
+        if required and remedy(error):
+            raise Internal(f"{words}{remedy(error)}") from None
         if required:
             raise Internal(f"{words}, or run the container with --security-opt seccomp=unconfined") from None
         log.warning("%s; this container runs WITHOUT a filter on its system calls", words)
@@ -202,7 +205,10 @@ def make_shm(place: Path, size: int) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replaces a file's content in place: containers hold a bind on the inode."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(path, 0o644)
+    """Replaces a file's content in place: containers hold a bind on the inode. Raises OSError with the path."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(path, 0o644)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

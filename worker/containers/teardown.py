@@ -5,15 +5,21 @@ Every step is safe without its setup and may be repeated; a step that fails is l
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
+from worker.containers import record
 from worker.containers.host import Host
 from worker.containers.record import Container
 from worker.containers.shim_client import sweep
-from worker.runtime.errors import RuntimeFault
+from worker.kernel import process, trees
+from worker.runtime.errors import RuntimeFault, remedy
+from worker.shim import records
 
 log = logging.getLogger(__name__)
 
@@ -21,44 +27,68 @@ CGROUP_PATIENCE = 5.0
 POLL = 0.01
 
 
-def clear_directory(host: Host, container: Container, directory: Path, *, deleted: bool = False) -> None:
+def clear_directory(
+    host: Host, container: Container, directory: Path, *, deleted: bool = False, keep_exit: bool = False
+) -> None:
     """What a shim that is gone left in the kernel, the mounts, the run directory, the volumes. Blocking.
 
-    ``deleted``: the shim cleaned up itself and ends on its own (it may still deliver output).
+    ``deleted``: the shim cleaned up itself and ends on its own (it may still deliver output). ``keep_exit``: its record of
+    the exit stays.
     """
-    clear_run(host, directory, deleted=deleted)
+    clear_run(host, directory, deleted=deleted, keep_exit=keep_exit)
     for mount in container.mounts:
         if mount.type == "volume":
             host.volumes.release(mount.name, container.id)
 
 
-def clear_run(host: Host, directory: Path, *, deleted: bool = False) -> None:
+def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: bool = False) -> None:
     """The run directory with what its shim left and what is mounted in it. Blocking."""
     if not directory.exists():
         return
-    if not deleted:
-        _sweep(directory)
+    swept = deleted or _sweep(directory)
     for name in ("rootfs", "shm"):
         host.overlay.unmount(directory / name)
-    shutil.rmtree(directory, ignore_errors=True)
+    if not swept:
+        # Its records say what there is to sweep: for whoever removes the container.
+        return
+    if keep_exit:
+        for name in beside_exit(directory):
+            trees.remove_path(directory / name)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _sweep(directory: Path) -> None:
+def _sweep(directory: Path) -> bool:
+    """Whether nothing of the shim is left; one that lives, of a container that is not to run, is ended."""
     deadline = time.monotonic() + CGROUP_PATIENCE
-    try:
-        while not sweep(directory):
-            if time.monotonic() > deadline:
-                log.error("the cgroup of container %s is still in use and stays behind", directory.name)
-                return
-            time.sleep(POLL)
-    except (RuntimeFault, OSError) as error:
-        log.error("what the shim of container %s left cannot be removed: %s", directory.name, error)
+    words = "its cgroup is still in use"
+    while time.monotonic() < deadline:
+        try:
+            if sweep(directory):
+                return True
+        except RuntimeFault as fault:
+            words = str(fault)
+            with contextlib.suppress(OSError):
+                found = records.read(str(directory), "shim.json")
+                if found is not None:
+                    process.kill_verified(found["pid"], found["start_time"], signal.SIGKILL)
+        except OSError as error:
+            words = f"{error}{remedy(error)}"
+            break
+        time.sleep(POLL)
+    log.error("what the shim of container %s left cannot be removed now: %s", directory.name, words)
+    return False
 
 
-async def release(host: Host, container: Container) -> None:
-    """Everything a container that does not run may still hold."""
+def beside_exit(directory: Path) -> list[str]:
+    """What is in a run directory beside that the container ran, and how it ended."""
+    return [name for name in os.listdir(directory) if name not in (records.EXIT, record.MARK)]
+
+
+async def release(host: Host, container: Container, *, keep_exit: bool = False) -> None:
+    """Everything a container that does not run may still hold; ``keep_exit``: see ``clear_directory``."""
     await detach(host, container)
-    await clear(host, container)
+    await clear(host, container, keep_exit=keep_exit)
 
 
 async def detach(host: Host, container: Container) -> None:
@@ -69,9 +99,10 @@ async def detach(host: Host, container: Container) -> None:
         log.exception("releasing the addresses and ports of container %s failed", container.short)
 
 
-async def clear(host: Host, container: Container, *, deleted: bool = False) -> None:
-    """What its run left on disk and in the kernel; ``deleted``: see ``clear_directory``."""
+async def clear(host: Host, container: Container, *, deleted: bool = False, keep_exit: bool = False) -> None:
+    """What its run left on disk and in the kernel; ``deleted``, ``keep_exit``: see ``clear_directory``."""
+    directory = host.options.run_directory(container.id)
     try:
-        await host.run(clear_directory, host, container, host.options.run_directory(container.id), deleted=deleted)
+        await host.run(clear_directory, host, container, directory, deleted=deleted, keep_exit=keep_exit)
     except Exception:
         log.exception("clearing away what a run of container %s left failed", container.short)

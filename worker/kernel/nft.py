@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
 from typing import Any, Self
 
 _JSON, _STATELESS, _HANDLE = 1 << 4, 1 << 2, 1 << 3
+_NEEDED = 4
 _LIBRARY = "libnftables.so.1"
 
 
@@ -42,12 +44,24 @@ def _load() -> ctypes.CDLL:
     return library
 
 
+def _check_descriptors() -> None:
+    """Raises OSError when few are left: libnftables ends the whole process where it cannot open a netlink socket."""
+    held: list[int] = []
+    try:
+        for _ in range(_NEEDED):
+            held.append(os.eventfd(0, os.EFD_CLOEXEC))
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
 class Nft:
     """A libnftables context bound to the namespace of the thread that made it; other threads are refused."""
 
     def __init__(self) -> None:
         self._library = _load()
         self._thread = threading.get_ident()
+        _check_descriptors()
         self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise NftError("libnftables gave no context (out of memory)", "")
@@ -82,6 +96,7 @@ class Nft:
             raise NftError("the nftables context is closed", commands)
         if threading.get_ident() != self._thread:
             raise NftError("the nftables context belongs to another thread", commands)
+        _check_descriptors()
         self._library.nft_ctx_output_set_flags(self._context, flags)
         self._library.nft_ctx_set_dry_run(self._context, dry)
         code = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())

@@ -26,6 +26,7 @@ from worker.network.probe import kernel_problems
 from worker.network.records import boot_id
 from worker.network.spare import Spare
 from worker.network.topology import NameTaken
+from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
 _IP_FREEBIND = 15
@@ -345,8 +346,9 @@ class Plumbing:
         except NameTaken as error:
             raise Conflict(str(error)) from error
         except (OSError, NftError) as error:
-            problems = kernel_problems()
-            raise Internal(f"{what}: {error}" + (f"; {'; '.join(problems)}" if problems else "")) from error
+            words = remedy(error) if isinstance(error, OSError) else ""
+            problems = [] if words else kernel_problems()
+            raise Internal(f"{what}: {error}{words}" + (f"; {'; '.join(problems)}" if problems else "")) from error
 
     @staticmethod
     def _try(function: Callable[[], object]) -> None:

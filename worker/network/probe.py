@@ -39,7 +39,7 @@ def kernel_problems() -> list[str]:
         try:
             with Nft() as nft:
                 nft.run(_TABLE)
-        except NftError as error:
+        except (NftError, OSError) as error:
             first = str(error).splitlines()[0]
             problems.append(f"nftables cannot do NAT here ({first}); it needs CONFIG_NF_TABLES and CONFIG_NFT_NAT")
 

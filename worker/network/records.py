@@ -6,6 +6,7 @@ runs (they carry its boot id), so they need no sync: a crash of the daemon loses
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -18,12 +19,17 @@ log = logging.getLogger(__name__)
 def write(path: Path, record: dict[str, Any], *, sync: bool) -> None:
     """Replaces the file whole; the directory must exist."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(record, file, separators=(",", ":"))
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(record, file, separators=(",", ":"))
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if sync:
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -33,7 +39,12 @@ def write(path: Path, record: dict[str, Any], *, sync: bool) -> None:
 
 
 def read_all(directory: Path) -> list[dict[str, Any]]:
-    """Every readable record of a directory, in the order of file names; an unreadable one is logged and left out."""
+    """Every readable record of a directory, in the order of file names; an unreadable one is logged and left out.
+
+    What a daemon that died was about to write is removed.
+    """
+    for path in directory.glob(".*.tmp"):
+        remove(path)
     records = []
     for path in sorted(directory.glob("*.json")):
         try:

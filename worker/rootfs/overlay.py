@@ -21,6 +21,7 @@ from typing import Any
 from covey.errors import Internal, NotFound
 from worker.kernel import mounts, syscalls, trees, user_namespace
 from worker.rootfs import changes
+from worker.runtime.errors import remedy
 
 VERSION = 1
 _VALUE_LIMIT = 255
@@ -252,4 +253,4 @@ def _explained(error: OSError, what: str) -> Internal:
         return Internal(f"{what}: {os.strerror(error.errno or 0).lower()}; free space there or remove unused images")
     if error.errno == errno.ENODEV:
         return Internal(f"{what}: this kernel has no overlayfs; load the module 'overlay'")
-    return Internal(f"{what}: {error.strerror or error}")
+    return Internal(f"{what}: {error.strerror or error}{remedy(error)}")

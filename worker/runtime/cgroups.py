@@ -57,6 +57,16 @@ def hierarchies(mountinfo: Iterable[str] | None = None) -> list[Hierarchy]:
     return [unified] if unified else []
 
 
+def available(found: list[Hierarchy]) -> frozenset[str]:
+    """The controllers of these hierarchies; of v2 those the root has, and what v2 does without a controller."""
+    names: set[str] = set()
+    for hierarchy in found:
+        names.update(hierarchy.controllers)
+        if hierarchy.version == 2:
+            names.update(read(f"{hierarchy.mount}/cgroup.controllers").split(), ("freezer", "devices"))
+    return frozenset(names)
+
+
 def read(path: str) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -169,8 +179,12 @@ class Cgroup:
             except OSError as error:
                 raise RuntimeFault("kernel", f"{entry.field}: {error.strerror} to {path}", "cgroup") from None
             return
-        if not entry.optional:
-            raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
+        if entry.optional:
+            return
+        if directory is None:
+            what = f"{entry.field}: no mounted cgroup hierarchy has the controller {entry.controller}"
+            raise RuntimeFault("kernel", f"{what}: mount it below /sys/fs/cgroup", "cgroup")
+        raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
 
     def _check_usage(self, memory: dict[str, Any]) -> None:
         """memory.checkBeforeUpdate: on v2 a limit below the usage is refused, where the kernel would kill (v1 refuses)."""
@@ -248,7 +262,11 @@ class Cgroup:
             return
         directory = self.directory("freezer")
         if directory is None:
-            raise RuntimeFault("kernel", "this machine has no freezer cgroup, so nothing can be paused", "freeze")
+            raise RuntimeFault(
+                "kernel",
+                "no mounted cgroup hierarchy has the freezer, so nothing can be paused: mount it below /sys/fs/cgroup",
+                "freeze",
+            )
         write(f"{directory}/freezer.state", "FROZEN" if frozen else "THAWED")
 
     def is_frozen(self) -> bool:

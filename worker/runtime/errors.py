@@ -7,9 +7,24 @@ knows no wire format beyond ``as_dict`` and ``from_dict``.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 UNFIT = "unfit"
+_REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EMFILE: "raise the daemon's limit of open files (LimitNOFILE), or end containers",
+    errno.ENFILE: "raise the machine's limit of open files (fs.file-max)",
+    errno.ENOMEM: "free memory",
+    errno.EAGAIN: "raise the limit of processes (pids.max of the cgroup the zygote is in, kernel.pid_max)",
+}
+
+
+def remedy(error: OSError) -> str:
+    """ ": what to do", for an errno that says the machine has run out of something; else nothing."""
+    words = _REMEDIES.get(error.errno or 0)
+    return f": {words}" if words else ""
 
 
 class RuntimeFault(Exception):

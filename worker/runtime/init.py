@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
@@ -113,7 +113,11 @@ def run(
     code = 1
     try:
         listener = detachment.listener if detachment is not None else None
-        init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
+        try:
+            init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
+        except OSError as error:
+            channel.send(sync.ERROR, fault=_as_fault(error, "isolate"))
+            raise
         try:
             plan = prepare(init)
             perform(init, plan.create)
@@ -141,7 +145,7 @@ def _as_fault(error: Exception, step: str) -> RuntimeFault:
         return error
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        return RuntimeFault("kernel", f"{error.strerror or error}{where} (errno {error.errno})", step)
+        return RuntimeFault("kernel", f"{error.strerror or error}{where} (errno {error.errno}){remedy(error)}", step)
     return RuntimeFault("kernel", f"{type(error).__name__}: {error}", step)
 
 
@@ -172,7 +176,7 @@ def _isolate(
     ours = [fd for fd in (channel.fileno(), pidfd, listener) if fd is not None]
     # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
     high = [
-        -1 if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(64, private + len(ours)))
+        -1 if fd is None else _duplicate(fd, max(64, private + len(ours)))
         for fd in (stdio.stdin, stdio.stdout, stdio.stderr, *ours)
     ]
     devnull = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
@@ -186,6 +190,15 @@ def _isolate(
     _reset_signals()
     last = private + len(ours) - 1
     return Init(channel, None if pidfd is None else private + 1, private, attached), None if listener is None else last
+
+
+def _duplicate(fd: int, lowest: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    except OSError as error:
+        # So fcntl(2) calls a limit of open files below ``lowest``.
+        number = errno.EMFILE if error.errno == errno.EINVAL else error.errno
+        raise OSError(number, os.strerror(number or 0)) from None
 
 
 def _reset_signals() -> None:

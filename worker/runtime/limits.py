@@ -111,7 +111,7 @@ def _pids(resources: dict[str, Any]) -> list[Write]:
     limit = (resources.get("pids") or {}).get("limit")
     if limit is None:
         return []
-    return [Write("pids", "pids.max", str(limit) if limit > 0 else "max", "pids.limit")]
+    return [Write("pids", "pids.max", str(limit) if limit > 0 else "max", "pids.limit", optional=limit <= 0)]
 
 
 def _v1(resources: dict[str, Any], current: Current) -> list[Write]:

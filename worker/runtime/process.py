@@ -150,7 +150,13 @@ def launch(
         child.close()
         if entered is not None:
             os.close(entered)
-    launched = Launch(pid, pidfd, parent)
+    try:
+        launched = Launch(pid, pidfd, parent)
+    except OSError:
+        parent.close()
+        os.close(pidfd)
+        os.kill(pid, signal.SIGKILL)
+        raise
     try:
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)

@@ -15,17 +15,20 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import process
 from worker.runtime import compact_json
+from worker.runtime.errors import remedy
 
 VERSION = 1
 _FOR_A_SHIM = b'"fork_shim"'
 """What tells a request for a shim from the others before it is parsed, which the shim does."""
 _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
+_RETRY = 0.05
 _PEER = struct.Struct("iII")
 # As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
 AF_UNIX, SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
@@ -115,7 +118,7 @@ class Zygote:
                     self._accept()
                 else:
                     wanted = self._receive(fd)
-                    if wanted is not None and os.fork() == 0:
+                    if wanted is not None and self._fork(fd):
                         signal.set_wakeup_fd(-1)
                         os.close(wake_read)
                         os.close(wake_write)
@@ -130,10 +133,23 @@ class Zygote:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
+    @staticmethod
+    def _fork(asker: int) -> bool:
+        """True in the child. Where the machine gives no process, that is the answer."""
+        try:
+            return os.fork() == 0
+        except OSError as error:
+            _say(asker, _fault(error))
+            return False
+
     def _accept(self) -> None:
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
+            return
+        except OSError:
+            # Out of descriptors: whoever asks waits until one is free.
+            time.sleep(_RETRY)
             return
         if peer_allowed(fd):
             self._buffers[fd] = bytearray()
@@ -223,6 +239,9 @@ def _say(fd: int, reply: dict[str, Any]) -> None:
 
 
 def _fault(error: Exception) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        words = f"{error.strerror or error} {error.filename or ''}".rstrip() + remedy(error)
+        return {"error": {"code": "kernel", "message": words, "step": "fork shim"}}
     return {"error": {"code": "invalid", "message": f"{type(error).__name__}: {error}", "step": "zygote"}}
 
 

@@ -1,12 +1,13 @@
 """The container of a shim: its states and what each request of the protocol does to it.
 
-empty → (prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes nothing. The
-exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are read by the forked
-child alone: what this process does stays in its memory as long as the container lives.
+empty → (preparing → prepared →) created → running ⇄ paused → exited; a request in a wrong state is an error and changes
+nothing. The exit record is on disk before anyone is told. It knows bundles and processes, not Docker. Bundles are
+read by the forked child alone: what this process does stays in its memory as long as the container lives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from worker.kernel import syscalls
 from worker.runtime import birth, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
 from worker.shim import bundle, logs, records
@@ -59,6 +60,7 @@ class Container:
         self._log_wanted: dict[str, Any] | None = None
         self._log: Log | None = None
         self._group: Cgroup | None = None
+        self._former: Cgroup | None = None
         self._bundle = ""
         self._outside: Outside | None = None
         self._execs: dict[str, Process] = {}
@@ -86,8 +88,9 @@ class Container:
         }
 
     def record_identity(self) -> None:
-        """Write shim.json: who we are, and which cgroup is to be swept if we are killed."""
-        records.write(self._directory, "shim.json", self.identity(), durable=False)
+        """Write shim.json: who we are, and which cgroup is to be swept if we are killed, under which names."""
+        more = {"former_cgroup": self._former.path} if self._former else {}
+        records.write(self._directory, "shim.json", {**self.identity(), **more}, durable=False)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -125,6 +128,8 @@ class Container:
         made = prepare.waiting(bundle.load, template, self._hierarchies, self._directory)
 
         def ready(fault: RuntimeFault | None) -> None:
+            if self.process is not process:
+                return
             if fault is not None:
                 self._abandon()
                 reply(fault)
@@ -132,6 +137,7 @@ class Container:
                 self.state = "prepared"
                 reply({"pid": process.pid})
 
+        self.state = "preparing"
         self._fork(process, birth.of_container(template), made, ready, wait=True)
 
     def _fork(
@@ -178,8 +184,14 @@ class Container:
                 self._abandon()
                 _after(outside, lambda _: reply(fault))
                 return
+            try:
+                self._watch_oom()
+            except OSError as error:
+                created(
+                    RuntimeFault("kernel", f"{error.strerror} {error.filename or ''}".rstrip() + remedy(error), "oom events")
+                )
+                return
             self.state = "created"
-            self._watch_oom()
             if request.get("start"):
                 self.start(request, lambda body: reply(body if isinstance(body, RuntimeFault) else self._identity()))
             else:
@@ -224,12 +236,12 @@ class Container:
         assert self._group is not None
         self.ident, self._directory = request.get("id") or self.ident, request.get("dir") or self._directory
         if self._group.version == 1:
-            self._group = Cgroup(born.cgroup, self._hierarchies)
+            self._former, self._group = self._group, Cgroup(born.cgroup, self._hierarchies)
         self.record_identity()
 
     def _abandon(self) -> None:
         """A create that failed leaves no process and no cgroup; the shim is empty again."""
-        group, process = self._group, self.process
+        process = self.process
         self.process = None
         self.state = "empty"
         if process is not None:
@@ -237,18 +249,33 @@ class Container:
             process.streams.close()
         if self._log is not None:
             self._log.close()
-        if group is not None:
-            wind_up(self._loop, group, lambda: None, wanted=lambda: self.process is None)
+        self._wind_up(lambda: None, wanted=lambda: self.process is None)
 
-    def discard(self, finished: Callable[[], None]) -> None:
-        """End a sandbox that nobody will claim, or one that is being made, and all it holds."""
+    def discard(self) -> None:
+        """End a sandbox that nobody will claim, or one that is being made, all it holds, and with it the shim."""
         self.state = "empty"
         if self.process is not None:
             self.process.signal(signal.SIGKILL)
-        if self._group is None:
-            finished()
-        else:
-            wind_up(self._loop, self._group, finished, wanted=lambda: True)
+        # Its exit is no container's.
+        self.process = None
+
+        def gone() -> None:
+            records.forget(self._directory)
+            self._loop.stop()
+
+        self._wind_up(gone, wanted=lambda: True)
+
+    def _wind_up(self, done: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Remove the cgroup, also under the name that a sandbox may not have given up yet."""
+        groups = [group for group in (self._former, self._group) if group is not None]
+
+        def following() -> None:
+            if groups:
+                wind_up(self._loop, groups.pop(0), following, wanted)
+            else:
+                done()
+
+        following()
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         process = self.require("created")
@@ -281,7 +308,7 @@ class Container:
         if process is not self.process or self._group is None:
             return
         if self.state == "prepared":
-            self._abandon()
+            self.discard()
             return
         self._group.kill()
         self.exit = {
@@ -344,11 +371,12 @@ class Container:
         def check() -> None:
             if self.state == "exited":
                 reply(RuntimeFault("bad-state", f"container {self.ident} ended meanwhile"))
-            elif group.is_frozen() == frozen:
+            elif _is_frozen(group) == frozen:
                 self.state = "paused" if frozen else "running"
                 reply({})
             elif time.monotonic() > deadline:
-                group.freeze(False)
+                with contextlib.suppress(OSError):
+                    group.freeze(False)
                 reply(RuntimeFault("kernel", f"container {self.ident} did not freeze in {_PAUSE_PATIENCE:.0f} s"))
             else:
                 self._loop.call_later(_PAUSE_POLL, check)
@@ -528,6 +556,14 @@ class Container:
             self._loop.remove(self._oom_fd)
             os.close(self._oom_fd)
             self._oom_fd = -1
+
+
+def _is_frozen(group: Cgroup) -> bool | None:
+    """None when it cannot be told now, for want of a descriptor."""
+    try:
+        return group.is_frozen()
+    except OSError:
+        return None
 
 
 def _after(outside: Outside | None, done: Callable[[list[str]], None]) -> None:

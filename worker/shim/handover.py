@@ -29,7 +29,11 @@ _UNWATCHED = {"stdin": 0, "oom-v2": EXCEPTIONAL}
 def begin(request: dict[str, Any], listener: _socket.socket, channel: Channel, hierarchies: list[Hierarchy]) -> None:
     """The first worker: start the container, and see to it until it is quiet."""
     shim = Shim(request["id"], request["dir"], listener, hierarchies, os.getppid(), request.get("runtime") or "")
-    shim.container.record_identity()
+    try:
+        shim.container.record_identity()
+    except OSError:
+        # It is written again, or refused, by whoever asks for a container.
+        pass
     _work(shim, channel, _QUIET[0])
 
 

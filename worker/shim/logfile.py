@@ -113,15 +113,19 @@ class LogFile:
         self._append(pending)
 
     def _append(self, entries: list[bytes]) -> None:
-        whole = self._size
         data = memoryview(b"".join(entries))
         try:
+            # A rotation that found no descriptor has left it closed.
+            self.open()
+            whole = self._size
             while data:
                 written = os.write(self._fd, data)
                 self._size += written
                 data = data[written:]
         except OSError:
             self.lost_bytes += len(data)
+            if self._fd < 0:
+                return
             self._cut_half_entry(entries, whole)
 
     def _cut_half_entry(self, entries: list[bytes], whole: int) -> None:
@@ -140,6 +144,8 @@ class LogFile:
     def _rotate(self) -> None:
         """Move path.N up by one and begin anew; a file that cannot be moved leaves the log growing."""
         self._is_compressed(wait=True)
+        if self._fd < 0:
+            return
         try:
             for number in range(self._max_file - 1, 0, -1):
                 self._shift(number)

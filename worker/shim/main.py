@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from worker.runtime.cgroups import Hierarchy
-from worker.runtime.errors import RuntimeFault
+from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
@@ -20,7 +20,7 @@ from worker.shim.foreign import ForeignContainer
 from worker.shim.loop import READ, Loop
 from worker.shim.streams import STDERR, STDOUT
 
-_LINGER = 10.0
+_LINGER, _RETRY = 10.0, 0.1
 _OPERATIONS = frozenset(
     (
         "prepare", "create", "start", "kill", "pause", "resume", "update", "resize", "pids", "stats", "exec", "exec_start",
@@ -53,7 +53,7 @@ class Shim:
 
     def begin(self) -> None:
         self.loop.watch_children(self.container.on_child)
-        self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
+        self._listen()
 
     def handed(self) -> list[tuple[str, int]] | None:
         """Our descriptors, which ``take`` takes; None while a client is served."""
@@ -70,11 +70,20 @@ class Shim:
                 connection.become_events()
                 self._listening.append(connection)
 
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:
+            self.loop.add(self._listener.fileno(), READ, lambda _: self.accept())
+
     def accept(self) -> None:
         # Not accept: what the standard library wraps around it would be ours in every shim, some 300 KB.
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except BlockingIOError:
+            return
         except OSError:
+            # Out of descriptors: whoever asks waits until one is free.
+            self.loop.remove(self._listener.fileno())
+            self.loop.call_later(_RETRY, self._listen)
             return
         if peer_allowed(fd):
             self._connections.append(Connection(self.loop, fd, self._perform, self._on_closed))
@@ -85,9 +94,9 @@ class Shim:
         for clients in (self._connections, self._listening):
             if connection in clients:
                 clients.remove(connection)
-        if self.container.state in ("empty", "prepared") and not self._connections:
+        if self.container.state in ("empty", "preparing", "prepared") and not self._connections:
             # Nobody is left who could make this a container: the daemon that wanted it is gone.
-            self.container.discard(self.loop.stop)
+            self.container.discard()
 
     def _perform(self, connection: Connection, request: dict[str, Any]) -> None:
         op = request.get("op")
@@ -108,7 +117,7 @@ class Shim:
             fault.step = fault.step or str(op)
             connection.fail(fault)
         except OSError as error:
-            message = f"{error.strerror or error} {error.filename or ''}".rstrip()
+            message = f"{error.strerror or error} {error.filename or ''}".rstrip() + remedy(error)
             connection.fail(RuntimeFault("kernel", message, str(op)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             connection.fail(RuntimeFault("invalid", f"{type(error).__name__}: {error}", str(op)))

@@ -5,6 +5,7 @@ Both are written to a temporary file, synced and renamed: a reader sees all of i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from worker.runtime import compact_json
 
 VERSION = 1
+EXIT = "exit.json"
 
 
 def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> None:
@@ -22,9 +24,22 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
         os.write(fd, compact_json.dumps({"version": VERSION, **body}))
         if durable:
             os.fsync(fd)
+        os.rename(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
-    os.rename(temporary, path)
+
+
+def forget(directory: str) -> None:
+    """Remove socket, identity and, when nothing else is in it, the directory of a shim that ends and leaves no exit."""
+    for name in ("shim.sock", "shim.json"):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
 
 
 def read(directory: str, name: str) -> dict[str, Any] | None:

@@ -59,17 +59,23 @@ class Streams:
 
     def make_pipes(self, *, stdin: bool) -> Stdio:
         """Pipes for a process without a terminal; the child's ends are closed by ``release`` after the fork."""
+        pipes: list[tuple[int, int]] = []
+        try:
+            for _ in range(3 if stdin else 2):
+                pipes.append(os.pipe2(os.O_CLOEXEC))
+        except OSError:
+            for ends in pipes:
+                os.close(ends[0])
+                os.close(ends[1])
+            raise
         child_stdin = None
         if stdin:
-            child_stdin, self._stdin = os.pipe2(os.O_CLOEXEC)
+            child_stdin, self._stdin = pipes.pop()
             os.set_blocking(self._stdin, False)
-        ends = []
-        for stream in (STDOUT, STDERR):
-            read, write = os.pipe2(os.O_CLOEXEC)
+        for stream, (read, _) in zip((STDOUT, STDERR), pipes):
             os.set_blocking(read, False)
             self._outputs[read] = stream
-            ends.append(write)
-        return Stdio(child_stdin, ends[0], ends[1])
+        return Stdio(child_stdin, pipes[0][1], pipes[1][1])
 
     @staticmethod
     def release(stdio: Stdio) -> None:

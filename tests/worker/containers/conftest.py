@@ -73,8 +73,8 @@ class Node:
         comm = Path(f"/proc/{self.holder.pid}/comm").read_text().strip()
         return comm == "sleep" and os.readlink(link) != os.readlink("/proc/self/ns/net")
 
-    def start(self) -> None:
-        """Returns when the daemon serves."""
+    def launch(self) -> Path:
+        """Starts the daemon and waits for nothing; what it says goes to the file answered."""
         output = self.root / "output"
         output.write_text("")
         with open(output, "w") as out, open(self.errors, "a") as errors:
@@ -86,7 +86,13 @@ class Node:
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             )
+        return output
+
+    def start(self) -> None:
+        """Returns when the daemon serves."""
+        output = self.launch()
         daemon = self.daemon
+        assert daemon is not None
         wait_until(lambda: "ready" in output.read_text() or daemon.poll() is not None, f"the daemon serves; see {self.errors}")
         if daemon.poll() is not None:
             pytest.fail(f"the daemon ended: {self.errors.read_text()[-3000:]}")

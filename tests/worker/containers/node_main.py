@@ -1,7 +1,8 @@
 """A node without a cluster, for tests: the engine and its routes on a Unix socket, in namespaces of its own.
 
 Run as ``unshare -n -m python node_main.py ROOT CGROUP [OPTIONS]``; says "ready" on stdout, ends on SIGTERM. OPTIONS is JSON:
-``refused``, a list for the node's policy, and ``ids``, the maps of its containers' user namespaces.
+``pool``, how many sandboxes are kept ready, ``refused``, a list for the node's policy, and ``ids``, the maps of its
+containers' user namespaces.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ async def serve(root: Path, cgroup: str, more: dict[str, Any], added: list[str])
         root / "run",
         cgroup,
         name="test-node",
-        warm_pool=2,
+        warm_pool=more.get("pool", 2),
         runtimes=runtimes.parse(added),
         policy=Policy(tuple(more.get("refused") or ())),
         remap=from_lists(more["ids"]) if "ids" in more else None,

@@ -60,7 +60,7 @@ def test_the_image_is_not_changed_and_its_files_can_be(mapped: Node):
     script = "echo changed >/etc/passwd && stat -c %u /etc/passwd && hostname && cat /etc/hostname && stat -c %u /etc/hosts"
     owner, name, same, hosts = mapped.out("run", "--rm", "--hostname", "box", IMAGE, "sh", "-c", script).splitlines()
     assert (owner, name, same, hosts) == ("0", "box", "box", "0")
-    for layer in Path(mapped.root, "data").rglob("etc/passwd"):
+    for layer in Path(mapped.root, "data", "images").rglob("etc/passwd"):
         assert layer.stat().st_uid == 0
         assert "changed" not in layer.read_text()
 
