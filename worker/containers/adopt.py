@@ -85,9 +85,6 @@ async def _take_over(host: Host, live: Live) -> bool:
         shim.close()
         await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
-    else:
-        since = record.marked_running(directory) or container.state.started_at
-        container.state.started_at = since or hello["started_at"] or 0.0
     live.shim = shim
     host.note(container)
     return True
