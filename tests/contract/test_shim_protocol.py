@@ -57,9 +57,7 @@ async def old_one(path: Path, release: str, *names: str) -> AsyncIterator[list[d
 
 CALLS: dict[str, Callable[[Shim, dict[str, Any]], Awaitable[Any]]] = {
     "prepare": lambda shim, r: shim.prepare(r["template"]),
-    "create-claim": lambda shim, r: shim.create(
-        Path(r["bundle"]), log=r["log"], start=r["start"], identity={"id": r["id"], "dir": r["dir"]}
-    ),
+    "create-claim": lambda shim, r: shim.create(Path(r["bundle"]), log=r["log"], identity={"id": r["id"], "dir": r["dir"]}),
     "create": lambda shim, r: shim.create(Path(r["bundle"]), log=r["log"], stdin=r["stdin"], init=r["init"]),
     "start": lambda shim, r: shim.start(),
     "state": lambda shim, r: shim.state(),

@@ -191,10 +191,9 @@ class Shim:
         stdin: bool = False,
         init: bool = False,
         config: dict[str, Any] | None = None,
-        start: bool = False,
         identity: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """(init pid, its start time): a process that waits in its namespaces for ``start``, or has started.
+        """(init pid, its start time): a process that waits in its namespaces for ``start``.
 
         ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}. ``config``: what the
         bundle holds, if it is at hand; the shim then need not read it. ``identity``: the ``id`` and ``dir`` a prepared
@@ -203,8 +202,6 @@ class Shim:
         request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init, **(identity or {})}
         if config is not None:
             request["birth"] = birth.of_container(config).to_json()
-        if start:
-            request["start"] = True
         answer = await self._client.request(request)
         self.warnings = answer.get("warnings") or []
         return answer["init_pid"], answer["init_start_time"]

@@ -162,20 +162,22 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
         ours = not _program(host, container)
         sandbox = host.pool.take(container.host_config) if warm and ours and _has_links(attachment) else None
-        bundled = host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
             undo.push_async_callback(host.pool.give_up, sandbox)
-            config, attachment = await _both(bundled, _plug(host, container, sandbox))
-            shim, pid, started = await _take_over(host, live, directory, config, sandbox)
+        config = await host.run(_bundle, host, container, directory, attachment, joins)
+        if sandbox is not None:
+            shim = sandbox.shim
+            # The process is at work meanwhile; making the bundle beside it would only take turns with it.
+            taking_over = _take_over(host, container, directory, config, sandbox)
+            (pid, started), attachment = await _both(taking_over, _plug(host, container, sandbox))
         else:
-            config = await bundled
             shim = await _make_shim(host, container, directory, undo)
             pid, started = await shim.create(directory, config=config, **_settings(host, container))
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
-            await _serve_pending(live, shim)
-            check_joined(host, container)
-            await shim.start()
+        await _serve_pending(live, shim)
+        check_joined(host, container)
+        await shim.start()
         # Within what is undone: whose record cannot be kept must not run.
         _running(host, live, shim, pid, started)
         undo.pop_all()
@@ -197,33 +199,24 @@ async def _plug(host: Host, container: Container, sandbox: Sandbox) -> Attachmen
 
 
 async def _take_over(
-    host: Host, live: Live, directory: Path, config: dict[str, Any], sandbox: Sandbox
-) -> tuple[Shim, int, int]:
-    """The sandbox becomes the container and starts, in one step unless somebody has to be attached in between."""
-    container = live.container
+    host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox
+) -> tuple[int, int]:
+    """The sandbox becomes the container that ``config`` describes: its pid and start time. It does not run yet.
+
+    So nothing of the program has been done when that goes wrong, and another way may be tried: SandboxLost.
+    """
     if not host.pool.fits(config):
         raise SandboxLost("its bundle is not like the others")
-    at_once = not live.pending
+    identity = {"id": container.id, "dir": str(directory)}
     try:
         sandbox.become(directory)
-        made = await sandbox.shim.create(
-            directory,
-            config=config,
-            start=at_once,
-            identity={"id": container.id, "dir": str(directory)},
-            **_settings(host, container),
-        )
-        if not at_once:
-            await _serve_pending(live, sandbox.shim)
-            await sandbox.shim.start()
+        return await sandbox.shim.create(directory, config=config, identity=identity, **_settings(host, container))
     except (ShimGone, FileNotFoundError) as gone:
         raise SandboxLost(str(gone)) from gone
     except RuntimeFault as fault:
         if fault.code not in (UNFIT, "bad-state", "kernel"):
             raise
         raise SandboxLost(str(fault)) from fault
-    await _serve_pending(live, sandbox.shim)
-    return sandbox.shim, *made
 
 
 def _settings(host: Host, container: Container) -> dict[str, Any]:

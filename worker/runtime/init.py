@@ -126,8 +126,7 @@ def run(
             if init.console_master is not None:
                 os.close(init.console_master)
             if listener is None:
-                if not plan.at_once:
-                    init.channel.expect(sync.START)
+                init.channel.expect(sync.START)
             else:
                 _await_start(init, listener)
             perform(init, plan.start)

@@ -43,16 +43,12 @@ class Step:
 class LaunchPlan:
     """Everything one process does, decided. create: steps until it waits. start: steps from there to execve.
 
-    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings"). at_once: it does not
-    wait.
+    warnings: what of the bundle is left out, for the caller to tell (OCI runtime.md, "Warnings").
     """
 
-    __slots__ = ("at_once", "create", "start", "warnings")
+    __slots__ = ("create", "start", "warnings")
 
-    def __init__(
-        self, create: list[Step], start: list[Step], warnings: list[str] | None = None, *, at_once: bool = False
-    ) -> None:
-        self.at_once = at_once
+    def __init__(self, create: list[Step], start: list[Step], warnings: list[str] | None = None) -> None:
         self.create = create
         self.start = start
         self.warnings = warnings or []

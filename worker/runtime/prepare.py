@@ -113,7 +113,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
         _own_pipes(config, config["process"])
         steps = launch.process_steps(config["process"], host, config.get("covey") or {}, config["linux"])
         warnings = launch.warnings_of(config["process"], host)
-        return LaunchPlan(sandbox.rest(template, config, host), steps, warnings, at_once=claim["start"])
+        return LaunchPlan(sandbox.rest(template, config, host), steps, warnings)
 
     return prepare
 

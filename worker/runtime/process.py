@@ -44,7 +44,6 @@ class Launch:
         self.on_request: Callable[[str, dict[str, Any]], None] | None = None
         """Told of what only the parent can do (sync.HOOKS, sync.LISTENER) and is to be answered by ``resume``."""
         self._announced = False
-        self._at_once = False
 
     @classmethod
     def running(cls, pid: int, pidfd: int, start_time: int) -> Launch:
@@ -54,18 +53,14 @@ class Launch:
         launched.phase, launched.fault, launched.warnings = "started", None, []
         return launched
 
-    def claim(self, bundle: str, init: bool, stdio: Stdio, *, at_once: bool) -> None:
-        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment.
-
-        ``at_once``: it does not wait for ``start``, which then only says that it was meant.
-        """
+    def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
+        """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
         self.phase = "claimed"
-        self._at_once = at_once
         view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fds = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
             present = [fd is not None for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-            body = {"bundle": bundle, "init": init, "stdio": present, "start": at_once}
+            body = {"bundle": bundle, "init": init, "stdio": present}
             self.channel.send(sync.CLAIM, body=body, fds=[view, *fds])
         finally:
             os.close(view)
@@ -73,8 +68,7 @@ class Launch:
     def start(self) -> None:
         """Let a created process go on to execve."""
         self.phase = "starting"
-        if not self._at_once:
-            self.channel.send(sync.START)
+        self.channel.send(sync.START)
 
     def resume(self, body: dict[str, Any]) -> None:
         """Answer a request of the process."""

@@ -192,16 +192,12 @@ class Container:
                 )
                 return
             self.state = "created"
-            if request.get("start"):
-                self.start(request, lambda body: reply(body if isinstance(body, RuntimeFault) else self._identity()))
-            else:
-                reply(self._identity())
+            reply(self._identity())
 
         if self.state == "prepared":
             self._rename(request, born)
             assert self.process is not None
-            at_once = bool(request.get("start"))
-            self.process.claim(place, with_init, self._log, born, stdin=stdin, at_once=at_once, answer=created)
+            self.process.claim(place, with_init, self._log, born, stdin=stdin, answer=created)
             return
         if not born.clone_flags & syscalls.CLONE_NEWPID:
             # Orphans of a process with a pid namespace of its own are that namespace's.

@@ -108,16 +108,14 @@ class Process:
         self.pid, self.start_time = pid, start_time
         self.started, self.started_at = True, started_at
 
-    def claim(
-        self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, at_once: bool, answer: Answer
-    ) -> None:
-        """Have a ready sandbox become the container of ``bundle``, and start ``at_once``; the rest as in ``create``."""
+    def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
+        """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""
         assert self._launch is not None
         self._answer = answer
         self.streams = Streams(self._loop, log)
         stdio = Stdio(None, None, None) if birth.terminal else self.streams.make_pipes(stdin=stdin)
         try:
-            self._launch.claim(bundle, init, stdio, at_once=at_once)
+            self._launch.claim(bundle, init, stdio)
         except OSError as error:
             self._settle(RuntimeFault("kernel", f"the sandbox has gone: {error.strerror}", "claim"))
         finally:
