@@ -63,7 +63,8 @@ async def warm(boxes: Boxes, args: list[str]) -> Box:
     config["process"]["args"] = args
     (directory / "config.json").write_text(json.dumps(config))
     log = {"path": str(directory / "box.log"), "driver": "json-file"}
-    init, _ = await shim.create(directory, config=config, log=log, start=True)
+    init, _ = await shim.create(directory, config=config, log=log)
+    await shim.start()
     return Box(shim, directory, pid, init, None)  # type: ignore[arg-type]
 
 
