@@ -144,13 +144,7 @@ def launch(
         child.close()
         if entered is not None:
             os.close(entered)
-    try:
-        launched = Launch(pid, pidfd, parent)
-    except OSError:
-        parent.close()
-        os.close(pidfd)
-        os.kill(pid, signal.SIGKILL)
-        raise
+    launched = _followed(pid, pidfd, parent)
     try:
         if birth.id_maps:
             _write_maps(pid, birth.id_maps)
@@ -185,6 +179,17 @@ def hand_over(fd: int, owner: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EROFS, errno.EINVAL):
             raise
+
+
+def _followed(pid: int, pidfd: int, channel: sync.Channel) -> Launch:
+    """The launch of a process that was just forked; one that cannot be followed is ended."""
+    try:
+        return Launch(pid, pidfd, channel)
+    except OSError:
+        channel.close()
+        os.close(pidfd)
+        os.kill(pid, signal.SIGKILL)
+        raise
 
 
 def _fork(
