@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -92,12 +93,24 @@ def test_everybody_is_killed_at_once(world: World) -> None:
     assert not {*full(world)} & {*before}
 
 
+def workers(shim: int) -> list[int]:
+    """The processes of a shim beside its keeper; the sandbox's is a child of the keeper too."""
+    children = Path(f"/proc/{shim}/task/{shim}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "covey-shim"]
+
+
 @pytest.mark.parametrize("shim_dies", [False, True])
 def test_a_daemon_killed_when_it_has_taken_a_sandbox(world: World, shim_dies: bool) -> None:
     """The sandbox's shim is held still, so that its daemon is killed after the socket has moved and before any answer."""
     before = full(world)
-    for shim, _ in before.values():
-        os.kill(shim, signal.SIGSTOP)
+
+    def two_each() -> list[int]:
+        pids = [pid for shim, _ in before.values() for pid in (shim, *workers(shim))]
+        return pids if len(pids) == 2 * len(before) else []
+
+    held: list[int] = wait_until(two_each, "each shim is a keeper and its worker", LOOK)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
     ident = world.out("create", "--name", "box", IMAGE, "sh", "-c", "exit 5")
     with ThreadPoolExecutor(1) as threads:
         starting = threads.submit(world.docker, "start", "box", code=None)
@@ -105,11 +118,12 @@ def test_a_daemon_killed_when_it_has_taken_a_sandbox(world: World, shim_dies: bo
         assert taken
         world.kill(signal.SIGKILL)
         assert starting.result().returncode != 0
-    for shim, started in before.values():
-        if shim_dies:
+    if shim_dies:
+        for shim, started in before.values():
             process.kill_verified(shim, started, signal.SIGKILL)
-        else:
-            os.kill(shim, signal.SIGCONT)
+    else:
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
     world.start()
     assert world.state("box")["Status"] in ("created", "exited")
     wait_until(lambda: only(world, {*full(world)}), "only the new sandboxes are there", LOOK)
