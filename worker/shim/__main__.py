@@ -25,6 +25,9 @@ def main() -> None:
     syscalls.close_range(3)
     init.prepare()
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
+    # What a shim that was killed leaves is reaped here at once: a pid namespace goes only when all of its processes are
+    # reaped, and not every machine's first process is quick at it.
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.suppress(OSError):
         # Every shim inherits it; without CAP_SYS_RESOURCE they keep the daemon's score.
         safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
