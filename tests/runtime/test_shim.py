@@ -444,3 +444,14 @@ async def test_a_long_path_is_no_hindrance(boxes, tmp_path):
     shim = await Shim.connect(directory)
     await shim.delete()
     await wait_dead(pid, started)
+
+
+async def test_a_zygote_that_nobody_can_find_any_more_ends(boxes, tmp_path):
+    """A daemon killed while its zygote starts leaves the next daemon to start another at the same place."""
+    first = await Zygote.spawn(tmp_path / "z.sock", tmp_path / "log", boxes.parent)
+    first.close()
+    second = await Zygote.spawn(tmp_path / "z.sock", tmp_path / "log", boxes.parent)
+    await wait_until("end of the first", lambda: not first.alive())
+    assert second.alive()
+    await second.stop()
+    await wait_until("end of the second", lambda: not second.alive())

@@ -24,6 +24,8 @@ from worker.runtime import compact_json
 from worker.runtime.errors import remedy
 
 VERSION = 1
+_ALONE = 2000
+"""Milliseconds without any connection after which a zygote looks whether it can still be found."""
 _FOR_A_SHIM = b'"fork_shim"'
 """What tells a request for a shim from the others before it is parsed, which the shim does."""
 _LENGTH = struct.Struct(">I")
@@ -111,7 +113,10 @@ class Zygote:
         gc.collect()
         gc.freeze()
         while not self._stopped:
-            for fd, _ in self._poll.poll():
+            ready = self._poll.poll(None if self._buffers else _ALONE)
+            if not ready and self._is_replaced():
+                break
+            for fd, _ in ready:
                 if fd == wake_read:
                     _reap(wake_read)
                 elif fd == accepting:
@@ -125,10 +130,19 @@ class Zygote:
                         os.close(accepting)
                         self._become_shim(fd, wanted)
                         return
-        with contextlib.suppress(FileNotFoundError):
-            # A successor may have put its own socket there.
-            if os.stat(self._path).st_ino == self._identity:
+        if not self._is_replaced():
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+
+    def _is_replaced(self) -> bool:
+        """Whether nobody can find us any more: a successor has put its own socket in our place, or the place is gone.
+
+        A daemon that is killed while we start leaves the next one to start another.
+        """
+        try:
+            return os.stat(self._path).st_ino != self._identity
+        except FileNotFoundError:
+            return True
 
     def _stop(self, *_: object) -> None:
         self._stopped = True
