@@ -335,17 +335,12 @@ def seccomp_set_filter(instructions: bytes, flags: int = 0) -> int:
 
 
 _SignalAction = ctypes.c_ulong * 4
-_DEFAULT_ACTION, _IGNORED = _SignalAction(0), _SignalAction(1)
+_DEFAULT_ACTION = _SignalAction(0)
 
 
 def default_signal_action(signal: int) -> None:
     """SIG_DFL for any signal, the C library's own two (32, 33) too, which it lets nobody else touch."""
     _call("rt_sigaction", signal, ctypes.byref(_DEFAULT_ACTION), None, 8)
-
-
-def ignore_signal(signal: int) -> None:
-    """SIG_IGN, beside Python's own table of handlers."""
-    _call("rt_sigaction", signal, ctypes.byref(_IGNORED), None, 8)
 
 
 def unblock_signals() -> None:
