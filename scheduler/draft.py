@@ -30,9 +30,13 @@ class _Move(NamedTuple):
 
 
 class Draft:
-    """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began."""
+    """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began.
 
-    def __init__(self) -> None:
+    After ``creates`` tasks to be made, further ones are left to the next decision, which is then due at once.
+    """
+
+    def __init__(self, creates: int | None = None) -> None:
+        self._room = creates
         self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
@@ -40,8 +44,18 @@ class Draft:
         self._others: list[Change] = []
         self._wake_at: float | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether no more tasks are made this time."""
+        return self._room == 0
+
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
         """A task like ``prototype`` (whose service tells it from others)."""
+        if self.full:
+            self.wake(0.0)
+            return
+        if self._room is not None:
+            self._room -= 1
         key = (prototype.service_id, desired, not_before, cause)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)

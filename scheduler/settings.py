@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: So many tasks are placed in one pass: a pass must not hold the event loop for long (rule 15 of the house).
     pass_tasks: int = 400
+    #: So many tasks are made in one pass, for the same reason.
+    pass_creates: int = 10_000
 
     strategy: str = "binpack"
     nominal: Resources = NOMINAL

@@ -2,7 +2,8 @@
 
 It decides when what it holds is wrong and how to mend it; what the objects mean and how they are found is the index's
 business (scheduler/index.py). Batches are applied whole, and never while somebody decides: decisions are synchronous and so
-is applying, and who decides in several steps holds the mirror still meanwhile (``lend``). One-way door: changes at or below ``_listed_at`` are old news, whatever the watch says.
+is applying, and who decides in several steps holds the mirror still meanwhile (``lend``). One-way door: changes at or below
+``_listed_at`` are old news, whatever the watch says.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MODES: dict[str, Callable[[Work], None]] = {
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Tasks to create, to stop and to release; wakes when the next delay is over."""
-    draft = Draft()
+    draft = Draft(settings.pass_creates)
     for service_id, service in snapshot.services.items():
         mode = MODES.get(snapshot.service_specs[service_id].mode)
         if mode is not None:

@@ -18,7 +18,7 @@ from manager.dispatcher import dispatcher, status
 from manager.dispatcher.session import Session
 from manager.store.interface import exists
 from manager.store.mirror import Mirror
-from scheduler import allocate, restart, writes
+from scheduler import allocate, passes, restart, writes
 from scheduler.placement.capacity import Capacity
 from scheduler.reconcile import slots
 from scheduler.restart import Verdict
@@ -131,7 +131,7 @@ def split_transaction() -> AbstractContextManager[Any]:
         return transactions
 
     stack = ExitStack()
-    stack.enter_context(replace(committer, "groups", wrap))
+    stack.enter_context(replace(passes, "groups", wrap))
     stack.enter_context(replace(committer, "transactions", alone))
     return stack
 

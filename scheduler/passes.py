@@ -1,0 +1,161 @@
+"""One pass: decisions that follow each other on one snapshot, each on the world as the ones before it want it. Pure.
+
+It decides what a pass writes: each key once, as the last decision left it; what one decision wants written together stays
+together. A new task thus enters the store once, with its addresses and its node. It must not know who runs it, nor when:
+``steps`` stops between any two pieces of work, so that whoever runs it can turn to others meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+import msgspec
+
+from covey.model.objects import Task
+from covey.model.spec import read_task_spec
+from covey.model.task_states import TaskState
+from scheduler import allocate
+from scheduler.overlay import overlay
+from scheduler.placement import place
+from scheduler.plan import Change, CreateTasks, Plan
+from scheduler.reconcile import decide as reconcile
+from scheduler.settings import Settings
+from scheduler.snapshot import Snapshot
+from scheduler.verify import Refusal, verify
+from scheduler.writes import Group, Write, groups
+
+Decide = Callable[[Snapshot, float, Settings], Plan]
+
+#: So many groups are drawn in one step, and from one decision of a pass: the rest is decided anew by the next.
+SLICE = 1000
+MAX_GROUPS = 10_000
+
+
+class Stage(NamedTuple):
+    """One decision of a pass and the name it is counted under."""
+
+    name: str
+    decide: Decide
+
+
+def made_pending(plan: Plan) -> Plan:
+    """``plan``, its new tasks PENDING where allocation has nothing to give them: nobody waits to see them NEW."""
+    return replace(plan, changes=tuple(_without_addresses(change) for change in plan.changes))
+
+
+def _without_addresses(change: Change) -> Change:
+    if not isinstance(change, CreateTasks) or change.prototype.state != TaskState.NEW or change.prototype.ports:
+        return change
+    spec = read_task_spec(change.prototype.spec, change.prototype.service_labels)
+    if any(attachment.target not in allocate.NODE_SCOPE for attachment in spec.networks):
+        return change
+    return replace(change, prototype=msgspec.structs.replace(change.prototype, state=TaskState.PENDING))
+
+
+def _reconcile(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
+    return made_pending(reconcile.decide(snapshot, now, settings))
+
+
+#: How tasks come to be and to their nodes.
+TASKS = (Stage("reconcile", _reconcile), Stage("allocate", allocate.decide), Stage("placement", place.decide))
+
+
+class Pass:
+    """Exhaust ``steps``, then read the rest: ``wake_at`` as in Plan; ``more``: a decision wanted more than one pass writes."""
+
+    def __init__(self, snapshot: Snapshot, now: float, settings: Settings, stages: Sequence[Stage]) -> None:
+        self._world = snapshot
+        self._now = now
+        self._settings = settings
+        self._stages = stages
+        self._batch = _Batch()
+        self.refusals: list[Refusal] = []
+        self.causes: list[str] = []
+        self.wake_at: float | None = None
+        self.more = False
+
+    def __bool__(self) -> bool:
+        return bool(self.causes)
+
+    @property
+    def groups(self) -> list[Group]:
+        """What is to be written, new tasks last and those of one node together: it is told of them together."""
+        return self._batch.groups()
+
+    def steps(self) -> Iterator[str]:
+        """Do the pass piece by piece; the name of what was just done."""
+        for at, stage in enumerate(self._stages):
+            plan = stage.decide(self._world, self._now, self._settings)
+            if plan.wake_at is not None:
+                self.wake_at = plan.wake_at if self.wake_at is None else min(plan.wake_at, self.wake_at)
+            yield stage.name
+            if not plan:
+                continue
+            self.causes.append(plan.cause)
+            accepted, refused = verify(plan, self._world, self._settings)
+            self.refusals += refused
+            yield "verify"
+            drawn = yield from self._draw(accepted)
+            if at + 1 < len(self._stages):
+                self._world = overlay(self._world, drawn, self._settings.nominal)
+                yield "overlay"
+
+    def _draw(self, plan: Plan) -> Generator[str, None, list[Group]]:
+        rows = groups(plan, self._world, self._now)
+        drawn: list[Group] = []
+        while piece := list(islice(rows, min(SLICE, MAX_GROUPS - len(drawn)))):
+            drawn += piece
+            self._batch.add(piece)
+            yield "draw"
+        self.more = self.more or next(rows, None) is not None
+        return drawn
+
+
+class _Batch:
+    """Groups, and where each key is in them."""
+
+    def __init__(self) -> None:
+        self._groups: list[Group | None] = []
+        self._where: dict[tuple[str, str], int] = {}
+
+    def add(self, more: Iterable[Group]) -> None:
+        """Take in groups; one that touches what others wrote is joined with them."""
+        for group in more:
+            touched = {self._where[name] for write in group.writes if (name := write[:2]) in self._where}
+            if touched:
+                group = self._join(sorted(touched), group)
+            at = len(self._groups)
+            self._groups.append(group)
+            for write in group.writes:
+                self._where[write[:2]] = at
+
+    def _join(self, touched: Sequence[int], group: Group) -> Group:
+        """The groups at ``touched`` and ``group`` as one; of each key its last value and the version first expected."""
+        writes: dict[tuple[str, str], Write] = {}
+        absent: dict[tuple[str, str], None] = {}
+        for one in (*(self._groups[at] for at in touched), group):
+            assert one is not None, "a group that was joined holds no key"
+            for write in one.writes:
+                first = writes.get(write[:2], write)
+                writes[write[:2]] = write._replace(expected_version=first.expected_version)
+            absent.update(dict.fromkeys(one.absent))
+        for at in touched:
+            self._groups[at] = None
+        return Group(tuple(writes.values()), group.cause, tuple(absent))
+
+    def groups(self) -> list[Group]:
+        others: list[Group] = []
+        fresh: list[tuple[str, Group]] = []
+        for group in self._groups:
+            if group is None:
+                continue
+            value = group.writes[0].value
+            if len(group.writes) == 1 and isinstance(value, Task) and not group.writes[0].expected_version:
+                fresh.append((value.node_id, group))
+            else:
+                others.append(group)
+        fresh.sort(key=lambda entry: entry[0])
+        return [*others, *(group for _, group in fresh)]
