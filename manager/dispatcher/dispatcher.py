@@ -88,6 +88,7 @@ class Dispatcher:
             group.create_task(self._follow(), name="dispatcher: changes")
             group.create_task(self._watch_silence(), name="dispatcher: silence")
             group.create_task(self._follow_lease(), name="dispatcher: lease")
+            group.create_task(self._writer.run(), name="dispatcher: statuses")
 
     async def serve(self, link: Link) -> None:
         """A worker opens its session; returns when it is over."""
