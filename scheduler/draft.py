@@ -82,11 +82,11 @@ class Draft:
         if rows:
             self._deletes.setdefault(cause, []).extend(rows)
 
-    def assign(self, task: str, node_id: str, cause: str, message: str) -> None:
-        """A task gets its node."""
+    def assign(self, tasks: Iterable[str], node_ids: Iterable[str], cause: str, message: str) -> None:
+        """Tasks get their nodes, row by row."""
         ids, nodes = self._assigns.setdefault((cause, message), ([], []))
-        ids.append(task)
-        nodes.append(node_id)
+        ids.extend(tasks)
+        nodes.extend(node_ids)
 
     def add(self, change: Change) -> None:
         """A change that stands alone."""

@@ -59,7 +59,7 @@ class NetworkAttachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What decisions read of a TaskTemplate."""
+    """What decisions read of a TaskTemplate. ``plugins`` (type, name) are those a node must have: volume and log drivers."""
 
     image: str = ""
     reservations: Resources = Resources()
@@ -69,6 +69,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     stop_grace: float = 10.0
     force_update: int = 0
+    plugins: tuple[tuple[str, str], ...] = ()
+    cluster_volumes: bool = False
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +161,24 @@ def read_task_spec(template: Mapping[str, Any], labels: Mapping[str, str] | None
         ),
         stop_grace=_seconds(container, "StopGracePeriod", 10.0),
         force_update=int(template.get("ForceUpdate") or 0),
+        plugins=_plugins(container, template.get("LogDriver")),
+        cluster_volumes=any(mount.get("Type") == "cluster" for mount in container.get("Mounts") or ()),
     )
+
+
+#: Drivers that the worker has built in, whatever a node of another release says of itself.
+_BUILT_IN = frozenset({"", "json-file", "local", "none"})
+
+
+def _plugins(container: Mapping[str, Any], log: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Drivers named by volume mounts and by the log configuration, other than what every node has."""
+    named = [
+        ("Volume", str(((mount.get("VolumeOptions") or {}).get("DriverConfig") or {}).get("Name") or ""))
+        for mount in container.get("Mounts") or ()
+        if mount.get("Type") == "volume"
+    ]
+    named.append(("Log", str((log or {}).get("Name") or "")))
+    return tuple(each for each in named if each[1] not in _BUILT_IN)
 
 
 def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int]:

@@ -6,8 +6,7 @@ import pytest
 from covey.model.objects import Node, NodeDescription, NodeInfo
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState as S
-from scheduler.placement.capacity import Capacity
-from scheduler.placement.feasible import Request, explain
+from scheduler.placement.explain import explain
 from tests.scheduler.apply import World
 
 
@@ -98,11 +97,17 @@ def test_refusals_are_counted_by_the_first_filter_that_refuses() -> None:
         " insufficient resources on 1 node)"
     )
     task = world.tasks("web")[0]
-    capacity = Capacity(world.snapshot, world.settings)
-    request = Request(world.snapshot.task_specs[task.id], frozenset(), capacity.tasks)
-    said = dict(explain(capacity, request))
-    assert said["n2"].startswith("insufficient resources on 1 node: 2 CPUs and 0 bytes asked for, 1 CPUs and")
-    assert set(said) == {"n1", "n2", "n3", "n4"}
+    told = explain(world.snapshot, task.id, world.now, world.settings)
+    said = {verdict.node_id: verdict for verdict in told.verdicts}
+    assert said["n2"].reason.startswith("insufficient resources on 1 node: 2 CPUs and 0 MiB asked for, 1 CPUs and")
+    assert said["n2"].remedy == "free 1 CPUs there, or reserve less"
+    assert {name: verdict.filter for name, verdict in said.items()} == {
+        "n1": "ready",
+        "n2": "resources",
+        "n3": "constraints",
+        "n4": "constraints",
+    }
+    assert (told.node_id, told.message) == ("", task.message)
 
 
 def test_a_large_backlog_is_placed_in_several_passes() -> None:
@@ -152,7 +157,7 @@ def test_max_replicas_per_node() -> None:
     world.service("web", replicas=5, template=asking(MaxReplicas=2))
     world.run()
     assert places(world, "web") == ["n1", "n1", "n2", "n2"]
-    assert message(world, "web") == "no suitable node (max replicas per node limit exceed on 2 nodes)"
+    assert message(world, "web") == "no suitable node (max replicas per node limit exceed)"
 
 
 def test_host_ports_are_a_node_s_own() -> None:

@@ -228,9 +228,12 @@ def id_comes_again() -> AbstractContextManager[Any]:
     return replace(slots.Work, "_attempt", wrap)
 
 
-def capacity_is_not_spent() -> AbstractContextManager[Any]:
+@contextmanager
+def capacity_is_not_spent() -> Iterator[None]:
     """Placement and verification look at each task alone."""
-    return replace(Capacity, "spend", lambda real: lambda self, row, spec, ports: None)
+    with replace(Capacity, "spend_one", lambda real: lambda self, row, request: 0.0):
+        with replace(Capacity, "spend", lambda real: lambda self, rows, counts, request: None):
+            yield
 
 
 def no_compare() -> AbstractContextManager[Any]:
