@@ -18,6 +18,7 @@ from covey.model.resources import Resources
 from covey.model.spec import TaskSpec, read_task_spec
 from scheduler.index import holds_place
 from scheduler.snapshot import NodeColumns, Snapshot
+from scheduler.tally import Branch
 from scheduler.writes import Group
 
 V = TypeVar("V")
@@ -105,6 +106,7 @@ def _derived(before: Snapshot, after: Snapshot, moved: Iterable[str], nominal: R
     views: dict[tuple[str, int], TaskSpec] = {}
     by_service, by_node = _Groups(before.by_service), _Groups(before.by_node)
     columns = _Columns(before)
+    tally = Branch(before.waiting, before.replicas, before.failures)
     for key in moved:
         old: Task | None = before.tasks.get(key)
         new: Task | None = after.tasks.get(key)
@@ -117,15 +119,20 @@ def _derived(before: Snapshot, after: Snapshot, moved: Iterable[str], nominal: R
             if name not in views:
                 views[name] = read_task_spec(new.spec, new.service_labels)
             specs[key] = views[name]
-        if old is not None and holds_place(old, before.statuses.get(key)):
+        old_status, new_status = before.statuses.get(key), after.statuses.get(key)
+        tally.change(key, old, old_status, new, new_status)
+        if old is not None and holds_place(old, old_status):
             columns.count(old.node_id, before.task_specs[key], nominal, -1)
-        if new is not None and holds_place(new, after.statuses.get(key)):
+        if new is not None and holds_place(new, new_status):
             columns.count(new.node_id, specs.get(key) or before.task_specs[key], nominal, 1)
     return {
         "task_specs": Layer(before.task_specs, specs) if specs else before.task_specs,
         "by_service": Layer(before.by_service, by_service.changed),
         "by_node": Layer(before.by_node, by_node.changed),
         "columns": columns.now,
+        "waiting": tally.waiting,
+        "replicas": tally.replicas,
+        "failures": tally.failures,
     }
 
 

@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failure_window: float = 300.0
 
     #: So many tasks are placed in one pass: a pass must not hold the event loop for long (rule 15 of the house).
-    pass_tasks: int = 400
+    pass_tasks: int = 10_000
     #: So many tasks are made in one pass, for the same reason.
     pass_creates: int = 10_000
 

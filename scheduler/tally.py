@@ -7,7 +7,7 @@ must not know nodes, capacity or what is made of the counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from covey.model.objects import Task, TaskStatus
 from covey.model.task_states import TaskState, is_terminal, shown
@@ -43,6 +43,12 @@ class Waiting:
         self._in_order = self._in_order and order > self._last and task.id not in self.tasks
         self._last = max(order, self._last)
         self.tasks[task.id] = task
+
+    def copy(self) -> Waiting:
+        """The same tasks, to be changed apart."""
+        other = Waiting()
+        other.tasks, other._last, other._in_order = dict(self.tasks), self._last, self._in_order
+        return other
 
     def ordered(self) -> Mapping[str, Task]:
         """The tasks by id, the longest waiting first."""
@@ -136,6 +142,48 @@ class Tally:
             del failures[task_id]
             if not failures:
                 del self.failures[alike.service_id, alike.spec_version]
+
+
+class Branch(Tally):
+    """Counts that go their own way from others that stay as they are: what is changed is copied first."""
+
+    def __init__(
+        self,
+        waiting: Mapping[Alike, Waiting],
+        replicas: Mapping[str, Mapping[str, int]],
+        failures: Mapping[tuple[str, int], Mapping[str, Failure]],
+    ) -> None:
+        super().__init__()
+        self.waiting = dict(waiting)
+        self.replicas = cast("dict[str, dict[str, int]]", dict(replicas))
+        self.failures = cast("dict[tuple[str, int], dict[str, Failure]]", dict(failures))
+        self._own: set[tuple[str, Alike]] = set()
+
+    def change(
+        self, task_id: str, old: Task | None, old_status: TaskStatus | None, new: Task | None, new_status: TaskStatus | None
+    ) -> None:
+        """A task, each time named once, was ``old`` and is ``new``; None: it is not there."""
+        before = _classify(old, old_status) if old is not None else None
+        after = _classify(new, new_status) if new is not None else None
+        for counted in (before, after):
+            if counted is not None and (counted.what, counted.alike) not in self._own:
+                self._copy(counted)
+        if before is not None:
+            self._counted[task_id] = before
+        self.count(task_id, new, new_status)
+
+    def _copy(self, counted: _Counted) -> None:
+        alike = counted.alike
+        self._own.add((counted.what, alike))
+        if counted.what == "waiting":
+            if alike in self.waiting:
+                self.waiting[alike] = self.waiting[alike].copy()
+        elif counted.what == "replica":
+            # One group for all nodes of the service: copying it again for another node costs time only.
+            if alike.service_id in self.replicas:
+                self.replicas[alike.service_id] = dict(self.replicas[alike.service_id])
+        elif (name := (alike.service_id, alike.spec_version)) in self.failures:
+            self.failures[name] = dict(self.failures[name])
 
 
 def _classify(task: Task, status: TaskStatus | None) -> _Counted | None:

@@ -235,4 +235,3 @@ def _generic_left(capacity: Capacity, row: int, kind: str) -> int:
 
 def _generic_free(capacity: Capacity, request: Request, row: int) -> bool:
     return all(_generic_left(capacity, row, kind) >= number for kind, number in request.generic.items())
-
