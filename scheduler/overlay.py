@@ -7,7 +7,7 @@ top expects what the store holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -78,11 +78,26 @@ class Layer(Mapping[str, V]):
         return self._size
 
 
+#: So many tasks are laid over without a stop.
+PART = 2000
+
+
 def overlay(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Snapshot:
     """``snapshot`` with the writes of ``groups`` in it. KeyError for a kind that no pass writes.
 
     ``nominal`` stands in for empty reservations, as in the index.
     """
+    laying = parts(snapshot, groups, nominal)
+    while True:
+        try:
+            next(laying)
+        except StopIteration as done:
+            ahead: Snapshot = done.value
+            return ahead
+
+
+def parts(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Generator[None, None, Snapshot]:
+    """As ``overlay``, stopping now and then; ``snapshot`` must not change meanwhile."""
     written: dict[str, dict[str, Stored | None]] = {}
     for group in groups:
         for kind, key, expected, value in group.writes:
@@ -97,17 +112,23 @@ def overlay(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> 
         fields[name] = Layer(getattr(snapshot, name), over)
     ahead = replace(snapshot, **fields)
     moved = [*written.get("task", {}), *(key for key in written.get("task_status", {}) if key not in written.get("task", {}))]
-    return replace(ahead, **_derived(snapshot, ahead, moved, nominal)) if moved else ahead
+    if moved:
+        ahead = replace(ahead, **(yield from _derived(snapshot, ahead, moved, nominal)))
+    return ahead
 
 
-def _derived(before: Snapshot, after: Snapshot, moved: Iterable[str], nominal: Resources) -> dict[str, Any]:
+def _derived(
+    before: Snapshot, after: Snapshot, moved: Iterable[str], nominal: Resources
+) -> Generator[None, None, dict[str, Any]]:
     """What the index keeps beside the objects, brought up to date with the tasks ``moved``."""
     specs: dict[str, TaskSpec | None] = {}
     views: dict[tuple[str, int], TaskSpec] = {}
     by_service, by_node = _Groups(before.by_service), _Groups(before.by_node)
     columns = _Columns(before)
     tally = Branch(before.waiting, before.replicas, before.failures)
-    for key in moved:
+    for at, key in enumerate(moved):
+        if at % PART == PART - 1:
+            yield
         old: Task | None = before.tasks.get(key)
         new: Task | None = after.tasks.get(key)
         by_service.move(old.service_id if old else "", new.service_id if new else "", key)

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from covey.model.objects import Task
 from covey.model.spec import read_task_spec
 from covey.model.task_states import TaskState
-from scheduler import allocate
-from scheduler.overlay import overlay
+from scheduler import allocate, overlay
 from scheduler.placement import place
 from scheduler.plan import Change, CreateTasks, Plan
 from scheduler.reconcile import decide as reconcile
@@ -27,6 +26,7 @@ from scheduler.snapshot import Snapshot
 from scheduler.verify import Refusal, verify
 from scheduler.writes import Group, Write, groups
 
+Made = TypeVar("Made")
 Decide = Callable[[Snapshot, float, Settings], Plan]
 
 #: So many groups are drawn in one step, and from one decision of a pass: the rest is decided anew by the next.
@@ -35,10 +35,11 @@ MAX_GROUPS = 10_000
 
 
 class Stage(NamedTuple):
-    """One decision of a pass and the name it is counted under."""
+    """One decision of a pass and the name it is counted under; ``parts`` makes the same decision, with stops."""
 
     name: str
     decide: Decide
+    parts: Callable[[Snapshot, float, Settings], Generator[None, None, Plan]] | None = None
 
 
 def made_pending(plan: Plan) -> Plan:
@@ -55,12 +56,12 @@ def _without_addresses(change: Change) -> Change:
     return replace(change, prototype=msgspec.structs.replace(change.prototype, state=TaskState.PENDING))
 
 
-def _reconcile(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
-    return made_pending(reconcile.decide(snapshot, now, settings))
-
-
 #: How tasks come to be and to their nodes.
-TASKS = (Stage("reconcile", _reconcile), Stage("allocate", allocate.decide), Stage("placement", place.decide))
+TASKS = (
+    Stage("reconcile", reconcile.decide, reconcile.parts),
+    Stage("allocate", allocate.decide),
+    Stage("placement", place.decide),
+)
 
 
 class Pass:
@@ -88,7 +89,7 @@ class Pass:
     def steps(self) -> Iterator[str]:
         """Do the pass piece by piece; the name of what was just done."""
         for at, stage in enumerate(self._stages):
-            plan = stage.decide(self._world, self._now, self._settings)
+            plan = made_pending((yield from self._decide(stage)))
             if plan.wake_at is not None:
                 self.wake_at = plan.wake_at if self.wake_at is None else min(plan.wake_at, self.wake_at)
             yield stage.name
@@ -100,8 +101,14 @@ class Pass:
             yield "verify"
             drawn = yield from self._draw(accepted)
             if at + 1 < len(self._stages):
-                self._world = overlay(self._world, drawn, self._settings.nominal)
+                self._world = yield from _named("overlay", overlay.parts(self._world, drawn, self._settings.nominal))
                 yield "overlay"
+
+    def _decide(self, stage: Stage) -> Generator[str, None, Plan]:
+        given = (self._world, self._now, self._settings)
+        if stage.parts is None:
+            return stage.decide(*given)
+        return (yield from _named(stage.name, stage.parts(*given)))
 
     def _draw(self, plan: Plan) -> Generator[str, None, list[Group]]:
         rows = groups(plan, self._world, self._now)
@@ -112,6 +119,17 @@ class Pass:
             yield "draw"
         self.more = self.more or next(rows, None) is not None
         return drawn
+
+
+def _named(name: str, work: Generator[None, None, Made]) -> Generator[str, None, Made]:
+    """``work``, each stop of it called ``name``."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            made: Made = done.value
+            return made
+        yield name
 
 
 class _Batch:

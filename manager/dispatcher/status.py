@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: Two compares a status, and the session's: within the store's 128.
 PER_TXN = 60
 #: Shared transactions on their way at once; what is reported meanwhile waits to share the next.
-IN_FLIGHT = 3
+IN_FLIGHT = 6
 RETRY_SECONDS = 0.2
 
 #: (task id, why).
