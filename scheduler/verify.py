@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from covey.model.objects import Task
 from covey.model.task_states import Actor, TaskState, is_terminal, may_desire, may_move
-from scheduler.placement.capacity import Capacity
+from scheduler.placement.capacity import Capacity, pairs
 from scheduler.placement.feasible import fits_one, refusals
 from scheduler.placement.request import Request, request_of
 from scheduler.plan import (
@@ -162,13 +162,23 @@ def _assign(check: _Check, change: AssignTasks) -> Change | None:
         at = capacity.rows[view.id]
         if not fits_one(capacity, request, at):
             return str(refusals(capacity, request, only=view.id))
+        if change.generic_named:
+            given, taken = pairs(change.generic_named[row]), capacity.names(view.id)
+            if twice := sorted(given & taken):
+                return f"{' '.join(twice[0])} of node {view.id} is given to another task"
+            taken |= given
         capacity.spend_one(at, request)
         return ""
 
     rows = check.rows(change, change.ids, refuse)
     if not rows:
         return None
-    return replace(change, ids=_pick(change.ids, rows), node_ids=_pick(change.node_ids, rows))
+    return replace(
+        change,
+        ids=_pick(change.ids, rows),
+        node_ids=_pick(change.node_ids, rows),
+        generic_named=_pick(change.generic_named, rows) if change.generic_named else (),
+    )
 
 
 def _move(check: _Check, change: MoveTasks) -> Change | None:
