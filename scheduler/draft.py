@@ -36,7 +36,7 @@ class Draft:
         self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
-        self._assigns: dict[tuple[str, str, bool], tuple[list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = {}
+        self._assigns: list[tuple[tuple[str, str, bool], list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = []
         self._others: list[Change] = []
         self._wake_at: float | None = None
 
@@ -78,7 +78,10 @@ class Draft:
     ) -> None:
         """Tasks get their nodes, row by row, and names of generic resources where ``generic_named`` has any."""
         key = (cause, message, bool(generic_named))
-        ids, nodes, names = self._assigns.setdefault(key, ([], [], []))
+        if not self._assigns or self._assigns[-1][0] != key:
+            # Only neighbours are batched: what is verified in another order may be refused.
+            self._assigns.append((key, [], [], []))
+        _, ids, nodes, names = self._assigns[-1]
         ids.extend(tasks)
         nodes.extend(node_ids)
         names.extend(generic_named)
@@ -99,7 +102,7 @@ class Draft:
         changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
         changes += [
             AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names))
-            for (why, message, _), (ids, nodes, names) in self._assigns.items()
+            for (why, message, _), ids, nodes, names in self._assigns
         ]
         changes += [DeleteTasks(tuple(ids), why) for why, ids in self._deletes.items()]
         return Plan(base_revision, tuple(changes), cause, self._wake_at)

@@ -6,8 +6,10 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from covey.model.objects import Task
@@ -56,8 +58,13 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = self._requests[name] = request_of(task, self.capacity, 0.0)
+            found = self._requests[name] = request_of(task, self.capacity, 0.0, shared=self._versions[task.service_id] > 1)
         return found
+
+    @cached_property
+    def _versions(self) -> Mapping[str, int]:
+        """How many groups of like tasks of each service wait: one may count against another's limit."""
+        return Counter(alike.service_id for alike in self.snapshot.waiting)
 
     @property
     def capacity(self) -> Capacity:

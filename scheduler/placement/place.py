@@ -100,10 +100,11 @@ class _Pass:
         capacity = self.capacity
         if bound:
             row = capacity.rows.get(bound)
-            if row is None or not fits_one(capacity, request, row):
-                return []
-            capacity.spend_one(row, request)
-            return [row]
+            placed: list[int] = []
+            while row is not None and len(placed) < count and fits_one(capacity, request, row):
+                capacity.spend_one(row, request)
+                placed.append(row)
+            return placed
         if request.spec.placement.spread:
             return _numbers(place_under_preferences(capacity, request, strategy, count))
         if request.plain and self._hopeless(request):
