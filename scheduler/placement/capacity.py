@@ -66,6 +66,7 @@ class Capacity:
         )
         self._ports: dict[str, set[Port]] = {}
         self._generic: dict[str, dict[str, int]] = {}
+        self._names: dict[str, set[tuple[str, str]]] = {}
 
     @cached_property
     def rows(self) -> Mapping[str, int]:
@@ -115,6 +116,29 @@ class Capacity:
         info = self.view(row).info
         return generic_counts(info.description.resources) if info is not None else {}
 
+    def names(self, node_id: str) -> set[tuple[str, str]]:
+        """Named generic resources taken on a node: (kind, name)."""
+        found = self._names.get(node_id)
+        if found is None:
+            found = self._names[node_id] = set()
+            for task in self.snapshot.tasks_on(node_id):
+                if task.generic_named and not is_terminal(self.snapshot.state(task)):
+                    found |= pairs(task.generic_named)
+        return found
+
+    def give(self, row: int, request: Request) -> dict[str, tuple[str, ...]]:
+        """Take names for one task on the node of ``row``, by kind, in the node's order; a kind it only counts has none."""
+        info = self.view(row).info
+        taken = self.names(self.ids[row])
+        given: dict[str, tuple[str, ...]] = {}
+        for kind, number in request.generic.items():
+            held = info.description.resources.generic_named.get(kind, ()) if info is not None else ()
+            free = tuple(name for name in held if (kind, name) not in taken)[:number]
+            if free:
+                given[kind] = free
+        taken |= pairs(given)
+        return given
+
     def spend(self, rows: Rows, counts: Rows | int, request: Request) -> None:
         """``counts`` more such tasks on the nodes of ``rows``, of which none is named twice."""
         if request.cpus:
@@ -163,6 +187,11 @@ def generic_counts(amount: Resources) -> dict[str, int]:
     for kind, names in amount.generic_named.items():
         counts[kind] = counts.get(kind, 0) + len(names)
     return counts
+
+
+def pairs(named: Mapping[str, tuple[str, ...]]) -> set[tuple[str, str]]:
+    """(kind, name) of named generic resources."""
+    return {(kind, name) for kind, names in named.items() for name in names}
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int], times: int) -> None:

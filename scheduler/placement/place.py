@@ -15,7 +15,7 @@ from covey.ids import tie_break
 from covey.model.objects import Task
 from scheduler.draft import Draft
 from scheduler.placement.capacity import Capacity, Rows
-from scheduler.placement.feasible import fits_one, refusals
+from scheduler.placement.feasible import fits_one, refusals, suitable
 from scheduler.placement.levels import place_group
 from scheduler.placement.rank import DISTINCT, PACKING, strategy_of
 from scheduler.placement.request import Request, request_of
@@ -30,6 +30,10 @@ ASSIGNED_MESSAGE = "scheduler assigned task to node"
 
 #: From so many groups on, small ones are worth a sorted list of nodes.
 _MANY = 64
+#: So many requests that found no room are remembered, for those that ask for no less.
+_REMEMBERED = 32
+#: So many groups at the most are told why they wait in one pass.
+_TOLD = 1000
 #: Of a list that is packed at once, what fits seven times into the largest node fills the gaps that the rest leaves.
 _FILLER = 1 / 7
 
@@ -54,6 +58,7 @@ class _Pass:
         self.groups = Counter(alike.service_id for alike in snapshot.waiting)
         self.singles: dict[str, Singles] = {}
         self.refused: list[tuple[Sequence[Task], Request]] = []
+        self.hopeless: dict[int, list[tuple[int, int]]] = {}
 
     def run(self) -> None:
         """Place everything there is room for, then say why of the rest: asked earlier it would change meanwhile."""
@@ -63,9 +68,16 @@ class _Pass:
             self._place(alike, waiting)
         if not self.left:
             self.draft.wake(self.now)
-        for tasks, request in self.refused:
+        self._tell()
+
+    def _tell(self) -> None:
+        """Those that were never told come first; of very many, the rest keep what they were told last."""
+        self.refused.sort(key=lambda group: bool(group[0][0].message))
+        for tasks, request in self.refused[:_TOLD]:
             message = str(refusals(self.capacity, request, only=tasks[0].node_id))
             self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
+        if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
+            self.draft.wake(self.now)
 
     def _place(self, alike: Alike, waiting: Waiting) -> None:
         tasks = waiting.ordered()
@@ -77,7 +89,8 @@ class _Pass:
         names = self.capacity.ids
         if rows:
             cause = f"placement: {strategy}"
-            self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE)
+            given = [self.capacity.give(row, request) for row in rows] if request.generic else ()
+            self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
             self.left -= len(rows)
         if len(rows) < count:
             self.refused.append((list(islice(tasks.values(), len(rows), count)), request))
@@ -87,12 +100,15 @@ class _Pass:
         capacity = self.capacity
         if bound:
             row = capacity.rows.get(bound)
-            if row is None or not fits_one(capacity, request, row):
-                return []
-            capacity.spend_one(row, request)
-            return [row]
+            placed: list[int] = []
+            while row is not None and len(placed) < count and fits_one(capacity, request, row):
+                capacity.spend_one(row, request)
+                placed.append(row)
+            return placed
         if request.spec.placement.spread:
             return _numbers(place_under_preferences(capacity, request, strategy, count))
+        if request.plain and self._hopeless(request):
+            return []
         if count <= SMALL and request.plain and strategy in DISTINCT and len(self.groups) >= _MANY:
             singles = self.singles.get(strategy)
             if singles is None:
@@ -101,7 +117,19 @@ class _Pass:
                 for row in found:
                     capacity.spend_one(row, request)
                 return found
-        return _numbers(place_group(capacity, request, strategy, count))
+        rows = place_group(capacity, request, strategy, count)
+        if not len(rows) and request.plain:
+            refused = self.hopeless.setdefault(id(suitable(capacity, request)), [])
+            if len(refused) < _REMEMBERED:
+                refused.append((request.cpus, request.memory))
+        return _numbers(rows)
+
+    def _hopeless(self, request: Request) -> bool:
+        """Whether one that asked for no more, of the same nodes, was refused by all of them in this pass."""
+        if not self.hopeless:
+            return False
+        refused = self.hopeless.get(id(suitable(self.capacity, request)), ())
+        return any(request.cpus >= cpus and request.memory >= memory for cpus, memory in refused)
 
 
 def _numbers(rows: Rows) -> list[int]:

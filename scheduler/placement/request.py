@@ -6,7 +6,7 @@ Made once a group from the snapshot's counts. It knows rows of Capacity, and not
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from scheduler.placement.capacity import Capacity, Port, generic_counts, host_po
 Numbers = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """``cpus`` and ``memory`` as in Resources, ``nominal_*`` what they count as when nodes are ranked.
 
     ``generic`` are amounts by kind, ``network_drivers`` the drivers of the networks the tasks join. ``replicas`` and
@@ -41,7 +40,7 @@ class Request:
     @property
     def plain(self) -> bool:
         """Whether nothing but CPU, memory and static properties of a node matters."""
-        return self.replicas is None and self.failing is None and not (self.ports or self.generic)
+        return self.replicas is None and self.failing is None and not self.ports and not self.generic
 
     @property
     def honest(self) -> bool:
@@ -66,16 +65,16 @@ def request_of(task: Task, capacity: Capacity, now: float, *, shared: bool = Fal
             if (network := snapshot.networks.get(given.network_id)) is not None
         )
     return Request(
-        spec=spec,
-        cpus=asked.nano_cpus,
-        memory=asked.memory_bytes,
-        nominal_cpus=counted.nano_cpus,
-        nominal_memory=counted.memory_bytes,
-        ports=host_ports(task.ports) if task.ports else frozenset(),
-        generic=generic_counts(asked) if asked.generic or asked.generic_named else {},
-        network_drivers=drivers,
-        replicas=replicas,
-        failing=_failing(task, capacity, now),
+        spec,
+        asked.nano_cpus,
+        asked.memory_bytes,
+        counted.nano_cpus,
+        counted.memory_bytes,
+        host_ports(task.ports) if task.ports else frozenset(),
+        generic_counts(asked) if asked.generic or asked.generic_named else {},
+        drivers,
+        replicas,
+        _failing(task, capacity, now) if snapshot.failures else None,
     )
 
 

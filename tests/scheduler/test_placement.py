@@ -1,5 +1,7 @@
 """Who goes where, and what a task that fits nowhere says."""
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -7,6 +9,8 @@ from covey.model.objects import Node, NodeDescription, NodeInfo
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState as S
 from scheduler.placement.explain import explain
+from scheduler.plan import AssignTasks
+from scheduler.verify import verify
 from tests.scheduler.apply import World
 
 
@@ -193,6 +197,34 @@ def test_generic_resources_are_counted() -> None:
     world.service("web", replicas=3, template=wish)
     world.run()
     assert places(world, "web") == ["n1", "n1"]
+    assert sorted(t.generic_named["gpu"] for t in world.running("web")) == [("a",), ("b",)]
+    over = world.running("web")[0]
+    world.report(over.id, S.FAILED)
+    world.now += 10
+    world.run()
+    assert sorted(t.generic_named["gpu"] for t in world.running("web")) == [("a",), ("b",)]
+
+
+def test_names_of_generic_resources_are_given_once() -> None:
+    world = cluster(1)
+    held = world.snapshot.nodes["n1"].info
+    assert held is not None
+    gpus = Resources(nano_cpus=4 * NANO, memory_bytes=1024 * MIB, generic_named={"gpu": ("a", "b")})
+    world.put(msgspec.structs.replace(held, description=msgspec.structs.replace(held.description, resources=gpus)))
+    wish = asking()
+    wish["Resources"] = {"Reservations": {"GenericResources": [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]}}
+    world.service("web", replicas=2, template=wish)
+    for name in ("liveness", "reconcile", "allocate"):
+        world.commit(world.decide(name))
+    plan = world.decide("placement")
+    (change,) = plan.changes
+    assert isinstance(change, AssignTasks)
+    twice = dataclasses.replace(change, generic_named=({"gpu": ("a",)}, {"gpu": ("a",)}))
+    accepted, refusals = verify(dataclasses.replace(plan, changes=(twice,)), world.snapshot)
+    assert [refusal.why for refusal in refusals] == ["gpu a of node n1 is given to another task"]
+    (kept,) = accepted.changes
+    assert isinstance(kept, AssignTasks)
+    assert kept.ids == change.ids[:1]
 
 
 def test_a_spread_preference_comes_before_the_strategy() -> None:
