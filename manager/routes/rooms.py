@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from manager.events import Events
 from manager.routes.containers import Containers
 from manager.routes.door import Door
+from manager.routes.explain import Explain
 from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
+from manager.routes.plan import Plans
 from manager.routes.secrets import KINDS, Files
 from manager.routes.services import Services
 from manager.routes.swarm import Swarm
@@ -25,9 +27,12 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
     """The handlers by route name."""
     events = Events(door.mirror, door.clock)
     following = asyncio.create_task(events.follow(), name="cluster events")
+    services = Services(door)
     try:
         yield collect(
-            Services(door),
+            services,
+            Plans(door, services),
+            Explain(door),
             Nodes(door),
             Tasks(door),
             Swarm(door),

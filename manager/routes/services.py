@@ -17,6 +17,7 @@ from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model.filters import parse_constraint
+from covey.model.meaning import meaning
 from covey.model.objects import PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
 from manager.dispatcher.assignments import chosen_ports
@@ -173,6 +174,19 @@ class Services:
             doomed[2:] = [door.keys.name("port", port) for port in sorted(_reserved_ports(service.spec))]
         raise Unavailable(f"service {service.name} keeps changing: remove it again")
 
+    def proposed(self, snapshot: Snapshot, held: Service | None, raw: dict[str, Any]) -> Service:
+        """What an update of ``held`` with ``raw`` (None: a create) would store, refused as that would be.
+
+        Names and references are the caller's to look up. A new service has an id that says that it is not there.
+        """
+        spec = self._validated(raw)
+        check_ports(snapshot, spec, held.id if held is not None else "")
+        now = self._door.clock.now()
+        if held is None:
+            return Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now)
+        _check_unchangeable(held, spec)
+        return _updated(held, spec, now)
+
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 
@@ -211,8 +225,8 @@ def _check_unchangeable(service: Service, spec: Mapping[str, Any]) -> None:
 
 def _updated(service: Service, spec: dict[str, Any], now: float) -> Service:
     """``service`` with ``spec``; its spec version rises only when its tasks would be made otherwise."""
-    parts = ("TaskTemplate", "EndpointSpec", "Networks")
-    changed = any((service.spec.get(part) or {}) != (spec.get(part) or {}) for part in parts)
+    old, new = meaning(service.spec), meaning(spec)
+    changed = any(old.get(part) != new.get(part) for part in ("TaskTemplate", "EndpointSpec"))
     return msgspec.structs.replace(
         service,
         spec=spec,
