@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
+from covey import names
 from covey.engine_api.answers import Answer
 from covey.engine_api.call import Call
 from covey.engine_api.types.plan import AssumedFields, PlanRequest, ProposedService
-from covey.errors import CoveyError, InvalidArgument
+from covey.errors import Conflict, CoveyError, InvalidArgument
 from covey.model.objects import Network, Service
 from manager.routes.door import Door, find_service
 from manager.routes.explain import show_explanation
@@ -92,13 +93,18 @@ class Plans:
 def _meant(snapshot: Snapshot, proposed: ProposedService) -> tuple[Service | None, dict[str, Any]]:
     """The service that is there, None for a new one, and the spec with its name."""
     if proposed.ID:
-        held = find_service(snapshot, proposed.ID)
-        return held, {"Name": held.name, **proposed.Spec}
+        known = find_service(snapshot, proposed.ID)
+        return known, {**proposed.Spec, "Name": proposed.Spec.get("Name") or known.name}
+    held = {service.name: service for service in snapshot.services.values()}
     name = proposed.Name or proposed.Spec.get("Name")
+    if not name and proposed.Create:
+        name = names.fresh(lambda fresh: fresh not in held)
     if not name:
         raise InvalidArgument("Services: a proposed service has no name: give ID, Name or Spec.Name")
-    found = next((service for service in snapshot.services.values() if service.name == name), None)
-    return found, {"Name": name, **proposed.Spec}
+    found = held.get(name)
+    if found is not None and proposed.Create:
+        raise Conflict(f"name conflicts with an existing object: service {name} already exists ({found.id})")
+    return found, {**proposed.Spec, "Name": proposed.Spec.get("Name") or name}
 
 
 def _networks(assumed: AssumedFields | None) -> list[Network]:

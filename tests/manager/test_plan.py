@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import Cluster, service_spec, wait_until
 
-from covey.errors import InvalidArgument, NotFound, NotImplementedYet
+from covey.errors import Conflict, InvalidArgument, NotFound, NotImplementedYet
 
 pytestmark = pytest.mark.asyncio
 
@@ -137,10 +137,19 @@ async def test_a_proposal_is_refused_as_the_change_would_be(cluster: Cluster) ->
     with pytest.raises(InvalidArgument, match="service web is proposed twice"):
         await plan(cluster, {"Spec": service_spec("web")}, {"Spec": service_spec("web")})
     service_id = await cluster.create("web")
+    with pytest.raises(Conflict, match="service web already exists"):
+        await plan(cluster, {"Create": True, "Spec": service_spec("web")})
     with pytest.raises(NotImplementedYet, match="mode change is not allowed"):
         await plan(cluster, {"ID": service_id, "Spec": {**service_spec("web"), "Mode": {"Global": {}}}})
     with pytest.raises(NotImplementedYet, match="renaming services is not supported"):
         await plan(cluster, {"ID": service_id, "Spec": service_spec("other")})
+
+
+async def test_a_service_to_be_created_needs_no_name(cluster: Cluster) -> None:
+    answer = await plan(cluster, {"Create": True, "Spec": {"TaskTemplate": {"ContainerSpec": {"Image": "i"}}}})
+    (shown,) = answer["Services"]
+    assert shown["Name"]
+    assert shown["Tasks"]["Waiting"] == 1
 
 
 async def test_a_task_that_waits_is_explained_node_by_node_with_what_would_help(cluster: Cluster) -> None:

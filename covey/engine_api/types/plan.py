@@ -8,10 +8,14 @@ from covey.engine_api.types.base import ListOf, Model
 
 
 class ProposedService(Model):
-    """A service by ``ID``, or by ``Name`` (else the Spec's), as it shall be; one that is not there would be created."""
+    """A service by ``ID``, or by ``Name`` (else the Spec's), as it shall be; one that is not there would be created.
+
+    ``Create``: it must not be there, as when one is made; then it needs no name.
+    """
 
     ID: str | None = None
     Name: str | None = None
+    Create: bool | None = None
     Spec: dict[str, Any]
 
 
