@@ -15,7 +15,7 @@ import msgspec
 from covey import names
 from covey.engine_api.answers import Answer
 from covey.engine_api.call import Call
-from covey.engine_api.types.plan import AssumedFields, PlanRequest, ProposedService
+from covey.engine_api.types.plan import AssumedFields, PlanRequest, Proposed
 from covey.errors import Conflict, CoveyError, InvalidArgument
 from covey.model.objects import Network, Service
 from manager.routes.door import Door, find_service
@@ -90,7 +90,7 @@ class Plans:
         return {**{key: one for key, one in proposal.items() if one}, **{key: one for key, one in proposal.items() if not one}}
 
 
-def _meant(snapshot: Snapshot, proposed: ProposedService) -> tuple[Service | None, dict[str, Any]]:
+def _meant(snapshot: Snapshot, proposed: Proposed) -> tuple[Service | None, dict[str, Any]]:
     """The service that is there, None for a new one, and the spec with its name."""
     if proposed.ID:
         known = find_service(snapshot, proposed.ID)

@@ -7,7 +7,7 @@ from typing import Any
 from covey.engine_api.types.base import ListOf, Model
 
 
-class ProposedService(Model):
+class Proposed(Model):
     """A service by ``ID``, or by ``Name`` (else the Spec's), as it shall be; one that is not there would be created.
 
     ``Create``: it must not be there, as when one is made; then it needs no name.
@@ -30,6 +30,6 @@ class AssumedFields(Model):
 class PlanRequest(Model):
     """``Remove``: ids or names of services."""
 
-    Services: ListOf[ProposedService]
+    Services: ListOf[Proposed]
     Remove: ListOf[str]
     Assume: AssumedFields | None = None
