@@ -34,7 +34,7 @@ _UNDER_WAY = frozenset({"updating", "rollback_started"})
 
 
 class Made(NamedTuple):
-    """When a task is made: in which pass, counted from 0, and how many seconds of delays after now."""
+    """When a task is made: after how many rounds of the workers, and how many seconds of delays after now."""
 
     round: int
     after: float
@@ -71,31 +71,31 @@ class Course:
         self._stages = tuple(self._focused(stage) for stage in TASKS)
         self._last = (self._focused(Stage("reap", reap.decide)),)
         self._written: dict[tuple[str, str], Write] = {}
-        self._layers = 0
+        self._layers = self._rounds = 0
         self._told = dict.fromkeys(self._unfinished())
 
     def steps(self) -> Iterator[str]:
         """Look ahead piece by piece; the name of what was just done."""
         most = min(ROUNDS, LOOKED_AT // (len(self.base.tasks) + len(self.base.nodes) + 1) + 2)
-        for number in range(most):
-            wake_at, wrote = yield from self._decide(self._stages, number)
+        for _ in range(most):
+            wake_at, wrote = yield from self._decide(self._stages)
+            # What is forgotten may let others go on. Workers are slower than the leader: it rests before they have done.
+            if wrote or (yield from self._decide(self._last))[1]:
+                continue
             reports = self._obey()
             self._lay(reports)
+            self._rounds += 1
             yield "workers"
-            if wrote or reports:
-                continue
-            # What is forgotten may let others go on, but never in a hurry.
-            _, forgot = yield from self._decide(self._last, number)
-            if not forgot and not self._wait(wake_at):
+            if not reports and not self._wait(wake_at):
                 self.complete = True
                 return
 
-    def _decide(self, stages: tuple[Stage, ...], number: int) -> Generator[str, None, tuple[float | None, bool]]:
+    def _decide(self, stages: tuple[Stage, ...]) -> Generator[str, None, tuple[float | None, bool]]:
         """One pass, laid over the world: when it wants to be woken, and whether it wrote anything."""
         work = Pass(self.world, self.now, self._settings, stages)
         yield from work.steps()
         wrote = work.groups
-        self._note(wrote, number)
+        self._note(wrote)
         self._lay(wrote)
         yield "overlay"
         return work.wake_at, bool(wrote)
@@ -111,6 +111,8 @@ class Course:
     def _tend(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Plan:
         plan = stage.decide(_only(snapshot, self._ids), now, settings)
         for change in plan.changes:
+            if isinstance(change, MoveTasks) and (change.desired or TaskState.NEW) < TaskState.SHUTDOWN:
+                continue
             if isinstance(change, (CreateTasks, MoveTasks)):
                 self.causes.update(dict.fromkeys(change.ids, change.cause))
         return plan
@@ -123,7 +125,7 @@ class Course:
                     self.seen[alike.service_id] = explain(snapshot, first.id, now, settings)
         return stage.decide(snapshot, now, settings)
 
-    def _note(self, wrote: Iterable[Group], number: int) -> None:
+    def _note(self, wrote: Iterable[Group]) -> None:
         for group in wrote:
             for kind, key, _, value in group.writes:
                 if kind != "task":
@@ -133,7 +135,7 @@ class Course:
                     continue
                 before = self.base.tasks.get(key)
                 if before is None:
-                    self.made.setdefault(key, Made(number, self.now - self._start))
+                    self.made.setdefault(key, Made(self._rounds, self.now - self._start))
                 elif value.service_id not in self._ids and before.desired < TaskState.SHUTDOWN <= value.desired:
                     self.displaced[key] = None
 
