@@ -33,6 +33,10 @@ _PLAIN = {
 }
 
 
+#: So many tasks are laid over without a stop.
+PART = 2000
+
+
 class Layer(Mapping[str, V]):
     """A mapping over another: ``over`` gives what is new or changed, None what is gone. What is new comes last."""
 
@@ -78,12 +82,13 @@ class Layer(Mapping[str, V]):
         return self._size
 
 
-#: So many tasks are laid over without a stop.
-PART = 2000
+def shows(groups: Iterable[Group]) -> bool:
+    """Whether an overlay can show everything that ``groups`` write."""
+    return all(write.kind in _PLAIN for group in groups for write in group.writes)
 
 
 def overlay(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Snapshot:
-    """``snapshot`` with the writes of ``groups`` in it. KeyError for a kind that no pass writes.
+    """``snapshot`` with the writes of ``groups`` in it. KeyError for a kind that it cannot show.
 
     ``nominal`` stands in for empty reservations, as in the index.
     """

@@ -8,18 +8,13 @@ together. A new task thus enters the store once, with its addresses and its node
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-import msgspec
-
 from covey.model.objects import Task
-from covey.model.spec import read_task_spec
-from covey.model.task_states import TaskState
 from scheduler import allocate, overlay
 from scheduler.placement import place
-from scheduler.plan import Change, CreateTasks, Plan
+from scheduler.plan import Plan
 from scheduler.reconcile import decide as reconcile
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -42,20 +37,6 @@ class Stage(NamedTuple):
     parts: Callable[[Snapshot, float, Settings], Generator[None, None, Plan]] | None = None
 
 
-def made_pending(plan: Plan) -> Plan:
-    """``plan``, its new tasks PENDING where allocation has nothing to give them: nobody waits to see them NEW."""
-    return replace(plan, changes=tuple(_without_addresses(change) for change in plan.changes))
-
-
-def _without_addresses(change: Change) -> Change:
-    if not isinstance(change, CreateTasks) or change.prototype.state != TaskState.NEW or change.prototype.ports:
-        return change
-    spec = read_task_spec(change.prototype.spec, change.prototype.service_labels)
-    if any(attachment.target not in allocate.NODE_SCOPE for attachment in spec.networks):
-        return change
-    return replace(change, prototype=msgspec.structs.replace(change.prototype, state=TaskState.PENDING))
-
-
 #: How tasks come to be and to their nodes.
 TASKS = (
     Stage("reconcile", reconcile.decide, reconcile.parts),
@@ -65,7 +46,10 @@ TASKS = (
 
 
 class Pass:
-    """Exhaust ``steps``, then read the rest: ``wake_at`` as in Plan; ``more``: a decision wanted more than one pass writes."""
+    """Exhaust ``steps``, then read the rest: ``wake_at`` as in Plan; ``more``: another pass is due once this one is written.
+
+    That is so when a decision wanted more than one pass writes, or what no speculative snapshot shows.
+    """
 
     def __init__(self, snapshot: Snapshot, now: float, settings: Settings, stages: Sequence[Stage]) -> None:
         self._world = snapshot
@@ -89,7 +73,7 @@ class Pass:
     def steps(self) -> Iterator[str]:
         """Do the pass piece by piece; the name of what was just done."""
         for at, stage in enumerate(self._stages):
-            plan = made_pending((yield from self._decide(stage)))
+            plan = yield from self._decide(stage)
             if plan.wake_at is not None:
                 self.wake_at = plan.wake_at if self.wake_at is None else min(plan.wake_at, self.wake_at)
             yield stage.name
@@ -101,6 +85,9 @@ class Pass:
             yield "verify"
             drawn = yield from self._draw(accepted)
             if at + 1 < len(self._stages):
+                if not overlay.shows(drawn):
+                    self.more = True
+                    return
                 self._world = yield from _named("overlay", overlay.parts(self._world, drawn, self._settings.nominal))
                 yield "overlay"
 
@@ -141,24 +128,30 @@ class _Batch:
 
     def add(self, more: Iterable[Group]) -> None:
         """Take in groups; one that touches what others wrote is joined with them."""
+        where = self._where
         for group in more:
-            touched = {self._where[name] for write in group.writes if (name := write[:2]) in self._where}
+            touched = {at for write in group.writes if (at := where.get(write[:2])) is not None}
             if touched:
                 group = self._join(sorted(touched), group)
             at = len(self._groups)
             self._groups.append(group)
             for write in group.writes:
-                self._where[write[:2]] = at
+                where[write[:2]] = at
 
     def _join(self, touched: Sequence[int], group: Group) -> Group:
         """The groups at ``touched`` and ``group`` as one; of each key its last value and the version first expected."""
+        first = self._groups[touched[0]]
+        if len(touched) == len(group.writes) == 1 and first is not None and len(first.writes) == 1 and not group.absent:
+            self._groups[touched[0]] = None
+            kind, key, expected, _ = first.writes[0]
+            return Group((Write(kind, key, expected, group.writes[0].value),), group.cause, first.absent)
         writes: dict[tuple[str, str], Write] = {}
         absent: dict[tuple[str, str], None] = {}
         for one in (*(self._groups[at] for at in touched), group):
             assert one is not None, "a group that was joined holds no key"
             for write in one.writes:
-                first = writes.get(write[:2], write)
-                writes[write[:2]] = write._replace(expected_version=first.expected_version)
+                earlier = writes.get(write[:2], write)
+                writes[write[:2]] = write._replace(expected_version=earlier.expected_version)
             absent.update(dict.fromkeys(one.absent))
         for at in touched:
             self._groups[at] = None

@@ -9,8 +9,8 @@ import pytest
 
 from covey.model.objects import Task
 from covey.model.task_states import TaskState as S
-from scheduler import passes
-from scheduler.passes import TASKS, Pass
+from scheduler import liveness, passes
+from scheduler.passes import TASKS, Pass, Stage
 from scheduler.writes import Group
 from tests.scheduler.apply import World, busy
 
@@ -129,6 +129,18 @@ def test_a_pass_writes_so_much_and_says_that_there_is_more(monkeypatch: pytest.M
     world.write(work.groups)
     work = world.plan_pass()
     assert (len(work.groups), work.more) == (2, False)
+
+
+def test_what_no_speculative_snapshot_shows_ends_a_pass() -> None:
+    world = World()
+    world.node("n1")
+    world.service("s")
+    stages = (Stage("liveness", liveness.decide), *TASKS)
+    work = world.plan_pass(stages)
+    assert {write.kind for group in work.groups for write in group.writes} == {"node_status"}
+    assert work.more, "the rest is decided once that is written"
+    world.write(work.groups)
+    assert {write.kind for group in world.plan_pass(stages).groups for write in group.writes} == {"task"}
 
 
 def test_between_two_steps_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
