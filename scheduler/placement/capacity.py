@@ -78,6 +78,13 @@ class Capacity:
         """CPU and memory of the largest node in each, at least 1."""
         return (float(self.total_cpus.max(initial=1)), float(self.total_memory.max(initial=1)))
 
+    @cached_property
+    def median(self) -> tuple[float, float]:
+        """CPU and memory of the median node in each, at least 1."""
+        if not len(self.ids):
+            return (1.0, 1.0)
+        return (max(float(np.median(self.total_cpus)), 1.0), max(float(np.median(self.total_memory)), 1.0))
+
     def view(self, row: int) -> NodeView:
         """The node of a row."""
         return self.snapshot.nodes[self.ids[row]]

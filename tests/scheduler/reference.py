@@ -7,6 +7,7 @@ the hash that breaks ties. Not a test itself.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from covey.ids import tie_break
@@ -130,11 +131,13 @@ class Cluster:
             packed.sort(key=lambda key: self.list_order(key, groups[key][0]))
         return [groups[key] for key in keys if key not in packed] + [groups[key] for key in packed]
 
-    def list_order(self, key: tuple[str, int, str], task: Task) -> tuple[bool, float, int]:
+    def list_order(self, key: tuple[str, int, str], task: Task) -> tuple[int, float, int]:
         asked = self.snapshot.task_specs[task.id].reservations
-        size = max(asked.nano_cpus / self.most_cpus, asked.memory_bytes / self.most_memory)
-        small = size <= 1 / 7
-        return (small, -size if small else 0.0, tie_break(key[0], key[2]))
+        cpus = max(1, median([machine.cpus for machine in self.machines.values()] or [1]))
+        memory = max(1, median([machine.memory for machine in self.machines.values()] or [1]))
+        size = max(asked.nano_cpus / cpus, asked.memory_bytes / memory)
+        kind = 0 if size > 1 / 2 else 1 if size > 1 / 7 else 2
+        return (kind, 0.0 if kind == 1 else -size, tie_break(key[0], key[2]))
 
     def refuses(self, machine: Machine, task: Task) -> str:
         """The filter that refuses a task on a node; "" if none does."""
