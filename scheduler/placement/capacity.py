@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from covey.model.objects import PortConfig
 from covey.model.resources import Resources
+from covey.model.spec import STRATEGY_LABEL
 from covey.model.task_states import TaskState, is_terminal
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
@@ -72,6 +73,12 @@ class Capacity:
     def rows(self) -> Mapping[str, int]:
         """Node id → row."""
         return {node_id: row for row, node_id in enumerate(self.ids)}
+
+    @cached_property
+    def strategy(self) -> str:
+        """The cluster's strategy, for services that name none: a label of the cluster's spec, or the settings'."""
+        labels = (self.snapshot.cluster.spec.get("Labels") or {}) if self.snapshot.cluster is not None else {}
+        return str(labels.get(STRATEGY_LABEL) or self.settings.strategy)
 
     @cached_property
     def largest(self) -> tuple[float, float]:

@@ -7,6 +7,7 @@ tasks for each node (``improve.py``). It decides orders and sets; filters and st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,19 +28,28 @@ _FILLER = 1 / 7
 _BULKY = 1 / 2
 
 
-def in_order(snapshot: Snapshot, capacity: Capacity) -> tuple[list[Group], list[Group]]:
-    """What waits, the longest waiting first; and apart from it, to be placed after it, what is packed, as a list."""
+class Stage(NamedTuple):
+    """What is placed before anything of a lower priority: one after another, then what is packed, as a list."""
+
+    singly: list[Group]
+    packed: list[Group]
+
+
+def in_order(snapshot: Snapshot, capacity: Capacity) -> list[Stage]:
+    """What waits by priority, the highest first; within one the longest waiting first, and what is packed after the rest."""
     specs = snapshot.task_specs
-    packed: list[Group] = []
-    others: list[Group] = []
-    default = capacity.settings.strategy
+    stages: dict[int, Stage] = {}
     firsts = [(waiting.first(), alike, waiting) for alike, waiting in snapshot.waiting.items()]
     for first, alike, waiting in sorted(firsts, key=lambda group: (group[0].created_at, group[1])):
-        strategy = specs[first.id].placement.strategy or default
-        (packed if strategy in PACKING else others).append((alike, waiting))
-    if len(packed) > 1:
-        packed.sort(key=lambda group: _packing_order(group, snapshot, capacity))
-    return others, packed
+        policy = specs[first.id].placement
+        stage = stages.get(policy.priority)
+        if stage is None:
+            stage = stages[policy.priority] = Stage([], [])
+        (stage.packed if (policy.strategy or capacity.strategy) in PACKING else stage.singly).append((alike, waiting))
+    for stage in stages.values():
+        if len(stage.packed) > 1:
+            stage.packed.sort(key=lambda group: _packing_order(group, snapshot, capacity))
+    return [stages[priority] for priority in sorted(stages, reverse=True)]
 
 
 def _packing_order(group: Group, snapshot: Snapshot, capacity: Capacity) -> tuple[int, float, int]:

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from itertools import islice
 
 from covey.model.objects import Task
+from covey.model.task_states import TaskState
 from scheduler.draft import Draft
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Rows
 from scheduler.placement.feasible import fits_one, refusals, suitable
 from scheduler.placement.levels import place_group
 from scheduler.placement.lists import Group, in_order, pack_list
+from scheduler.placement.preempt import Preemption
 from scheduler.placement.rank import DISTINCT, strategy_of
 from scheduler.placement.request import Request, request_of
 from scheduler.placement.singles import SMALL, Singles
@@ -52,6 +55,8 @@ class _Pass:
         self.snapshot = snapshot
         self.draft = draft
         self.capacity = Capacity(snapshot, settings)
+        self.bonds = Bonds(self.capacity)
+        self.preemption = Preemption(self.capacity)
         self.left = settings.pass_tasks
         self.groups = Counter(alike.service_id for alike in snapshot.waiting)
         self.singles: dict[str, Singles] = {}
@@ -60,13 +65,13 @@ class _Pass:
 
     def run(self) -> None:
         """Place everything there is room for, then say why of the rest: asked earlier it would change meanwhile."""
-        others, packed = in_order(self.snapshot, self.capacity)
-        for group in others:
-            self._place(*group)
         effort = self.capacity.settings.pack_effort
-        improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
-        for group in packed:
-            self._place(*group, improved.get(group[0], []))
+        for singly, packed in in_order(self.snapshot, self.capacity):
+            for group in singly:
+                self._place(*group)
+            improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
+            for group in packed:
+                self._place(*group, improved.get(group[0], ()))
         if not self.left:
             self.draft.wake(self.now)
         self._tell()
@@ -95,7 +100,8 @@ class _Pass:
         return rows
 
     def _request(self, alike: Alike, waiting: Waiting) -> Request:
-        return request_of(waiting.first(), self.capacity, self.now, shared=self.groups[alike.service_id] > 1)
+        shared = self.groups[alike.service_id] > 1
+        return request_of(waiting.first(), self.capacity, self.now, self.bonds, shared=shared)
 
     def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
         """Place a group, of whose first tasks ``rows`` have been found and spent already."""
@@ -114,7 +120,19 @@ class _Pass:
             self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
             self.left -= len(rows)
         if len(rows) < count:
-            self.refused.append((list(islice(tasks.values(), len(rows), count)), request))
+            refused = list(islice(tasks.values(), len(rows), count))
+            self.refused.append((refused, request))
+            if request.spec.placement.priority:
+                self._preempt(refused, request)
+
+    def _preempt(self, tasks: Sequence[Task], request: Request) -> None:
+        """Make room for tasks that have none; they are placed when it is there."""
+        for task in tasks:
+            promise = self.preemption.promise(request, task.node_id)
+            if promise is None:
+                return
+            cause = f"preempted by task {task.id} of priority {request.spec.placement.priority}"
+            self.draft.move(promise.victims, cause, desired=TaskState.SHUTDOWN)
 
     def _rows(self, request: Request, strategy: str, bound: str, count: int) -> list[int]:
         """The rows of the first of ``count`` tasks, which are spent."""

@@ -23,6 +23,7 @@ from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState
 from scheduler.index import Index
 from scheduler.placement import place
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity
 from scheduler.placement.levels import place_group
 from scheduler.placement.request import Request, request_of
@@ -113,13 +114,14 @@ class _Single:
         self._strategy = strategy
         self._requests: dict[Size, Request] = {}
         self.capacity = Capacity(self._index.snapshot(), Settings())
+        self._bonds = Bonds(self.capacity)
 
     def place(self, pod: Size) -> bool:
         request = self._requests.get(pod)
         if request is None:
             task = _task(len(self._requests), pod, self._strategy)
             self._index.apply([("task", task.id, task)], 1)
-            request = self._requests[pod] = request_of(task, Capacity(self._index.snapshot(), Settings()), NOW)
+            request = self._requests[pod] = request_of(task, self.capacity, NOW, self._bonds)
         return len(place_group(self.capacity, request, self._strategy, 1)) == 1
 
 
