@@ -43,8 +43,12 @@ class Layer(Mapping[str, V]):
     __slots__ = ("_base", "_over", "_size")
 
     def __init__(self, base: Mapping[str, V], over: Mapping[str, V | None]) -> None:
-        self._base = base
-        self._over = over
+        if isinstance(base, Layer):
+            # Two layers are one, or what is laid over again and again would get slower and slower.
+            below: Layer[V] = base
+            base, over = below._base, {**below._over, **over}
+        self._base: Mapping[str, V] = base
+        self._over: Mapping[str, V | None] = over
         fresh = sum(value is not None and key not in base for key, value in over.items())
         gone = sum(value is None and key in base for key, value in over.items())
         self._size = len(base) + fresh - gone

@@ -30,18 +30,22 @@ MAX_GROUPS = 10_000
 
 
 class Stage(NamedTuple):
-    """One decision of a pass and the name it is counted under; ``parts`` makes the same decision, with stops."""
+    """One decision of a pass and the name it is counted under; ``parts`` makes the same decision, with stops.
+
+    ``again``: it takes so much at a time, and its plan says by waking at once that there is more.
+    """
 
     name: str
     decide: Decide
     parts: Callable[[Snapshot, float, Settings], Generator[None, None, Plan]] | None = None
+    again: bool = False
 
 
 #: How tasks come to be and to their nodes.
 TASKS = (
     Stage("reconcile", reconcile.decide, reconcile.parts),
     Stage("allocate", allocate.decide),
-    Stage("placement", place.decide),
+    Stage("placement", place.decide, again=True),
 )
 
 
@@ -57,6 +61,8 @@ class Pass:
         self._settings = settings
         self._stages = stages
         self._batch = _Batch()
+        self._room = MAX_GROUPS
+        self._dark = False
         self.refusals: list[Refusal] = []
         self.causes: list[str] = []
         self.wake_at: float | None = None
@@ -73,23 +79,37 @@ class Pass:
     def steps(self) -> Iterator[str]:
         """Do the pass piece by piece; the name of what was just done."""
         for at, stage in enumerate(self._stages):
-            plan = yield from self._decide(stage)
-            if plan.wake_at is not None:
-                self.wake_at = plan.wake_at if self.wake_at is None else min(plan.wake_at, self.wake_at)
-            yield stage.name
-            if not plan:
-                continue
-            self.causes.append(plan.cause)
-            accepted, refused = verify(plan, self._world, self._settings)
-            self.refusals += refused
-            yield "verify"
-            drawn = yield from self._draw(accepted)
-            if at + 1 < len(self._stages):
-                if not overlay.shows(drawn):
-                    self.more = True
-                    return
-                self._world = yield from _named("overlay", overlay.parts(self._world, drawn, self._settings.nominal))
-                yield "overlay"
+            self._room = MAX_GROUPS
+            while (yield from self._ask(stage, last=at + 1 == len(self._stages))):
+                pass
+            if self._dark:
+                break
+
+    def _ask(self, stage: Stage, last: bool) -> Generator[str, None, bool]:
+        """One decision; whether it is to be asked again at once."""
+        plan = yield from self._decide(stage)
+        yield stage.name
+        again = stage.again and bool(plan) and plan.wake_at is not None and plan.wake_at <= self._now
+        if plan.wake_at is not None and not again:
+            self.wake_at = plan.wake_at if self.wake_at is None else min(plan.wake_at, self.wake_at)
+        if not plan:
+            return False
+        self.causes.append(plan.cause)
+        accepted, refused = verify(plan, self._world, self._settings)
+        self.refusals += refused
+        yield "verify"
+        drawn = yield from self._draw(accepted)
+        if again and not self._room:
+            self.more, again = True, False
+        if last and not again:
+            return False
+        self._dark = not overlay.shows(drawn)
+        if self._dark:
+            self.more = True
+            return False
+        self._world = yield from _named("overlay", overlay.parts(self._world, drawn, self._settings.nominal))
+        yield "overlay"
+        return again
 
     def _decide(self, stage: Stage) -> Generator[str, None, Plan]:
         given = (self._world, self._now, self._settings)
@@ -100,8 +120,9 @@ class Pass:
     def _draw(self, plan: Plan) -> Generator[str, None, list[Group]]:
         rows = groups(plan, self._world, self._now)
         drawn: list[Group] = []
-        while piece := list(islice(rows, min(SLICE, MAX_GROUPS - len(drawn)))):
+        while piece := list(islice(rows, min(SLICE, self._room))):
             drawn += piece
+            self._room -= len(piece)
             self._batch.add(piece)
             yield "draw"
         self.more = self.more or next(rows, None) is not None

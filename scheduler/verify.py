@@ -6,13 +6,16 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from covey.model.objects import Task
 from covey.model.task_states import Actor, TaskState, is_terminal, may_desire, may_move
-from scheduler.placement.capacity import Capacity
+from scheduler.placement.bonds import Bonds
+from scheduler.placement.capacity import Capacity, pairs
 from scheduler.placement.feasible import fits_one, refusals
 from scheduler.placement.request import Request, request_of
 from scheduler.plan import (
@@ -56,8 +59,19 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = self._requests[name] = request_of(task, self.capacity, 0.0)
+            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self._versions[task.service_id] > 1)
+            if found.allowed is None:  # else it depends on what has been accepted meanwhile
+                self._requests[name] = found
         return found
+
+    @cached_property
+    def _bonds(self) -> Bonds:
+        return Bonds(self.capacity)
+
+    @cached_property
+    def _versions(self) -> Mapping[str, int]:
+        """How many groups of like tasks of each service wait: one may count against another's limit."""
+        return Counter(alike.service_id for alike in self.snapshot.waiting)
 
     @property
     def capacity(self) -> Capacity:
@@ -162,13 +176,23 @@ def _assign(check: _Check, change: AssignTasks) -> Change | None:
         at = capacity.rows[view.id]
         if not fits_one(capacity, request, at):
             return str(refusals(capacity, request, only=view.id))
+        if change.generic_named:
+            given, taken = pairs(change.generic_named[row]), capacity.names(view.id)
+            if twice := sorted(given & taken):
+                return f"{' '.join(twice[0])} of node {view.id} is given to another task"
+            taken |= given
         capacity.spend_one(at, request)
         return ""
 
     rows = check.rows(change, change.ids, refuse)
     if not rows:
         return None
-    return replace(change, ids=_pick(change.ids, rows), node_ids=_pick(change.node_ids, rows))
+    return replace(
+        change,
+        ids=_pick(change.ids, rows),
+        node_ids=_pick(change.node_ids, rows),
+        generic_named=_pick(change.generic_named, rows) if change.generic_named else (),
+    )
 
 
 def _move(check: _Check, change: MoveTasks) -> Change | None:

@@ -238,6 +238,7 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     ``slot`` is 0 for global services, whose slot is ``node_id`` from the start. ``spec`` is the service's TaskTemplate as
     it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
     within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
+    ``generic_named`` are the names of its node's generic resources that it was given, by kind.
     """
 
     kind: ClassVar[str] = "task"
@@ -261,6 +262,7 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     updated_at: float = 0.0
     not_before: float = 0.0
     replaces: str = ""
+    generic_named: dict[str, tuple[str, ...]] = {}
 
 
 class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from covey.model.objects import PortConfig
 from covey.model.resources import Resources
+from covey.model.spec import STRATEGY_LABEL
 from covey.model.task_states import TaskState, is_terminal
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
@@ -66,6 +67,7 @@ class Capacity:
         )
         self._ports: dict[str, set[Port]] = {}
         self._generic: dict[str, dict[str, int]] = {}
+        self._names: dict[str, set[tuple[str, str]]] = {}
 
     @cached_property
     def rows(self) -> Mapping[str, int]:
@@ -73,9 +75,22 @@ class Capacity:
         return {node_id: row for row, node_id in enumerate(self.ids)}
 
     @cached_property
+    def strategy(self) -> str:
+        """The cluster's strategy, for services that name none: a label of the cluster's spec, or the settings'."""
+        labels = (self.snapshot.cluster.spec.get("Labels") or {}) if self.snapshot.cluster is not None else {}
+        return str(labels.get(STRATEGY_LABEL) or self.settings.strategy)
+
+    @cached_property
     def largest(self) -> tuple[float, float]:
         """CPU and memory of the largest node in each, at least 1."""
         return (float(self.total_cpus.max(initial=1)), float(self.total_memory.max(initial=1)))
+
+    @cached_property
+    def median(self) -> tuple[float, float]:
+        """CPU and memory of the median node in each, at least 1."""
+        if not len(self.ids):
+            return (1.0, 1.0)
+        return (max(float(np.median(self.total_cpus)), 1.0), max(float(np.median(self.total_memory)), 1.0))
 
     def view(self, row: int) -> NodeView:
         """The node of a row."""
@@ -114,6 +129,29 @@ class Capacity:
         """Generic resources that a node has, counted by kind."""
         info = self.view(row).info
         return generic_counts(info.description.resources) if info is not None else {}
+
+    def names(self, node_id: str) -> set[tuple[str, str]]:
+        """Named generic resources taken on a node: (kind, name)."""
+        found = self._names.get(node_id)
+        if found is None:
+            found = self._names[node_id] = set()
+            for task in self.snapshot.tasks_on(node_id):
+                if task.generic_named and not is_terminal(self.snapshot.state(task)):
+                    found |= pairs(task.generic_named)
+        return found
+
+    def give(self, row: int, request: Request) -> dict[str, tuple[str, ...]]:
+        """Take names for one task on the node of ``row``, by kind, in the node's order; a kind it only counts has none."""
+        info = self.view(row).info
+        taken = self.names(self.ids[row])
+        given: dict[str, tuple[str, ...]] = {}
+        for kind, number in request.generic.items():
+            held = info.description.resources.generic_named.get(kind, ()) if info is not None else ()
+            free = tuple(name for name in held if (kind, name) not in taken)[:number]
+            if free:
+                given[kind] = free
+        taken |= pairs(given)
+        return given
 
     def spend(self, rows: Rows, counts: Rows | int, request: Request) -> None:
         """``counts`` more such tasks on the nodes of ``rows``, of which none is named twice."""
@@ -163,6 +201,11 @@ def generic_counts(amount: Resources) -> dict[str, int]:
     for kind, names in amount.generic_named.items():
         counts[kind] = counts.get(kind, 0) + len(names)
     return counts
+
+
+def pairs(named: Mapping[str, tuple[str, ...]]) -> set[tuple[str, str]]:
+    """(kind, name) of named generic resources."""
+    return {(kind, name) for kind, names in named.items() for name in names}
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int], times: int) -> None:

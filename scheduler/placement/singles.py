@@ -8,10 +8,6 @@ file only ever saves time. It follows what others spend by ``Capacity.log``.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import merge
-from itertools import islice
-
-import numpy as np
 
 from scheduler.placement.capacity import Capacity, Mask
 from scheduler.placement.feasible import suitable
@@ -24,6 +20,9 @@ _PATIENCE = 24
 #: With more sizes of nodes than this, lists are too many to be worth it.
 _SIZES = 12
 _MARGIN = 1e-9
+_INFINITE = float("inf")
+#: Who asks for nothing fits where more is given away than there is.
+_NOTHING = -(1 << 62)
 
 Entry = tuple[float, int]
 Kind = tuple[int, int, bool]
@@ -61,39 +60,40 @@ class Singles:
         """The best ``count`` distinct rows, in order; None if that was not to be found out here."""
         self._catch_up()
         mask = suitable(self._capacity, request)
-        found: list[list[Entry]] = []
-        best = (np.inf, 0)
+        found: list[Entry] = []
+        worst: Entry = (_INFINITE, 0)
         for kind, entries in self._lists.items():
-            part = self._search(kind, entries, request, mask, count, best)
+            part = self._search(kind, entries, request, mask, count, worst)
             if part is None:
                 return None
             if part:
-                found.append(part)
-                if len(part) == count:
-                    best = min(best, part[-1])
-        rows = [row for _, row in islice(merge(*found), count)]
-        return rows if len(rows) == count else None
+                found = sorted(found + part)[:count] if found else part
+                if len(found) == count:
+                    worst = found[-1]
+        return [row for _, row in found] if len(found) == count else None
 
     def _search(
-        self, kind: Kind, entries: list[Entry], request: Request, mask: Mask, count: int, best: Entry
+        self, kind: Kind, entries: list[Entry], request: Request, mask: Mask, count: int, worst: Entry
     ) -> list[Entry] | None:
-        """The first ``count`` entries that fit, as far as they are before ``best``; None: not found in time."""
+        """The first ``count`` entries that fit, as far as they are before ``worst``; None: not found in time."""
         capacity = self._capacity
         free_cpus, free_memory = capacity.free_cpus, capacity.free_memory
-        cpus, memory = request.cpus, request.memory
+        cpus, memory = request.cpus or _NOTHING, request.memory or _NOTHING
         found: list[Entry] = []
         missed = 0
         for at in range(self._start(kind, entries, request), len(entries)):
             entry = entries[at]
-            if entry >= best:
+            if entry >= worst:
                 break
             row = entry[1]
             if free_cpus[row] >= cpus and free_memory[row] >= memory and mask[row]:
                 found.append(entry)
                 if len(found) == count:
                     break
-            elif (missed := missed + 1) > _PATIENCE:
-                return None
+            else:
+                missed += 1
+                if missed > _PATIENCE:
+                    return None
         return found
 
     def _start(self, kind: Kind, entries: list[Entry], request: Request) -> int:
@@ -101,22 +101,26 @@ class Singles:
         if self._sign > 0 or not self._capacity.honest:
             return 0
         cpus, memory, by_cpu = kind
-        share = request.cpus / max(cpus, 1) if by_cpu else request.memory / max(memory, 1)
-        return bisect_left(entries, (share - 1.0 - _MARGIN, -1))
+        asked = request.cpus / max(cpus, 1) if by_cpu else request.memory / max(memory, 1)
+        return bisect_left(entries, (asked - 1.0 - _MARGIN, -1)) if asked else 0
 
     def _catch_up(self) -> None:
         """Move the rows that were spent on since."""
         log = self._capacity.log
         if self._seen == len(log):
             return
-        rows = [row for batch in log[self._seen :] for row in batch]
+        spent = log[self._seen :]
         self._seen = len(log)
-        if len(rows) * 16 > len(self._sizes) > 256:
+        if sum(map(len, spent)) * 16 > len(self._sizes) > 256:
             self._sort()
             return
-        for row in rows:
-            kind, entry = self._at[row]
-            entries = self._lists[kind]
-            del entries[bisect_left(entries, entry)]
-            self._at[row] = (kind, entry) = self._entry(row)
-            insort(self._lists.setdefault(kind, []), entry)
+        for batch in spent:
+            for row in batch:
+                self._move(row)
+
+    def _move(self, row: int) -> None:
+        kind, entry = self._at[row]
+        entries = self._lists[kind]
+        del entries[bisect_left(entries, entry)]
+        self._at[row] = (kind, entry) = self._entry(row)
+        insort(self._lists.setdefault(kind, []), entry)

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-
 import packing
+
 from covey.ids import task_id
 from covey.model.objects import Node, NodeDescription, NodeInfo, NodeStatus, Stored, Task
 from covey.model.resources import MIB, NANO, Resources

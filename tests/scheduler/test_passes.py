@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -141,6 +142,22 @@ def test_what_no_speculative_snapshot_shows_ends_a_pass() -> None:
     assert work.more, "the rest is decided once that is written"
     world.write(work.groups)
     assert {write.kind for group in world.plan_pass(stages).groups for write in group.writes} == {"task"}
+
+
+def test_placement_takes_so_much_at_a_time_and_a_task_is_still_written_once() -> None:
+    world = World()
+    world.settings = type(world.settings)(pass_tasks=2)
+    for number in range(3):
+        world.node(f"n{number}")
+    world.step()
+    world.service("s", replicas=7)
+    work = world.plan_pass()
+    tasks = [task for group in work.groups for task in tasks_of(group)]
+    assert len(tasks) == 7
+    assert {task.state for task in tasks} == {S.ASSIGNED}
+    counts = sorted(Counter(task.node_id for task in tasks).values())
+    assert counts == [2, 2, 3], "each part sees what the ones before have spent"
+    assert (work.more, work.wake_at) == (False, None)
 
 
 def test_between_two_steps_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
