@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from covey.clock import Clock
@@ -83,19 +83,25 @@ class Committer:
         """(applied, lost, newest revision) after every transaction has an outcome."""
         running: list[asyncio.Task[int]] = []
         async with asyncio.TaskGroup() as group:
-            drawn = iter(txns)
-            while True:
+            for txn in self._timed(txns):
                 await self._flight.acquire()
-                began = self._clock.monotonic()
-                txn = next(drawn, None)
-                self._seconds["encode"] += self._clock.monotonic() - began
-                if txn is None:
-                    self._flight.release()
-                    break
-                running.append(group.create_task(self._send(txn)))
+                sending = group.create_task(self._send(txn))
+                # Also when it is cancelled before it has begun.
+                sending.add_done_callback(lambda _: self._flight.release())
+                running.append(sending)
         revisions = [task.result() for task in running]
         lost = sum(1 for revision in revisions if not revision)
         return len(revisions) - lost, lost, max(revisions, default=0)
+
+    def _timed(self, txns: Iterable[Txn]) -> Iterator[Txn]:
+        drawn = iter(txns)
+        while True:
+            began = self._clock.monotonic()
+            txn = next(drawn, None)
+            self._seconds["encode"] += self._clock.monotonic() - began
+            if txn is None:
+                return
+            yield txn
 
     async def _send(self, txn: Txn) -> int:
         """The revision at which ``txn`` was applied, 0 when it was not or may not have been."""
@@ -109,8 +115,6 @@ class Committer:
             log.warning("could not write %r: %s", txn.cause, error.message)
             await self._clock.sleep(RETRY_SECONDS)
             return 0
-        finally:
-            self._flight.release()
         self._count(**{"transactions" if result.ok else "lost": 1})
         return result.revision if result.ok else 0
 

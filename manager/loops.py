@@ -111,8 +111,8 @@ class Runner:
 
     async def _pass(self) -> float | None:
         """Decide and commit once; when to decide again without any change."""
-        now = self._clock.now()
         async with self._mirror.lend() as snapshot:
+            now = self._clock.now()
             work = Pass(snapshot, now, self._settings, self._loop.stages)
             took = await self._do(work)
         self._counts["passes"] += 1

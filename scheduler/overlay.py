@@ -33,14 +33,22 @@ _PLAIN = {
 }
 
 
+#: So many tasks are laid over without a stop.
+PART = 2000
+
+
 class Layer(Mapping[str, V]):
     """A mapping over another: ``over`` gives what is new or changed, None what is gone. What is new comes last."""
 
     __slots__ = ("_base", "_over", "_size")
 
     def __init__(self, base: Mapping[str, V], over: Mapping[str, V | None]) -> None:
-        self._base = base
-        self._over = over
+        if isinstance(base, Layer):
+            # Two layers are one, or what is laid over again and again would get slower and slower.
+            below: Layer[V] = base
+            base, over = below._base, {**below._over, **over}
+        self._base: Mapping[str, V] = base
+        self._over: Mapping[str, V | None] = over
         fresh = sum(value is not None and key not in base for key, value in over.items())
         gone = sum(value is None and key in base for key, value in over.items())
         self._size = len(base) + fresh - gone
@@ -78,12 +86,13 @@ class Layer(Mapping[str, V]):
         return self._size
 
 
-#: So many tasks are laid over without a stop.
-PART = 2000
+def shows(groups: Iterable[Group]) -> bool:
+    """Whether an overlay can show everything that ``groups`` write."""
+    return all(write.kind in _PLAIN for group in groups for write in group.writes)
 
 
 def overlay(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Snapshot:
-    """``snapshot`` with the writes of ``groups`` in it. KeyError for a kind that no pass writes.
+    """``snapshot`` with the writes of ``groups`` in it. KeyError for a kind that it cannot show.
 
     ``nominal`` stands in for empty reservations, as in the index.
     """

@@ -88,8 +88,10 @@ class Tally:
 
     def count(self, task_id: str, task: Task | None, status: TaskStatus | None) -> None:
         """Bring the counts up to date with what a task is now."""
-        new = _classify(task, status) if task is not None else None
-        old = self._counted.get(task_id)
+        self._settle(task_id, self._counted.get(task_id), _classify(task, status) if task is not None else None, task)
+
+    def _settle(self, task_id: str, old: _Counted | None, new: _Counted | None, task: Task | None) -> None:
+        """What was counted as ``old`` counts as ``new``."""
         if old != new:
             if old is not None:
                 self._forget(task_id, old)
@@ -170,7 +172,7 @@ class Branch(Tally):
                 self._copy(counted)
         if before is not None:
             self._counted[task_id] = before
-        self.count(task_id, new, new_status)
+        self._settle(task_id, before, after, new)
 
     def _copy(self, counted: _Counted) -> None:
         alike = counted.alike

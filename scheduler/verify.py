@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from covey.model.objects import Task
 from covey.model.task_states import Actor, TaskState, is_terminal, may_desire, may_move
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, pairs
 from scheduler.placement.feasible import fits_one, refusals
 from scheduler.placement.request import Request, request_of
@@ -58,8 +59,14 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = self._requests[name] = request_of(task, self.capacity, 0.0, shared=self._versions[task.service_id] > 1)
+            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self._versions[task.service_id] > 1)
+            if found.allowed is None:  # else it depends on what has been accepted meanwhile
+                self._requests[name] = found
         return found
+
+    @cached_property
+    def _bonds(self) -> Bonds:
+        return Bonds(self.capacity)
 
     @cached_property
     def _versions(self) -> Mapping[str, int]:

@@ -63,7 +63,10 @@ def _absent(change: Change) -> tuple[tuple[str, str], ...]:
 
 
 def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, ...]:
-    if all(getattr(task, name) == value for name, value in fields.items()):
+    for name, wanted in fields.items():
+        if getattr(task, name) != wanted:
+            break
+    else:
         return ()
     value = msgspec.structs.replace(task, updated_at=now, cause=cause, version=0, **fields)
     return (Write("task", task.id, task.version, value),)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from covey.model.objects import PortConfig
 from covey.model.resources import Resources
+from covey.model.spec import STRATEGY_LABEL
 from covey.model.task_states import TaskState, is_terminal
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
@@ -74,9 +75,22 @@ class Capacity:
         return {node_id: row for row, node_id in enumerate(self.ids)}
 
     @cached_property
+    def strategy(self) -> str:
+        """The cluster's strategy, for services that name none: a label of the cluster's spec, or the settings'."""
+        labels = (self.snapshot.cluster.spec.get("Labels") or {}) if self.snapshot.cluster is not None else {}
+        return str(labels.get(STRATEGY_LABEL) or self.settings.strategy)
+
+    @cached_property
     def largest(self) -> tuple[float, float]:
         """CPU and memory of the largest node in each, at least 1."""
         return (float(self.total_cpus.max(initial=1)), float(self.total_memory.max(initial=1)))
+
+    @cached_property
+    def median(self) -> tuple[float, float]:
+        """CPU and memory of the median node in each, at least 1."""
+        if not len(self.ids):
+            return (1.0, 1.0)
+        return (max(float(np.median(self.total_cpus)), 1.0), max(float(np.median(self.total_memory)), 1.0))
 
     def view(self, row: int) -> NodeView:
         """The node of a row."""

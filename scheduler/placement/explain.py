@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from covey.model.resources import MIB, NANO
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Mask
 from scheduler.placement.constraints import node_attributes
 from scheduler.placement.feasible import has_room, refusals, suitable, words
@@ -54,7 +55,7 @@ def explain(snapshot: Snapshot, task_id: str, now: float, settings: Settings) ->
     """The explanation of one task. KeyError: the snapshot has no such task."""
     task = snapshot.tasks[task_id]
     capacity = Capacity(snapshot, settings)
-    request = request_of(task, capacity, now, shared=True)
+    request = request_of(task, capacity, now, Bonds(capacity), shared=True)
     strategy = strategy_of(request, capacity)
     bound = task.node_id if task.node_id and not task.slot else ""
     fits = suitable(capacity, request) & has_room(capacity, request, slice(None))
@@ -72,6 +73,8 @@ def _ranks(capacity: Capacity, request: Request, strategy: str, fits: Mask) -> M
     rows = np.flatnonzero(fits)
     numbers = preference(strategy, capacity, request, rows)
     keys = [rows, numbers]
+    if request.score is not None:
+        keys.append(-request.score[rows])
     if request.replicas is not None and strategy in DISTINCT:
         keys.append(request.replicas[rows])
     if request.failing is not None:
@@ -156,6 +159,12 @@ def _volumes(capacity: Capacity, request: Request, row: int) -> tuple[str, str]:
     return "cluster volumes are not available", "use a volume or a bind mount"
 
 
+def _affinity(capacity: Capacity, request: Request, row: int) -> tuple[str, str]:
+    bound = [each for each in request.spec.placement.affinities if each.required]
+    said = ", ".join(f"{'near' if each.weight > 0 else 'far from'} {each.service} by {each.topology}" for each in bound)
+    return said or "another service is to be far from this one", "move the other service, or do not require it"
+
+
 _DETAILS: Mapping[str, Detail] = {
     "ready": _ready,
     "resources": _resources,
@@ -165,4 +174,5 @@ _DETAILS: Mapping[str, Detail] = {
     "ports": _ports,
     "replicas": _replicas,
     "volumes": _volumes,
+    "affinity": _affinity,
 }

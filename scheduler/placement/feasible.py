@@ -17,7 +17,7 @@ from scheduler.placement.constraints import allows, fits_platform, has_plugins
 from scheduler.placement.request import Request
 from scheduler.snapshot import NodeView
 
-#: Filter → its words for one node and for several, in the order in which filters are asked.
+#: Filter → its words for one node and for several, in the order in which filters are asked; the last is ours.
 WORDS: Mapping[str, tuple[str, str]] = {
     "ready": ("{n} node not available for new tasks", "{n} nodes not available for new tasks"),
     "resources": ("insufficient resources on {n} node", "insufficient resources on {n} nodes"),
@@ -30,6 +30,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "cannot fulfill requested CSI volume mounts on {n} node",
         "cannot fulfill requested CSI volume mounts on {n} nodes",
     ),
+    "affinity": ("service affinity not satisfied on {n} node", "service affinity not satisfied on {n} nodes"),
 }
 
 
@@ -122,6 +123,8 @@ def has_room(capacity: Capacity, request: Request, rows: Rows | slice) -> Mask:
     limit = request.spec.placement.max_replicas
     if limit and request.replicas is not None:
         room &= request.replicas[rows] < limit
+    if request.allowed is not None:
+        room &= request.allowed[rows]
     if request.ports or request.generic:
         numbers = np.arange(len(capacity.ids))[rows]
         for at in np.flatnonzero(room).tolist():
@@ -138,6 +141,7 @@ def fits_one(capacity: Capacity, request: Request, row: int) -> bool:
         and (not request.cpus or capacity.free_cpus[row] >= request.cpus)
         and (not request.memory or capacity.free_memory[row] >= request.memory)
         and not (limit and request.replicas is not None and request.replicas[row] >= limit)
+        and (request.allowed is None or request.allowed[row])
         and (not request.ports or _ports_free(capacity, request, row))
         and (not request.generic or _generic_free(capacity, request, row))
     )
@@ -222,6 +226,7 @@ _FILTERS: Mapping[str, Callable[[Capacity, Request, Mask], Mask | None]] = {
     "resources": _resources,
     "ports": _ports,
     "replicas": _replicas,
+    "affinity": lambda capacity, request, left: request.allowed,
 }
 
 

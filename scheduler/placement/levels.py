@@ -10,7 +10,7 @@ import numpy as np
 
 from scheduler.placement.capacity import Capacity, Mask, Rows
 from scheduler.placement.feasible import has_room, room_for, suitable
-from scheduler.placement.rank import DISTINCT, lowest, preference
+from scheduler.placement.rank import DISTINCT, best_of
 from scheduler.placement.request import Request
 
 _NONE: Rows = np.empty(0, dtype=np.int64)
@@ -42,7 +42,7 @@ def _water(capacity: Capacity, request: Request, strategy: str, rows: Rows, coun
         lower: Mask = held == level
         everybody = bool(lower.all())
         at = np.arange(len(rows)) if everybody else np.flatnonzero(lower)
-        chosen = at[lowest(preference(strategy, capacity, request, rows[at]), min(count, len(at)))]
+        chosen = at[best_of(capacity, request, strategy, rows[at], min(count, len(at)))]
         part = rows[chosen]
         capacity.spend(part, 1, request)
         parts.append(part)
@@ -61,7 +61,7 @@ def _tight(capacity: Capacity, request: Request, strategy: str, rows: Rows, coun
     """The tightest node until it is full, then the next: what a node got makes it no worse for the next task."""
     if not len(rows) or not count:
         return _NONE
-    best = rows[lowest(preference(strategy, capacity, request, rows), min(count, len(rows)))]
+    best = rows[best_of(capacity, request, strategy, rows, min(count, len(rows)))]
     room = room_for(capacity, request, best, count)
     before = np.cumsum(room) - room
     needed = before < count

@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
-from covey.ids import tie_break
 from covey.model.objects import Task
+from covey.model.task_states import TaskState
 from scheduler.draft import Draft
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Rows
 from scheduler.placement.feasible import fits_one, refusals, suitable
 from scheduler.placement.levels import place_group
-from scheduler.placement.rank import DISTINCT, PACKING, strategy_of
+from scheduler.placement.lists import Group, in_order, pack_list
+from scheduler.placement.preempt import Preemption
+from scheduler.placement.rank import DISTINCT, strategy_of
 from scheduler.placement.request import Request, request_of
 from scheduler.placement.singles import SMALL, Singles
 from scheduler.placement.tree import place_under_preferences
@@ -34,8 +37,6 @@ _MANY = 64
 _REMEMBERED = 32
 #: So many groups at the most are told why they wait in one pass.
 _TOLD = 1000
-#: Of a list that is packed at once, what fits seven times into the largest node fills the gaps that the rest leaves.
-_FILLER = 1 / 7
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
@@ -54,6 +55,8 @@ class _Pass:
         self.snapshot = snapshot
         self.draft = draft
         self.capacity = Capacity(snapshot, settings)
+        self.bonds = Bonds(self.capacity)
+        self.preemption = Preemption(self.capacity)
         self.left = settings.pass_tasks
         self.groups = Counter(alike.service_id for alike in snapshot.waiting)
         self.singles: dict[str, Singles] = {}
@@ -62,10 +65,13 @@ class _Pass:
 
     def run(self) -> None:
         """Place everything there is room for, then say why of the rest: asked earlier it would change meanwhile."""
-        for alike, waiting in _order(self.snapshot, self.capacity):
-            if not self.left:
-                break
-            self._place(alike, waiting)
+        effort = self.capacity.settings.pack_effort
+        for singly, packed in in_order(self.snapshot, self.capacity):
+            for group in singly:
+                self._place(*group)
+            improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
+            for group in packed:
+                self._place(*group, improved.get(group[0], ()))
         if not self.left:
             self.draft.wake(self.now)
         self._tell()
@@ -79,13 +85,34 @@ class _Pass:
         if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
             self.draft.wake(self.now)
 
-    def _place(self, alike: Alike, waiting: Waiting) -> None:
+    def _improved(self, packed: Sequence[Group], effort: int) -> dict[Alike, list[int]]:
+        """Rows from the improver for the tasks of the groups it knows how to place; they are spent."""
+        wanted = [(alike, self._request(alike, waiting), len(waiting.tasks)) for alike, waiting in packed]
+        plain = [each for each in wanted if each[1].plain and not each[0].node_id and not each[1].spec.placement.spread]
+        found = pack_list(self.capacity, [(request, count) for _, request, count in plain], effort)
+        rows: dict[Alike, list[int]] = {}
+        left = self.left
+        for (alike, request, _), part in zip(plain, found, strict=True):
+            rows[alike] = part[:left]
+            left -= len(rows[alike])
+            for row in rows[alike]:
+                self.capacity.spend_one(row, request)
+        return rows
+
+    def _request(self, alike: Alike, waiting: Waiting) -> Request:
+        shared = self.groups[alike.service_id] > 1
+        return request_of(waiting.first(), self.capacity, self.now, self.bonds, shared=shared)
+
+    def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
+        """Place a group, of whose first tasks ``rows`` have been found and spent already."""
+        if not self.left:
+            return
         tasks = waiting.ordered()
         count = min(len(tasks), self.left)
-        first = waiting.first()
-        request = request_of(first, self.capacity, self.now, shared=self.groups[alike.service_id] > 1)
+        request = self._request(alike, waiting)
         strategy = strategy_of(request, self.capacity)
-        rows = self._rows(request, strategy, alike.node_id, count)
+        rows = list(rows[:count])
+        rows += self._rows(request, strategy, alike.node_id, count - len(rows))
         names = self.capacity.ids
         if rows:
             cause = f"placement: {strategy}"
@@ -93,11 +120,25 @@ class _Pass:
             self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
             self.left -= len(rows)
         if len(rows) < count:
-            self.refused.append((list(islice(tasks.values(), len(rows), count)), request))
+            refused = list(islice(tasks.values(), len(rows), count))
+            self.refused.append((refused, request))
+            if request.spec.placement.priority:
+                self._preempt(refused, request)
+
+    def _preempt(self, tasks: Sequence[Task], request: Request) -> None:
+        """Make room for tasks that have none; they are placed when it is there."""
+        for task in tasks:
+            promise = self.preemption.promise(request, task.node_id)
+            if promise is None:
+                return
+            cause = f"preempted by task {task.id} of priority {request.spec.placement.priority}"
+            self.draft.move(promise.victims, cause, desired=TaskState.SHUTDOWN)
 
     def _rows(self, request: Request, strategy: str, bound: str, count: int) -> list[int]:
         """The rows of the first of ``count`` tasks, which are spent."""
         capacity = self.capacity
+        if not count:
+            return []
         if bound:
             row = capacity.rows.get(bound)
             placed: list[int] = []
@@ -135,29 +176,3 @@ class _Pass:
 def _numbers(rows: Rows) -> list[int]:
     numbers: list[int] = rows.tolist()
     return numbers
-
-
-def _order(snapshot: Snapshot, capacity: Capacity) -> list[tuple[Alike, Waiting]]:
-    """What waits, the longest waiting first; what is packed goes last, and as a list (``_packing_order``)."""
-    specs = snapshot.task_specs
-    packed: list[tuple[Alike, Waiting]] = []
-    others: list[tuple[Alike, Waiting]] = []
-    default = capacity.settings.strategy
-    firsts = [(waiting.first(), alike, waiting) for alike, waiting in snapshot.waiting.items()]
-    for first, alike, waiting in sorted(firsts, key=lambda group: (group[0].created_at, group[1])):
-        strategy = specs[first.id].placement.strategy or default
-        (packed if strategy in PACKING else others).append((alike, waiting))
-    if len(packed) > 1:
-        packed.sort(key=lambda group: _packing_order(group, snapshot, capacity))
-    return others + packed
-
-
-def _packing_order(group: tuple[Alike, Waiting], snapshot: Snapshot, capacity: Capacity) -> tuple[bool, float, int]:
-    """Large requests in an order that has nothing to do with their size, so that they mix; then the small, largest first."""
-    alike, waiting = group
-    asked = snapshot.task_specs[waiting.first().id].reservations
-    cpus, memory = capacity.largest
-    share = max(asked.nano_cpus / cpus, asked.memory_bytes / memory)
-    if share > _FILLER:
-        return (False, 0.0, tie_break(alike.service_id, alike.node_id))
-    return (True, -share, tie_break(alike.service_id, alike.node_id))

@@ -9,7 +9,8 @@ by row, which is a hash of the node's id, so every manager decides alike.
   comes before one that is not, and of those that are not, the largest first: as few nodes as possible.
 - pack-small: the same without that second rule: small nodes first, so that large ones stay free for large tasks.
 
-Ahead of each: nodes on which this version of the service keeps failing go last; then spread preferences.
+Ahead of each: nodes on which this version of the service keeps failing go last; then spread preferences. Affinities come
+before how full nodes are, and after replicas: wishes do not crowd a service on one node.
 Within a group each placement changes the rank of its own node only; the order in which nodes are taken is therefore a merge
 of one sequence a node, which ``levels.py``, ``tree.py`` and ``singles.py`` compute, each for its kind of group.
 """
@@ -35,7 +36,7 @@ _UNUSED = 1024.0
 
 def strategy_of(request: Request, capacity: Capacity) -> str:
     """The strategy's name: the service's, or the cluster's; an unknown one ranks as binpack."""
-    named = request.spec.placement.strategy or capacity.settings.strategy
+    named = request.spec.placement.strategy or capacity.strategy
     return named if named in DISTINCT or named in PACKING else "binpack"
 
 
@@ -58,6 +59,14 @@ def _left_over(capacity: Capacity, request: Request, rows: Rows, *, reluctant: b
         sizes = capacity.total_cpus[rows] / cpus + capacity.total_memory[rows] / memory
         left = np.where(unused, _UNUSED - sizes, left)
     return np.asarray(left, dtype=np.float64)
+
+
+def best_of(capacity: Capacity, request: Request, strategy: str, rows: Rows, count: int) -> Rows:
+    """Where in ``rows`` the ``count`` best are, in order: by affinity, then by the strategy's number."""
+    numbers = preference(strategy, capacity, request, rows)
+    if request.score is None:
+        return lowest(numbers, count)
+    return np.asarray(np.lexsort((numbers, -request.score[rows]))[:count], dtype=np.int64)
 
 
 def lowest(numbers: Floats, count: int) -> npt.NDArray[np.int64]:

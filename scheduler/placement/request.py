@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from covey.model.objects import Task
 from covey.model.spec import TaskSpec
-from scheduler.placement.capacity import Capacity, Port, generic_counts, host_ports
+from scheduler.placement.bonds import Bonds
+from scheduler.placement.capacity import Capacity, Mask, Port, generic_counts, host_ports
 
 Numbers = npt.NDArray[np.int64]
 
@@ -23,7 +24,8 @@ class Request(NamedTuple):
 
     ``generic`` are amounts by kind, ``network_drivers`` the drivers of the networks the tasks join. ``replicas`` and
     ``failing`` are by row, None where all would be 0: tasks of the service, and how often its version failed where that
-    is often enough to count.
+    is often enough to count. ``allowed`` are the rows that affinities between services leave, ``score`` what wishes add up to
+    (the more the better); both None without affinities.
     """
 
     spec: TaskSpec
@@ -36,11 +38,14 @@ class Request(NamedTuple):
     network_drivers: tuple[str, ...]
     replicas: Numbers | None
     failing: Numbers | None
+    allowed: Mask | None = None
+    score: Numbers | None = None
 
     @property
     def plain(self) -> bool:
         """Whether nothing but CPU, memory and static properties of a node matters."""
-        return self.replicas is None and self.failing is None and not self.ports and not self.generic
+        unbound = self.allowed is None and self.score is None
+        return self.replicas is None and self.failing is None and not self.ports and not self.generic and unbound
 
     @property
     def honest(self) -> bool:
@@ -48,8 +53,11 @@ class Request(NamedTuple):
         return self.nominal_cpus == self.cpus and self.nominal_memory == self.memory
 
 
-def request_of(task: Task, capacity: Capacity, now: float, *, shared: bool = False) -> Request:
-    """The request of ``task`` and of those alike. ``shared``: other tasks of its service are placed in the same pass."""
+def request_of(task: Task, capacity: Capacity, now: float, bonds: Bonds, *, shared: bool = False) -> Request:
+    """The request of ``task`` and of those alike, as things stand. ``shared``: others of its service are placed meanwhile.
+
+    ``bonds`` are the capacity's, made before anything was spent from it.
+    """
     snapshot, settings = capacity.snapshot, capacity.settings
     spec = snapshot.task_specs[task.id]
     asked = spec.reservations
@@ -75,6 +83,8 @@ def request_of(task: Task, capacity: Capacity, now: float, *, shared: bool = Fal
         drivers,
         replicas,
         _failing(task, capacity, now) if snapshot.failures else None,
+        bonds.allowed(task.service_id, spec.placement),
+        bonds.score(task.service_id, spec.placement) if spec.placement.affinities else None,
     )
 
 

@@ -79,9 +79,10 @@ class _Group:
         return branches[()]
 
     def _key(self, number: float, row: int) -> Key:
+        score = -int(self.request.score[row]) if self.request.score is not None else 0
         if self.strategy in DISTINCT:
-            return (int(self.replicas[row]), number, row)
-        return (number, row)
+            return (int(self.replicas[row]), score, number, row)
+        return (score, number, row)
 
     def _take(self, branch: _Branch) -> int:
         part = branch.heap[0][1]

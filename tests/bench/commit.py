@@ -3,13 +3,14 @@
 It starts an etcd (fsync on), one manager process and a process of fake workers with real sessions, which report RUNNING as
 soon as they are told of a task. Each round creates a service and measures from the 201 until a reader of its own, which knows
 etcd only, has seen every task ASSIGNED or later. The machine is shared by all of them and by whatever else runs, so the
-table says what each part used; nothing passes or fails by time.
+table says what each part used; nothing passes or fails by time. COVEY_BENCH_REPLICAS and COVEY_BENCH_WORKERS change the size.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,36 @@ POLL = 0.02
 ASSIGNED, RUNNING = 192, 512
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+#: What the table names → the counters it is the sum of; all but the last five are times on the manager's event loop.
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("decide: reconcile, allocate, placement", tuple(f"loop.{name}" for name in ("reconcile", "allocate", "placement"))),
+    ("verify", ("loop.verify",)),
+    ("draw and overlay: writes, speculative snapshot", ("loop.draw", "loop.overlay")),
+    ("other decisions: liveness, reap", ("loop.liveness", "loop.reap")),
+    ("encode", ("office.committer.encode_seconds",)),
+    ("mirror: decode, index", ("mirror.apply_seconds",)),
+    ("dispatch: what nodes should hold", ("dispatcher.holding_seconds",)),
+    ("statuses: judge, encode", ("dispatcher.statuses.busy_seconds",)),
+    ("CPU of the manager, all of the above and TLS, gRPC", ("cpu.manager",)),
+    ("CPU of etcd", ("cpu.etcd",)),
+    ("CPU of the workers", ("cpu.workers",)),
+    ("CPU of the reader", ("cpu.reader",)),
+    ("etcd waits for its disk (fsync of the log)", ("etcd.sync_seconds",)),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round: seconds from the 201, and what every counter rose by until then."""
+
+    first: float
+    assigned: float
+    running: float
+    until_assigned: dict[str, float]
+    until_running: dict[str, float]
+    after: dict[str, float]
 
 
 class _Envelope(msgspec.Struct, array_like=True):
@@ -134,7 +166,7 @@ class Bed:
     """What a measurement stands on: etcd, manager, workers, reader."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
-        child = EtcdChild(str(directory / "etcd"))
+        child = self._child = EtcdChild(str(directory / "etcd"))
         child.prepare()
         environment = {**os.environ, **child.environment()}
         self.etcd = stack.enter_context(_process(child.argv(), directory / "etcd.log", cwd=child.directory, env=environment))
@@ -147,9 +179,9 @@ class Bed:
                 self.log,
             )
         )
-        socket = directory / "run" / "manager.sock"
-        _wait("the manager", socket.exists, self.log)
-        self.client = Client(f"unix://{socket}")
+        private = directory / "run" / "manager.sock"
+        _wait("the manager", private.exists, self.log)
+        self.client = Client(f"unix://{private}")
         _, request = make_key_and_request()
         reply = self.client.post("/covey/bootstrap", json={"RequestPEM": request})
         token = self.client.get("/swarm")["JoinTokens"]["Worker"]
@@ -170,14 +202,15 @@ class Bed:
         )
         if self._line() != "ready":
             raise SystemExit(f"bench: the workers do not come up: {(directory / 'workers.log').read_text()[-2000:]}")
-        _wait("every node to be ready", lambda: self._ready() >= WORKERS, self.log)
+        _wait("every node to be ready", lambda: self.ready() >= WORKERS, self.log)
         self.reader = stack.enter_context(Reader(child.endpoint()))
 
     def _line(self) -> str:
         assert self.workers.stdout is not None
         return self.workers.stdout.readline().strip()
 
-    def _ready(self) -> int:
+    def ready(self) -> int:
+        """How many nodes are."""
         time.sleep(0.3)
         return sum(node["Status"]["State"] == "ready" for node in self.client.get("/nodes"))
 
@@ -188,10 +221,32 @@ class Bed:
         seen: dict[str, Any] = json.loads(self._line())
         return seen
 
-    def cpu(self) -> dict[str, float]:
-        """Seconds of CPU that each process has used so far."""
-        used = {"etcd": _cpu(self.etcd.pid), "manager": _cpu(self.manager.pid), "workers": _cpu(self.workers.pid)}
-        return {**used, "reader": self.reader.cpu}
+    def count(self) -> dict[str, float]:
+        """Every counter there is: of the manager's parts, of etcd's disk, and seconds of CPU by process."""
+        said = self.client.get("/covey/statistics")
+        said["dispatcher"].pop("sessions")
+        counts = _flat(said)
+        for loop in said["office"]["loops"].values():
+            counts["steps.long"] = counts.get("steps.long", 0.0) + loop["long"]
+            for step, seconds in loop["seconds"].items():
+                counts[f"loop.{step}"] = counts.get(f"loop.{step}", 0.0) + seconds
+        for name, pid in (("etcd", self.etcd.pid), ("manager", self.manager.pid), ("workers", self.workers.pid)):
+            counts[f"cpu.{name}"] = _cpu(pid)
+        metrics = {
+            line.split()[0]: line.split()[-1] for line in self._metrics().splitlines() if line.startswith("etcd_disk_wal")
+        }
+        counts["etcd.sync_seconds"] = float(metrics["etcd_disk_wal_fsync_duration_seconds_sum"])
+        counts["etcd.syncs"] = float(metrics["etcd_disk_wal_fsync_duration_seconds_count"])
+        return {**counts, "cpu.reader": self.reader.cpu}
+
+    def _metrics(self) -> str:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(self._child.socket_path())
+            link.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            pieces = []
+            while piece := link.recv(1 << 16):
+                pieces.append(piece)
+        return b"".join(pieces).decode()
 
 
 def _cpu(pid: int) -> float:
@@ -210,14 +265,8 @@ def _flat(counts: Any, prefix: str = "") -> dict[str, float]:
     return found
 
 
-def _statistics(bed: Bed) -> dict[str, float]:
-    said = bed.client.get("/covey/statistics")
-    said["dispatcher"].pop("sessions")
-    return _flat(said)
-
-
-def _round(bed: Bed, number: int) -> dict[str, Any]:
-    spec = {
+def _spec(number: int) -> dict[str, Any]:
+    return {
         "Name": f"bench{number}",
         "TaskTemplate": {
             "ContainerSpec": {"Image": "busybox:1", "Args": ["httpd", "-f"], "Env": ["A=1", "B=2"]},
@@ -225,46 +274,82 @@ def _round(bed: Bed, number: int) -> dict[str, Any]:
         },
         "Mode": {"Replicated": {"Replicas": REPLICAS}},
     }
+
+
+def _round(bed: Bed, number: int) -> Sample:
+    """One service, from its 201 until all its tasks run; then it is removed."""
     bed.reader.forget()
-    before, used = _statistics(bed), bed.cpu()
-    service = bed.client.post("/services/create", json=spec)["ID"]
+    before = bed.count()
+    service = bed.client.post("/services/create", json=_spec(number))["ID"]
     began = time.monotonic()
     _wait("every task to be assigned", lambda: len(bed.reader.assigned) >= REPLICAS, bed.log)
-    at_assigned = bed.cpu()
+    assigned = bed.count()
     _wait("every task to run", lambda: len(bed.reader.running) >= REPLICAS, bed.log)
-    at_running, after = bed.cpu(), _statistics(bed)
-    seen = {
-        "assigned": max(bed.reader.assigned.values()) - began,
-        "half": statistics.median(bed.reader.assigned.values()) - began,
-        "running": max(bed.reader.running.values()) - began,
-        "cpu": {name: at_assigned[name] - used[name] for name in used},
-        "cpu running": {name: at_running[name] - used[name] for name in used},
-        "parts": {name: after[name] - before.get(name, 0.0) for name in after},
-        "after": after,
-    }
+    running = bed.count()
+    sample = Sample(
+        first=min(bed.reader.assigned.values()) - began,
+        assigned=max(bed.reader.assigned.values()) - began,
+        running=max(bed.reader.running.values()) - began,
+        until_assigned={name: assigned[name] - before.get(name, 0.0) for name in assigned},
+        until_running={name: running[name] - before.get(name, 0.0) for name in running},
+        after=running,
+    )
     bed.client.delete(f"/services/{service}")
     _wait("the tasks to be gone", lambda: len(bed.reader.gone) >= REPLICAS, bed.log)
-    return seen
+    return sample
 
 
 def run(rounds: int) -> int:
-    """Measure and print."""
+    """Measure and print; 0 whatever the figures are: a measurement is no test."""
     with tempfile.TemporaryDirectory(prefix="cb-") as name, ExitStack() as stack:
         bed = Bed(Path(name), stack)
-        seen = []
+        samples: list[Sample] = []
         for number in range(rounds):
             sys.stderr.write(f"\rbench: round {number + 1} of {rounds}   ")
-            seen.append(_round(bed, number))
+            samples.append(_round(bed, number))
         sys.stderr.write("\r" + " " * 40 + "\r")
-        print("\n".join(_table(seen, bed.ask_workers())))
+        print("\n".join([*_table(samples), *_calm(samples[-1], bed.ask_workers(), bed.ready())]))
     return 0
 
 
-def _table(seen: list[dict[str, Any]], workers: dict[str, Any]) -> list[str]:
-    lines = [json.dumps(one, indent=1) for one in seen[-1:]]
-    for one in seen:
-        lines.append(
-            f"assigned {REPLICAS / one['assigned']:.0f}/s  half {one['half']:.2f} s all {one['assigned']:.2f} s  running {one['running']:.2f} s"
-            f"  cpu {one['cpu']}  {one['cpu running']}"
-        )
-    return [*lines, str(workers)]
+def _table(samples: list[Sample]) -> list[str]:
+    rates = sorted(REPLICAS / sample.assigned for sample in samples)
+    middle = sorted(samples, key=lambda sample: sample.assigned)[len(samples) // 2]
+    every = ", ".join(f"{rate:,.0f}" for rate in rates)
+    first, assigned, running = middle.first, middle.assigned, middle.running
+    lines = [
+        f"service create --replicas {REPLICAS}, {WORKERS} workers with sessions, etcd with fsync",
+        f"{os.cpu_count()} CPUs shared by all of it; load of the machine {os.getloadavg()[0]:.1f}",
+        f"assigned, tasks/s from the 201: median {statistics.median(rates):,.0f} ({every})",
+        f"the median round: first task seen after {first:.2f} s, last {assigned:.2f} s, all running {running:.2f} s",
+        "",
+        f"{'':50}{'until assigned':>18}{'until running':>18}",
+        f"{'':50}{'s':>9}{'share':>9}{'s':>9}{'share':>9}",
+    ]
+    lines.append(_line("time", [(middle.assigned, 1.0), (middle.running, 1.0)]))
+    for title, names in ROWS:
+        spent = [
+            (sum(part.get(name, 0.0) for name in names), whole)
+            for part, whole in ((middle.until_assigned, middle.assigned), (middle.until_running, middle.running))
+        ]
+        lines.append(_line(title, [(seconds, seconds / whole) for seconds, whole in spent]))
+    return lines
+
+
+def _line(title: str, columns: list[tuple[float, float]]) -> str:
+    return f"{title:50}" + "".join(f"{seconds:9.2f}{share:9.0%}" for seconds, share in columns)
+
+
+def _calm(last: Sample, workers: dict[str, Any], ready: int) -> list[str]:
+    """Whether anybody was taken for dead because the manager was busy."""
+    after, count = last.after, last.until_running
+    longest = max(seconds for name, seconds in after.items() if name.endswith("longest_step"))
+    decided, reported = count["office.committer.transactions"], count["dispatcher.statuses.transactions"]
+    return [
+        "",
+        f"transactions: {decided:.0f} of decisions, {reported:.0f} of statuses; etcd synced {count['etcd.syncs']:.0f} times",
+        f"the manager was late by at most {after['lateness.worst']:.2f} s since its start, of the 7.5 s a worker may be silent",
+        f"the longest step of a pass took {longest:.3f} s; {count['steps.long']:.0f} steps of the last round took over 0.05 s",
+        f"sessions found silent {after['dispatcher.silent']:.0f}, opened again {workers['reopened']}; statuses refused"
+        f" {workers['refused']}; nodes ready {ready} of {WORKERS}; leases {after['claim.granted']:.0f}",
+    ]

@@ -1,7 +1,7 @@
 """The workers of the table `commit`, in a process of their own: they join, hold real sessions and report RUNNING.
 
-Started as ``commit_workers.py ADDRESS TOKEN COUNT``; says ``ready`` on its output once all have sessions, and ends when its input does.
-Asked for by a line on its input, it says what it saw as a JSON object on one line.
+Started as ``commit_workers.py ADDRESS TOKEN COUNT``; says ``ready`` on its output once all have sessions, and ends when its
+input does. Asked by a line on its input, it says what it saw as a JSON object on one line.
 """
 
 from __future__ import annotations

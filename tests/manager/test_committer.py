@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -205,3 +206,17 @@ async def test_an_unknown_outcome_is_read_before_deciding_again(world: World) ->
         assert (outcome.applied, outcome.lost) == (0, 1)
         assert committer.statistics()["unknown"] == 1
         assert len(mirror.snapshot().tasks) == 5, "what was written before the answer was lost is in the mirror"
+
+
+@pytest.mark.asyncio
+async def test_what_no_transaction_can_hold_does_not_stop_the_committer_for_good(world: World) -> None:
+    async with world.leader("m1") as (committer, mirror):
+        huge = create(1, mirror.revision)
+        prototype = Task(id="", service_id="s", message="x" * (MAX_REQUEST_BYTES + 1))
+        for _ in range(20):
+            large = dataclasses.replace(huge.changes[0], prototype=prototype)  # type: ignore[type-var]
+            with pytest.raises(ExceptionGroup) as fault:
+                await committer.commit(decided(mirror, Plan(mirror.revision, (large,), "test")))
+            assert fault.group_contains(Internal, match="larger than one transaction")
+        outcome = await asyncio.wait_for(committer.commit(decided(mirror, create(3, mirror.revision))), 5)
+    assert outcome == (1, 0, 0)

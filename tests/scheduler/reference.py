@@ -7,6 +7,7 @@ the hash that breaks ties. Not a test itself.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from covey.ids import tie_break
@@ -28,6 +29,7 @@ WORDS = [
         "cannot fulfill requested CSI volume mounts on {n} node",
         "cannot fulfill requested CSI volume mounts on {n} nodes",
     ),
+    ("affinity", "service affinity not satisfied on {n} node", "service affinity not satisfied on {n} nodes"),
 ]
 ALIASES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
@@ -100,6 +102,15 @@ class Cluster:
         self.machines = {node_id: Machine(view) for node_id, view in snapshot.nodes.items()}
         self.most_cpus = float(max([1, *(machine.cpus for machine in self.machines.values())]))
         self.most_memory = float(max([1, *(machine.memory for machine in self.machines.values())]))
+        self.bonds_hold: dict[str, dict[str, bool]] = {}
+        policies = [(service_id, spec.task.placement) for service_id, spec in snapshot.service_specs.items()]
+        policies += [(tasks[0].service_id, snapshot.task_specs[tasks[0].id].placement) for tasks in self.order()]
+        self.distances = {
+            (service, wish.service, wish.topology)
+            for service, policy in policies
+            for wish in policy.affinities
+            if wish.service and wish.required and wish.weight < 0
+        }
         for task in snapshot.tasks.values():
             machine = self.machines.get(task.node_id)
             if machine is None or task.state < TaskState.ASSIGNED:
@@ -125,16 +136,24 @@ class Cluster:
         for tasks in groups.values():
             tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
         keys = sorted(groups, key=lambda key: (groups[key][0].created_at, key))
-        packed = [key for key in keys if self.strategy(groups[key][0]).startswith("pack")]
-        if len(packed) > 1:
-            packed.sort(key=lambda key: self.list_order(key, groups[key][0]))
-        return [groups[key] for key in keys if key not in packed] + [groups[key] for key in packed]
+        by_priority: dict[int, list[tuple[str, int, str]]] = {}
+        for key in keys:
+            by_priority.setdefault(self.snapshot.task_specs[groups[key][0].id].placement.priority, []).append(key)
+        ordered: list[tuple[str, int, str]] = []
+        for priority in sorted(by_priority, reverse=True):
+            keys = by_priority[priority]
+            packed = [key for key in keys if self.strategy(groups[key][0]).startswith("pack")]
+            ordered += [key for key in keys if key not in packed]
+            ordered += sorted(packed, key=lambda key: self.list_order(key, groups[key][0])) if len(packed) > 1 else packed
+        return [groups[key] for key in ordered]
 
-    def list_order(self, key: tuple[str, int, str], task: Task) -> tuple[bool, float, int]:
+    def list_order(self, key: tuple[str, int, str], task: Task) -> tuple[int, float, int]:
         asked = self.snapshot.task_specs[task.id].reservations
-        size = max(asked.nano_cpus / self.most_cpus, asked.memory_bytes / self.most_memory)
-        small = size <= 1 / 7
-        return (small, -size if small else 0.0, tie_break(key[0], key[2]))
+        cpus = max(1, median([machine.cpus for machine in self.machines.values()] or [1]))
+        memory = max(1, median([machine.memory for machine in self.machines.values()] or [1]))
+        size = max(asked.nano_cpus / cpus, asked.memory_bytes / memory)
+        kind = 0 if size > 1 / 2 else 1 if size > 1 / 7 else 2
+        return (kind, 0.0 if kind == 1 else -size, tie_break(key[0], key[2]))
 
     def refuses(self, machine: Machine, task: Task) -> str:
         """The filter that refuses a task on a node; "" if none does."""
@@ -166,7 +185,36 @@ class Cluster:
             return "port"
         if policy.max_replicas and machine.replicas.get(task.service_id, 0) >= policy.max_replicas:
             return "replicas"
-        return "volumes" if spec.cluster_volumes else ""
+        if spec.cluster_volumes:
+            return "volumes"
+        return "" if self.bonds_hold[task.id][machine.view.id] else "affinity"
+
+    def bond_holds(self, machine: Machine, task: Task) -> bool:
+        """Of affinities that are required, as things stand when the turn of the task's group comes."""
+        for wish in self.snapshot.task_specs[task.id].placement.affinities:
+            bound = wish.required and wish.service != task.service_id
+            if bound and self.near(machine, wish.service, wish.topology) != (wish.weight > 0):
+                return False
+        return not any(
+            other == task.service_id != service and self.near(machine, service, topology)
+            for service, other, topology in self.distances
+        )
+
+    def near(self, machine: Machine, service: str, topology: str) -> bool:
+        if topology == "node.id":
+            return machine.replicas.get(service, 0) > 0
+        mine = machine.label(topology)
+        return bool(mine) and any(m.replicas.get(service) for m in self.machines.values() if m.label(topology) == mine)
+
+    def score(self, machine: Machine, task: Task) -> int:
+        total = 0
+        for wish in self.snapshot.task_specs[task.id].placement.affinities:
+            if wish.constraint is not None:
+                holds = self.meets(machine, str(wish.constraint))
+            else:
+                holds = wish.service != task.service_id and self.near(machine, wish.service, wish.topology)
+            total += wish.weight * (holds and not wish.required)
+        return total
 
     def meets(self, machine: Machine, constraint: str) -> bool:
         """The constraints that the cases use, spelled out."""
@@ -198,14 +246,15 @@ class Cluster:
         cpus, memory = max(machine.cpus, 1), max(machine.memory, 1)
         full = max(machine.nominal_cpus / cpus, machine.nominal_memory / memory)
         if strategy in ("binpack", "spread"):
-            key += [machine.replicas.get(task.service_id, 0), full if strategy == "spread" else -full]
+            key += [machine.replicas.get(task.service_id, 0), -self.score(machine, task)]
+            key.append(full if strategy == "spread" else -full)
         else:
             counted = spec.reservations if spec.reservations else self.settings.nominal
             left = (machine.cpus - machine.nominal_cpus - counted.nano_cpus) / self.most_cpus
             left += (machine.memory - machine.nominal_memory - counted.memory_bytes) / self.most_memory
             if strategy == "pack" and not machine.nominal_cpus and not machine.nominal_memory:
                 left = 1024.0 - (machine.cpus / self.most_cpus + machine.memory / self.most_memory)
-            key.append(left)
+            key += [-self.score(machine, task), left]
         return (*key, machine.tie)
 
     def message(self, task: Task) -> str:
@@ -222,6 +271,8 @@ def place(snapshot: Snapshot, now: float, settings: Settings) -> Outcome:
     """Every pending task, one after another."""
     cluster, outcome, refused = Cluster(snapshot, now, settings), Outcome(), []
     for tasks in cluster.order():
+        holds = {node_id: cluster.bond_holds(machine, tasks[0]) for node_id, machine in cluster.machines.items()}
+        cluster.bonds_hold.update(dict.fromkeys((task.id for task in tasks), holds))
         for task in tasks:
             machines = [m for node_id, m in cluster.machines.items() if task.node_id in ("", node_id)]
             machines = [machine for machine in machines if not cluster.refuses(machine, task)]

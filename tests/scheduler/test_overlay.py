@@ -14,7 +14,7 @@ from scheduler.index import Index
 from scheduler.overlay import overlay
 from scheduler.snapshot import Snapshot
 from scheduler.writes import Group, Write, groups
-from tests.scheduler.apply import World
+from tests.scheduler.apply import World, busy
 
 MAPPINGS = ("tasks", "statuses", "service_statuses", "network_allocations", "service_allocations")
 COLUMNS = ("used_cpus", "used_memory", "nominal_cpus", "nominal_memory", "tasks")
@@ -49,29 +49,6 @@ def stored(index: Index, made: list[Group]) -> None:
             value = write.value
             changes.append((write.kind, write.id, msgspec.structs.replace(value, version=revision) if value else None))
     index.apply(changes, revision)
-
-
-def busy(rng: random.Random) -> World:
-    """A world in which everything is somewhere in between."""
-    world = World()
-    for number in range(4):
-        world.node(f"n{number}")
-    world.network("net")
-    networks = {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "net"}]}
-    world.service("with-net", replicas=rng.randint(1, 6), template=networks)
-    world.service("plain", replicas=rng.randint(1, 6))
-    world.service("everywhere", Mode={"Global": {}})
-    for _ in range(rng.randint(0, 6)):
-        world.step()
-        for task in list(world.snapshot.tasks.values()):
-            status = world.snapshot.statuses.get(task.id)
-            if task.state == TaskState.ASSIGNED and status is None and rng.random() < 0.6:
-                world.report(task.id, rng.choice((TaskState.RUNNING, TaskState.FAILED, TaskState.COMPLETE)))
-        world.now += rng.choice((0, 1, 10))
-        world.service("plain", replicas=rng.randint(0, 8))
-    if rng.random() < 0.5:
-        world.drop("service", "plain")
-    return world
 
 
 @pytest.mark.parametrize("seed", range(40))

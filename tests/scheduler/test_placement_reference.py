@@ -9,7 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from covey.model.objects import Node, NodeDescription, NodeInfo, NodeStatus, PortConfig, Stored, Task, TaskStatus
+from covey.model.objects import (
+    Node,
+    NodeDescription,
+    NodeInfo,
+    NodeStatus,
+    PortConfig,
+    Service,
+    Stored,
+    Task,
+    TaskStatus,
+)
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState as S
 from scheduler.index import Index
@@ -96,6 +106,8 @@ class Case:
             placement["Preferences"] = [{"Spread": {"SpreadDescriptor": each}} for each in rng.choice(PREFERENCES)]
         if self.chance(0.2):
             placement["MaxReplicas"] = rng.randint(1, 3)
+        if self.chance(0.2):
+            placement["Affinities"] = [self.affinity() for _ in range(rng.randint(1, 3))]
         if self.chance(0.15):
             placement["Platforms"] = [{"OS": rng.choice(("", "linux")), "Architecture": rng.choice(("arm64", "x86_64", ""))}]
         mounts: list[dict[str, Any]] = []
@@ -107,6 +119,15 @@ class Case:
         if self.chance(0.05):
             template["LogDriver"] = {"Name": "journald"}
         return template
+
+    def affinity(self) -> dict[str, Any]:
+        rng = self.rng
+        weight = rng.choice((-100, -30, 20, 50, 100))
+        if self.chance(0.4):
+            return {"Constraint": rng.choice(CONSTRAINTS), "Weight": weight}
+        topology = rng.choice(("node.id", "node.labels.zone", "engine.labels.rack"))
+        wish = {"Service": f"s{rng.randint(0, 6)}", "Topology": topology, "Weight": weight}
+        return {**wish, "Required": True} if self.chance(0.3) else wish
 
     def service(self, name: str, nodes: list[str]) -> Iterator[tuple[str, str, Stored | None]]:
         rng = self.rng
@@ -128,6 +149,9 @@ class Case:
                 created = made.created_at + rng.choice((0, 0, 0.5))
                 waiting = msgspec.structs.replace(made, id=task_id, slot=slot, node_id=node_id, created_at=created)
                 yield ("task", task_id, waiting)
+            if self.chance(0.5):
+                whole = {"Name": name, "TaskTemplate": made.spec}
+                yield ("service", name, Service(id=name, spec=whole, spec_version=version))
 
     def existing(self, made: Task, task_id: str, nodes: list[str]) -> Iterator[tuple[str, str, Stored | None]]:
         rng = self.rng

@@ -136,6 +136,20 @@ def split_transaction() -> AbstractContextManager[Any]:
     return stack
 
 
+def torn_pass() -> AbstractContextManager[Any]:
+    """A pass that gives a new task its node forgets what was to be written together with that task."""
+
+    def wrap(real: Any) -> Any:
+        def join(self: passes._Batch, touched: Any, group: Group) -> Group:
+            joined: Group = real(self, touched, group)
+            named = {write.id for write in group.writes}
+            return joined._replace(writes=tuple(write for write in joined.writes if write.id in named))
+
+        return join
+
+    return replace(passes._Batch, "_join", wrap)
+
+
 @contextmanager
 def stalled_manager() -> Iterator[None]:
     """A manager takes the time it was stalled itself for the silence of its workers, and is quick to judge."""
@@ -350,6 +364,7 @@ BUGS: dict[Plant, int] = {
     stale_mirror: 1,
     lost_assignment: 13,
     split_transaction: 2,
+    torn_pass: 3,
     stalled_manager: 4,
     blind_to_own_lateness: 20,
     address_reuse: 1,
@@ -360,7 +375,7 @@ BUGS: dict[Plant, int] = {
     no_compare: 4,
     acknowledged_too_soon: 1,
     status_without_session: 4,
-    older_assignment: 203,
+    older_assignment: 13,
     drained_is_not_replaced: 6,
     deposed_leader_goes_on: 2,
     orphans_at_once: 2,
