@@ -35,9 +35,9 @@ def explain(
 
 def _verdict(told: dict[str, object]) -> str:
     message, waiting = str(told["Message"]), str(told.get("TaskMessage") or "")
-    if told["Waits"]:
+    if not told["NodeID"]:
         return f"It waits: {message}"
     if told["State"] in ("new", "pending"):
-        # It has not been placed though a node has room: something else holds it up, and the leader says what.
-        return f"It would go to {told['Node']} ({told['Strategy']})" + (f"; it waits: {waiting}" if waiting else "")
+        # A node has room: if it waits all the same, something else holds it up, and the leader has said what.
+        return (f"It waits: {waiting}; " if told["Waits"] else "") + f"it would go to {told['Node']} ({told['Strategy']})"
     return f"It is on {told['Node']} ({told['Strategy']}); the nodes as they would be ranked now:"

@@ -28,7 +28,7 @@ _DEFAULTS: Mapping[str, Any] = {
 _ZERO = frozenset(
     {
         *("NanoCPUs", "MemoryBytes", "Pids", "MaxAttempts", "Window", "ForceUpdate", "MaxReplicas", "PublishedPort"),
-        *("OomScoreAdj", "Interval", "Timeout", "Retries", "StartPeriod", "StartInterval", "SizeBytes"),
+        *("OomScoreAdj", "Interval", "Timeout", "Retries", "StartPeriod", "StartInterval", "SizeBytes", "Priority"),
     }
 )
 #: False is not the same as nothing here: without it the daemon's configuration decides.

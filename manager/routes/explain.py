@@ -8,6 +8,7 @@ from typing import Any
 
 from covey.engine_api.answers import Answer
 from covey.engine_api.call import Call
+from covey.model.task_states import TaskState
 from manager.routes.door import Door
 from manager.routes.tasks import find_task, task_label
 from scheduler.placement.explain import Explanation, Verdict, explain
@@ -30,6 +31,7 @@ class Explain:
         snapshot = await self._door.view()
         task = find_task(snapshot, call.params["id"])
         state = snapshot.state(task)
+        unplaced = task.state < TaskState.ASSIGNED
         held = frozen(snapshot)
         # Of many nodes this takes longer than the event loop may be held.
         explanation, advice = await asyncio.to_thread(_explained, held, task.id, self._door.clock.now(), self._door.settings)
@@ -39,7 +41,8 @@ class Explain:
             "Name": task_label(task),
             "State": state.label,
             "DesiredState": task.desired.label,
-            "Waits": not explanation.node_id,
+            # What has a message though a node has room is held up by something else, which the message names.
+            "Waits": unplaced and (not explanation.node_id or bool(task.message)),
             "TaskMessage": task.message,
             **show_explanation(held, explanation, advice),
         }

@@ -16,6 +16,7 @@ from covey.model.objects import Task
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.spec import PlacementPolicy, TaskSpec
 from scheduler.overlay import Layer
+from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Rows
 from scheduler.placement.feasible import has_room, suitable
 from scheduler.placement.request import request_of
@@ -55,7 +56,7 @@ class _Asking:
         specs = Layer(self._snapshot.task_specs, {task.id: spec})
         tasks = Layer(self._snapshot.tasks, {task.id: task})
         capacity = Capacity(replace(self._snapshot, task_specs=specs, tasks=tasks), self._settings)
-        request = request_of(task, capacity, self._now, shared=True)
+        request = request_of(task, capacity, self._now, Bonds(capacity), shared=True)
         fits = suitable(capacity, request) & has_room(capacity, request, slice(None))
         rows = np.flatnonzero(fits)
         if task.node_id and not task.slot:
@@ -100,6 +101,9 @@ def _less(spec: TaskSpec, task: Task) -> Iterator[tuple[str, TaskSpec, bool]]:
         yield f"take back the constraint {constraint}", _placed(spec, constraints=others), True
     if len(policy.constraints) > 1:
         yield "take back all constraints", _placed(spec, constraints=()), True
+    if any(affinity.required for affinity in policy.affinities):
+        wishes = tuple(each for each in policy.affinities if not each.required)
+        yield "require no affinity to other services", _placed(spec, affinities=wishes), True
     if policy.max_replicas:
         yield f"allow more than {policy.max_replicas} replicas a node", _placed(spec, max_replicas=0), True
     if policy.platforms:

@@ -252,9 +252,10 @@ def test_a_placed_task_is_explained_by_its_name(cluster, daemon):
     assert done.status == 0
     assert done.out.splitlines()[1] == "It is on w1 (binpack); the nodes as they would be ranked now:"
     assert daemon.calls[-1][1] == {"id": "t1"}
-    gated = {**placed, "State": "pending", "TaskMessage": "waiting for service db"}
+    gated = {**placed, "Waits": True, "State": "pending", "TaskMessage": "waiting for service db"}
     daemon.handlers["covey_task_explain"] = lambda call: explained(**gated)
-    assert "It would go to w1 (binpack); it waits: waiting for service db" in cluster("explain", "t1").out
+    done = cluster("explain", "t1")
+    assert (done.status, done.out.splitlines()[1]) == (1, "It waits: waiting for service db; it would go to w1 (binpack)")
 
 
 def test_a_task_that_is_not_there_is_255(cluster, daemon):
