@@ -22,6 +22,7 @@ FAILED = 255
 #: So many tasks of a service are listed, and nodes of a table; JSON has them all.
 LISTED = 40
 _WIDTH = 120
+_NOT_ON = 5
 
 _SIGNS = {"create": "+", "update": "~", "remove": "-", "none": "=", "replace": "~", "destroy": "-"}
 _SIGNS |= {"added": "+", "removed": "-", "changed": "~"}
@@ -91,10 +92,21 @@ def _service(service: Mapping[str, Any]) -> Iterator[str]:
     if action != "none":
         yield f"    tasks: {', '.join(said) or 'none'}"
         yield from _steps([step for step in service["Steps"] if step["Action"] != "keep"])
-    if counts["Waiting"] and (explained := service.get("Explained")):
+    explained = service.get("Explained")
+    if explained and not counts["Waiting"]:
+        yield from _elsewhere(explained["Nodes"])
+    if explained and counts["Waiting"]:
         yield "    nodes:"
         yield from (f"      {line}" for line in nodes(explained["Nodes"]).splitlines())
         yield from (f"    {line}" for line in advice(explained))
+
+
+def _elsewhere(verdicts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why not on the other nodes."""
+    refused = [one for one in verdicts if not one["Fits"]]
+    yield from (f"    not on {clean(one['Hostname'])}: {clean(one['Reason'])}" for one in refused[:_NOT_ON])
+    if len(refused) > _NOT_ON:
+        yield f"    … nor on {len(refused) - _NOT_ON} more nodes"
 
 
 def _rollout(service: Mapping[str, Any]) -> str:

@@ -63,16 +63,17 @@ class Course:
         self.made: dict[str, Made] = {}
         self.causes: dict[str, str] = {}
         self.seen: dict[str, Explanation] = {}
-        self.displaced: dict[str, None] = {}
+        self.displaced: dict[str, Task] = {}
         self.complete = False
         self._ids = tuple(services)
+        self._tended = dict.fromkeys(services)
         self._start = now
         self._settings = settings
         self._stages = tuple(self._focused(stage) for stage in TASKS)
         self._last = (self._focused(Stage("reap", reap.decide)),)
         self._written: dict[tuple[str, str], Write] = {}
         self._layers = self._rounds = 0
-        self._told = dict.fromkeys(self._unfinished())
+        self._told: dict[str, None] = dict.fromkeys(self.base.tasks)
 
     def steps(self) -> Iterator[str]:
         """Look ahead piece by piece; the name of what was just done."""
@@ -109,7 +110,7 @@ class Course:
         return stage
 
     def _tend(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Plan:
-        plan = stage.decide(_only(snapshot, self._ids), now, settings)
+        plan = stage.decide(_only(snapshot, self._tended), now, settings)
         for change in plan.changes:
             if isinstance(change, MoveTasks) and (change.desired or TaskState.NEW) < TaskState.SHUTDOWN:
                 continue
@@ -136,8 +137,12 @@ class Course:
                 before = self.base.tasks.get(key)
                 if before is None:
                     self.made.setdefault(key, Made(self._rounds, self.now - self._start))
-                elif value.service_id not in self._ids and before.desired < TaskState.SHUTDOWN <= value.desired:
-                    self.displaced[key] = None
+                elif value.service_id in self._ids or key in self.causes:
+                    continue
+                elif before.desired < TaskState.SHUTDOWN <= value.desired:
+                    # Not reconcile's: placement makes room. Its slot is filled again, and takes room in its turn.
+                    self.displaced.setdefault(key, value)
+                    self._tended[value.service_id] = None
 
     def _lay(self, groups: list[Group]) -> None:
         if not groups:
@@ -151,12 +156,6 @@ class Course:
             self.world = overlay(self.base, [everything], self._settings.nominal)
         else:
             self.world = overlay(self.world, groups, self._settings.nominal)
-
-    def _unfinished(self) -> Iterator[str]:
-        """Tasks whose workers have still to do what they were told: of these services, and of others what gives room."""
-        for task in self.base.tasks.values():
-            if task.desired >= TaskState.SHUTDOWN or task.service_id in self._ids:
-                yield task.id
 
     def _obey(self) -> list[Group]:
         told, self._told = self._told, {}

@@ -130,7 +130,7 @@ def parts(
     for service_id, service in services.items():
         outcomes.append(_outcome(snapshot, course, service_id, service, settings))
         yield
-    displaced = tuple(_displaced(course, task_id) for task_id in course.displaced)
+    displaced = tuple(_displaced(task) for task in course.displaced.values())
     return Preview(snapshot.revision, course.complete, tuple(outcomes), displaced)
 
 
@@ -233,6 +233,5 @@ def _explained(
     return explain(world, first.id, course.now, settings), advise(world, first.id, course.now, settings)
 
 
-def _displaced(course: Course, task_id: str) -> Displaced:
-    task = course.world.tasks[task_id]
+def _displaced(task: Task) -> Displaced:
     return Displaced(task.id, task.service_name or task.service_id, task.slot, task.node_id, task.cause)

@@ -106,6 +106,16 @@ def test_a_plan_reads_as_what_is_added_changed_and_taken_away(cluster, swarm):
     assert asked["Services"] == [{"ID": "id-web", "Spec": {**service(swarm), "Mode": {"Replicated": {"Replicas": 3}}}}]
 
 
+def test_where_all_find_a_node_it_says_why_not_on_the_others(cluster, swarm):
+    service(swarm)
+    swarm.answer["Services"] = [
+        {**UPDATE, "Tasks": {**UPDATE["Tasks"], "Waiting": 0}, "Explained": {"Nodes": [*NODES, *[NODES[1]] * 7]}}
+    ]
+    out = cluster("service", "update", "--plan", "web").out.splitlines()
+    assert out[-7].startswith("    not on w2: insufficient resources on 1 node: 2 CPUs")
+    assert out[-2] == "    … nor on 3 more nodes"
+
+
 def test_the_exit_status_says_whether_there_is_anything_to_do(cluster, swarm):
     service(swarm)
     nothing = {**UPDATE, "Action": "none", "Diff": [], "Steps": [], "Batches": 0, "Explained": None}

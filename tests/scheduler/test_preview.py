@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from covey.model.objects import Network, NodeInfo, Service
+from covey.model.objects import Network, NodeInfo, Service, Task
 from covey.model.task_states import TaskState
 from scheduler.preview import course
 from scheduler.preview.frozen import frozen
@@ -186,6 +186,36 @@ def test_a_task_that_was_restarted_and_waits_for_its_delay_is_no_change(world: W
     assert not preview(world, changed(world, "web"))
 
 
+def test_who_is_pushed_aside_by_a_priority_is_named(world: World) -> None:
+    running(world, "low", replicas=3, cpus=3)
+    found = preview(world, changed(world, "high", replicas=1, cpus=3, template={"Placement": {"Priority": 10}}))
+    (task,) = found.displaced
+    assert (task.service_name, "preempted" in task.cause) == ("low", True)
+    assert only(found).steps[0].to_node == task.node_id
+
+
+def test_what_is_placed_together_or_not_at_all_is_planned_so(world: World) -> None:
+    together = {"Placement": {"Group": "g"}}
+    one = changed(world, "one", replicas=3, cpus=3, template=together)
+    other = changed(world, "other", replicas=1, cpus=3, template=together)
+    found = preview(world, one, other)
+    assert [outcome.waiting for outcome in found.outcomes] == [3, 1]
+    assert all("group g has no place for all" in step.message for outcome in found.outcomes for step in outcome.steps)
+    smaller = changed(world, "other", replicas=1, cpus=1, template=together)
+    assert [outcome.waiting for outcome in preview(world, one, smaller).outcomes] == [0, 0]
+
+
+def test_a_plan_waits_for_delays_that_something_waits_for(world: World) -> None:
+    running(world, "web", replicas=1, template={"RestartPolicy": {"Delay": 5 * 10**9}})
+    world.report(world.running("web")[0].id, TaskState.FAILED)
+    world.settle()
+    running_late = course.Course(world.snapshot, {"web": changed(world, "web", Labels={"a": "b"})}, world.now, world.settings)
+    assert list(running_late.steps())
+    assert (running_late.complete, running_late.now) == (True, world.now + 5)
+    states = [running_late.world.state(task) for task in running_late.world.tasks_of("web")]
+    assert TaskState.RUNNING in states
+
+
 def random_world(rng: random.Random) -> World:
     world = World()
     for number in range(rng.randint(1, 6)):
@@ -200,6 +230,8 @@ def random_change(rng: random.Random) -> dict[str, Any]:
     change: dict[str, Any] = {"cpus": rng.choice((0, 0.5, 1)), "image": f"busybox:{rng.randint(1, 3)}"}
     change["UpdateConfig"] = {"Parallelism": rng.randint(0, 3), "Order": rng.choice(("stop-first", "start-first"))}
     placement: dict[str, Any] = {"MaxReplicas": rng.choice((0, 0, 2)), "Strategy": rng.choice(("", "spread", "pack"))}
+    if rng.random() < 0.2:
+        placement["Priority"] = rng.choice((1, 5))
     if rng.random() < 0.3:
         placement["Constraints"] = [f"node.labels.zone=={rng.choice('ab')}"]
     if rng.random() < 0.2:
@@ -241,8 +273,10 @@ def check_plan(seed: int) -> None:
         if "Global" in held.spec["Mode"]:
             change.pop("replicas", None)
     service = changed(world, service_id, **change)
-    outcome = only(preview(world, service))
+    found = preview(world, service)
+    outcome = only(found)
     before = standing(world, service_id)
+    others = {task.id for task in world.snapshot.tasks.values() if wanted(task) and task.service_id != service_id}
     world.put(service)
     world.run()
     after = standing(world, service_id)
@@ -260,6 +294,12 @@ def check_plan(seed: int) -> None:
             assert new[1] == step.to_node
             assert new != old
     assert {(step.slot, step.node_id) for step in outcome.steps} == {*before, *after}
+    still = {task.id for task in world.snapshot.tasks.values() if wanted(task)}
+    assert {task.task_id for task in found.displaced} == others - still
+
+
+def wanted(task: Task) -> bool:
+    return task.desired < TaskState.SHUTDOWN
 
 
 def test_a_service_on_a_silent_node_is_planned_as_far_as_it_goes(world: World) -> None:
