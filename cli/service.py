@@ -74,6 +74,7 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
             _resolve(rehearsal, spec)
             rehearsal.post("/services/create", json=spec)
         return
+    _shown_only_as_plan(flags["format"])
     spec = created(image, words or [], flags)
     with client() as api:
         wait = _Wait(api, [], **_waiting(flags))
@@ -82,6 +83,11 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
         _warn(answer)
         print(answer["ID"], flush=True)
         wait.end([answer["ID"]])
+
+
+def _shown_only_as_plan(form: str | None) -> None:
+    if form:
+        raise InvalidArgument("--format is how a plan is shown: give --plan with it")
 
 
 def _waiting(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +215,7 @@ def update(service: str, **flags: Any) -> None:
             spec = _previous(found) if flags["rollback"] else _changed(rehearsal, found, flags)
             _put(rehearsal, found, spec)
         return
+    _shown_only_as_plan(flags["format"])
     if flags["rollback"]:
         _rollback(service, **_waiting(flags))
         return

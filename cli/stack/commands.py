@@ -11,7 +11,7 @@ import typer
 from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet
 from cli.output import Listing, warn
-from covey.errors import CoveyError, NotFound
+from covey.errors import CoveyError, InvalidArgument, NotFound
 
 app = typer.Typer()
 
@@ -57,6 +57,8 @@ def deploy(
             plan = make(stack, load(compose_file, os.environ, warn))
             deployment.deploy(rehearsal, plan, prune=prune, say=lambda _: None, warn=warn)
         return
+    if form:
+        raise InvalidArgument("--format is how a plan is shown: give --plan with it")
     limit = seconds(timeout)
     plan = make(stack, load(compose_file, os.environ, warn))
     with client() as api:

@@ -29,6 +29,8 @@ LOOKED_AT = 4_000_000
 EXPLAINED = 1000
 #: Layers on top of each other, each of which a look-up may have to ask.
 _DEPTH = 16
+#: So many tasks are asked about without a stop.
+_PART = 4000
 
 _UNDER_WAY = frozenset({"updating", "rollback_started"})
 
@@ -83,7 +85,7 @@ class Course:
             # What is forgotten may let others go on. Workers are slower than the leader: it rests before they have done.
             if wrote or (yield from self._decide(self._last))[1]:
                 continue
-            reports = self._obey()
+            reports = yield from self._obey()
             self._lay(reports)
             self._rounds += 1
             yield "workers"
@@ -157,10 +159,12 @@ class Course:
         else:
             self.world = overlay(self.world, groups, self._settings.nominal)
 
-    def _obey(self) -> list[Group]:
+    def _obey(self) -> Generator[str, None, list[Group]]:
         told, self._told = self._told, {}
         reports: list[Group] = []
-        for key in told:
+        for at, key in enumerate(told):
+            if at % _PART == _PART - 1:
+                yield "workers"
             task, status = self.world.tasks.get(key), self.world.statuses.get(key)
             if task is None or task.state != TaskState.ASSIGNED:
                 continue

@@ -190,6 +190,14 @@ def test_what_the_daemon_refuses_is_255_too_and_a_daemon_without_plans_is_named(
     assert "makes no plans" in done.err
 
 
+@pytest.mark.parametrize(
+    "argv", [["service", "create", "i"], ["service", "update", "web"], ["stack", "deploy", "-c", "f", "s"]]
+)
+def test_a_format_without_a_plan_changes_nothing_by_mistake(cluster, swarm, argv):
+    done = cluster(*argv[:2], "--format", "json", *argv[2:])
+    assert (done.status, done.err) == (1, "cluster: --format is how a plan is shown: give --plan with it\n")
+
+
 STACK = """
 services:
   web:
