@@ -57,11 +57,6 @@ def meaning(spec: Mapping[str, Any]) -> dict[str, Any]:
     return said
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two service specs ask for the same."""
-    return one == other or meaning(one) == meaning(other)
-
-
 def _mode(raw: Mapping[str, Any] | None) -> dict[str, Any]:
     given = {name: dict(value or {}) for name, value in (raw or {}).items()} or {"Replicated": {}}
     if "Replicated" in given and given["Replicated"].get("Replicas") is None:

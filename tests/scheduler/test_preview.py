@@ -194,6 +194,14 @@ def test_who_is_pushed_aside_by_a_priority_is_named(world: World) -> None:
     assert only(found).steps[0].to_node == task.node_id
 
 
+def test_who_is_pushed_aside_takes_room_elsewhere_in_its_turn(world: World) -> None:
+    running(world, "low", replicas=3, cpus=3)
+    high = changed(world, "high", replicas=1, cpus=3, template={"Placement": {"Priority": 10}})
+    ahead = course.Course(world.snapshot, {"high": high}, world.now, world.settings)
+    assert list(ahead.steps())
+    assert [task.service_id for task in map(ahead.world.tasks.__getitem__, ahead.made)].count("low") == 1
+
+
 def test_what_is_placed_together_or_not_at_all_is_planned_so(world: World) -> None:
     together = {"Placement": {"Group": "g"}}
     one = changed(world, "one", replicas=3, cpus=3, template=together)
@@ -310,3 +318,4 @@ def test_a_service_on_a_silent_node_is_planned_as_far_as_it_goes(world: World) -
     assert isinstance(info, NodeInfo)
     outcome = only(preview(world, changed(world, "web", image="busybox:2")))
     assert actions(outcome) == {"replace": 3}
+    assert [(step.slot, step.batch) for step in outcome.steps] == [(1, 1), (2, 0), (3, 0)]
