@@ -101,10 +101,7 @@ async def _ended_unseen(host: Host, live: Live) -> None:
     directory, state = host.options.run_directory(live.container.id), live.container.state
     state.started_at = record.marked_running(directory) or state.started_at
     found = exit_record(directory)
-    if found is not None:
-        ended = supervise.from_record(found)
-    else:
-        ended = supervise.Exit(137, False, host.clock.now(), supervise.SHIM_DIED)
+    ended = supervise.from_record(found) if found is not None else supervise.died(host)
     async with live.lock:
         await supervise.settle(host, live, None, ended)
 

@@ -122,6 +122,7 @@ class Engine:
         await zygote.open()
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
+        host.spawn(host.keep_cleared(), "removed containers: their files")
         await adopt.adopt(host)
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.

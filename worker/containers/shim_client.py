@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -21,9 +21,10 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker import processes
 from worker.kernel import mounts, process, syscalls
 from worker.runtime import birth
-from worker.runtime.cgroups import Cgroup
+from worker.runtime.cgroups import Cgroup, Hierarchy, hierarchies
 from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
@@ -37,7 +38,7 @@ _GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, Broken
 _IDLE_LIMIT = 2
 _FORGET_SECONDS = 10.0
 _FORK_PATIENCE = 15.0
-_END_PATIENCE, _POLL = 5.0, 0.01
+_END_PATIENCE, _AGAIN = 5.0, 0.01
 
 
 class ShimGone(Exception):
@@ -164,6 +165,7 @@ class Shim:
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
         self._client = client
+        self._attached: list[Attachment] = []
 
     @classmethod
     async def connect(cls, directory: Path) -> Shim:
@@ -264,7 +266,15 @@ class Shim:
         except BaseException:
             writer.close()
             raise
-        return Attachment(reader, writer)
+        attachment = Attachment(reader, writer)
+        self._attached.append(attachment)
+        return attachment
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody has a stream of it open."""
+        self._attached = [one for one in self._attached if not one.writer.is_closing()]
+        return bool(self._attached)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
@@ -300,6 +310,12 @@ class Shim:
         self._client.close()
 
 
+@functools.cache
+def _hierarchies() -> list[Hierarchy]:
+    """The machine's, which stay: to read them is to read all mounts, of which each container has one."""
+    return hierarchies()
+
+
 def exit_record(directory: Path) -> dict[str, Any] | None:
     """exit.json of a container's run directory, or None while (or because) nobody has written one."""
     return records.read(str(directory), "exit.json")
@@ -316,7 +332,7 @@ def sweep(directory: Path) -> bool:
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
         # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
         for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
-            group = Cgroup(path)
+            group = Cgroup(path, _hierarchies())
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)
@@ -333,13 +349,13 @@ def sweep(directory: Path) -> bool:
 async def end_shim(pid: int, started: int) -> None:
     """Kills a shim, and by that its container, and waits until it is gone."""
     deadline = time.monotonic() + _END_PATIENCE
-    while time.monotonic() < deadline:
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            if not process.kill_verified(pid, started, signal.SIGKILL):
+            if await processes.end([(pid, started)], left):
                 return
         except OSError as error:
             log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
-        await asyncio.sleep(_POLL)
+            await asyncio.sleep(_AGAIN)
     log.error("shim %s has not ended after SIGKILL", pid)
 
 

@@ -30,7 +30,11 @@ class Exit:
     code: int
     oom: bool
     at: float
-    error: str = ""
+    shim_died: bool = False
+
+    @property
+    def error(self) -> str:
+        return SHIM_DIED if self.shim_died else ""
 
 
 def begin(host: Host, live: Live) -> None:
@@ -46,7 +50,8 @@ def begin(host: Host, live: Live) -> None:
 async def _supervise(host: Host, live: Live, shim: Shim) -> None:
     ended = await _wait_exit(host, live, shim)
     async with live.lock:
-        await settle(host, live, shim, ended)
+        await settle(host, live, None if ended.shim_died else shim, ended)
+    shim.close()
     if live.container.host_config.get("AutoRemove") and not live.removing and not live.kept:
         host.auto_remove(live)
 
@@ -84,8 +89,13 @@ async def _found_ended(host: Host, shim: Shim) -> Exit | None:
         (await Shim.connect(shim.directory)).close()
     except ShimGone:
         await end_recorded(shim.directory)
-        return Exit(137, False, host.clock.now(), SHIM_DIED)
+        return died(host)
     return None
+
+
+def died(host: Host) -> Exit:
+    """The exit of a container whose shim was killed, and by that its process."""
+    return Exit(137, False, host.clock.now(), shim_died=True)
 
 
 def from_record(found: dict[str, Any]) -> Exit:
@@ -122,15 +132,19 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     if noted:
         record.unmark_running(host.options.run_directory(container.id))
     live.shim, live.attachment = None, None
-    await teardown.detach(host, container)
+    if not live.removing:
+        await teardown.detach(host, container)
     _tell(host, live)
     _decide_restart(host, live, ended)
-    deleted = await _delete_shim(container, shim, ended)
+    deleted = await _delete_shim(container, shim)
+    if live.removing:
+        # Addresses and the rest are taken back by whoever removes it, which waits for the lock.
+        return
     # Without room for the record the shim's own stays for the next daemon; addresses and mounts go all the same.
     await teardown.clear(host, container, deleted=deleted, keep_exit=not noted)
 
 
-async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> bool:
+async def _delete_shim(container: Container, shim: Shim | None) -> bool:
     """Whether there was a shim that gave back what it held."""
     if shim is None:
         return False
@@ -143,10 +157,7 @@ async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> 
                 log.error("the shim of container %s cannot be asked to end now: %s%s", container.short, error, remedy(error))
                 await asyncio.sleep(WATCH_AGAIN)
     except (ShimGone, RuntimeFault) as error:
-        if not ended.error:
-            log.warning("the shim of container %s did not end properly: %s", container.short, error)
-    finally:
-        shim.close()
+        log.warning("the shim of container %s did not end properly: %s", container.short, error)
     return False
 
 
