@@ -12,7 +12,8 @@ from typing import Any
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, end_shim, exit_record
+from worker.containers.shim_client import Shim, end_shim, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
 
 log = logging.getLogger(__name__)

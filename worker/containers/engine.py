@@ -35,7 +35,7 @@ from worker.containers.options import EngineOptions
 from worker.containers.pool import Pool
 from worker.containers.record import Container
 from worker.containers.registry import Registry
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.containers.zygote_link import ZygoteLink
 from worker.images.store import ImageStore
 from worker.network.node_network import NodeNetwork

@@ -14,7 +14,7 @@ from worker import processes
 from worker.containers import defaults, record, runtimes, signals, start
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 

@@ -14,7 +14,8 @@ from typing import Any
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, end_recorded, exit_record
+from worker.containers.shim_client import Shim, end_recorded, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
