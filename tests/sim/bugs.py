@@ -18,7 +18,8 @@ from manager.dispatcher import dispatcher, status
 from manager.dispatcher.session import Session
 from manager.store.interface import exists
 from manager.store.mirror import Mirror
-from scheduler import allocate, restart, writes
+from scheduler import restart, writes
+from scheduler.allocation import hosts
 from scheduler.placement.capacity import Capacity
 from scheduler.reconcile import slots
 from scheduler.restart import Verdict
@@ -186,7 +187,7 @@ def address_reuse() -> AbstractContextManager[Any]:
     def wrap(real: Any) -> Any:
         return lambda snapshot, task: task.desired < TaskState.SHUTDOWN and real(snapshot, task)
 
-    return replace(allocate, "_keeps_addresses", wrap)
+    return replace(hosts, "keeps_addresses", wrap)
 
 
 def wrong_count_on_restart() -> AbstractContextManager[Any]:
