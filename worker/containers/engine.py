@@ -334,13 +334,15 @@ class Engine:
                 live.pending.remove(waiting)
 
     def check_attachable(self, ref: str) -> Container:
-        """The container, if one can attach to it now. Raises Conflict in Docker's words."""
+        """The container, if one can attach to it now. Raises Conflict in Docker's words, Internal (its shim is silent)."""
         live = self._host.resolve(ref)
         container = live.container
         if container.state.status == record.PAUSED:
             raise Conflict(f"container {container.id} is paused, unpause the container before attach")
         if container.state.status == record.RESTARTING:
             raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        if live.shim is not None and live.shim.silence:
+            raise Internal(f"cannot attach to container {container.id}: {live.shim.silence}")
         return container
 
     async def resize(self, ref: str, height: int, width: int) -> None:

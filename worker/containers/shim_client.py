@@ -1,13 +1,15 @@
 """The daemon's side of the zygote and of the shims: one object each, over their sockets, on asyncio.
 
 A shim outlives the daemon: ``Shim.connect`` adopts one that runs already. What the shim refuses is RuntimeFault (code,
-message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone. It decides nothing.
+message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone, one that lets wait for its
+first answer ShimSilent. It decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -38,14 +40,33 @@ _IDLE_LIMIT = 2
 _FORGET_SECONDS = 10.0
 _FORK_PATIENCE = 15.0
 _END_PATIENCE, _POLL = 5.0, 0.01
+ANSWER_SECONDS = 5.0
+"""How long a shim may take to say who it is: one that is stopped or frozen would take for ever."""
+UNREACHABLE = "unreachable"
+"""The code of the RuntimeFault by which a shim that does not answer refuses."""
 
 
 class ShimGone(Exception):
     """The shim (or zygote) does not answer: it has ended, or never was."""
 
 
+class ShimSilent(TimeoutError):
+    """The shim of ``directory`` has not answered in time, and is not known to have ended. ``words`` say what to do."""
+
+    def __init__(self, directory: Path) -> None:
+        record = records.read(str(directory), "shim.json") or {}
+        who = f"its shim, process {record['pid']}," if "pid" in record else "its shim"
+        way_out = "let it and its child covey-shim go on (kill -CONT), or kill the container"
+        self.directory = directory
+        self.words = f"{who} does not answer: {way_out}"
+        super().__init__(errno.ETIMEDOUT, self.words, str(directory))
+
+
 async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer."""
+    """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer.
+
+    As long as the other end's queue is full it waits; asyncio's sock_connect would take that for a connection.
+    """
     try:
         directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -57,11 +78,19 @@ async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]
         raise
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
+        while True:
+            try:
+                sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_POLL)
         return await asyncio.open_unix_connection(sock=sock)
     except OSError as error:
         sock.close()
         raise ShimGone(f"nobody answers at {path}: {error.strerror}") from None
+    except BaseException:
+        sock.close()
+        raise
     finally:
         os.close(directory)
 
@@ -126,6 +155,20 @@ class _Client:
         self._idle.clear()
 
 
+class _Refusing(_Client):
+    """To a shim that does not answer: each request is refused at once, in words that say what to do."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        super().__init__(path)
+        self._words = words
+
+    async def request(self, body: dict[str, Any]) -> dict[str, Any]:
+        raise RuntimeFault(UNREACHABLE, self._words)
+
+    async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        raise RuntimeFault(UNREACHABLE, self._words)
+
+
 class Attachment(NamedTuple):
     """An attach stream in Docker's framing; ``frames``, ``send`` and ``half_close`` speak it."""
 
@@ -163,18 +206,34 @@ class Shim:
         self.hello = hello
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
+        self.silence = ""
+        """Why every request is refused, of one that does not answer."""
         self._client = client
 
     @classmethod
-    async def connect(cls, directory: Path) -> Shim:
-        """Connect to a new or an already running shim. Raises ShimGone, or RuntimeFault for a version unknown to us."""
+    async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
+        """Connect to a new or an already running shim; ``patience`` in seconds, None for as long as it lives.
+
+        Raises ShimGone, ShimSilent, or RuntimeFault for a version unknown to us.
+        """
         client = _Client(directory / "shim.sock")
-        hello = await client.request({"op": "hello", "version": VERSION})
+        try:
+            async with asyncio.timeout(patience):
+                hello = await client.request({"op": "hello", "version": VERSION})
+        except TimeoutError:
+            raise ShimSilent(directory) from None
         if hello["version"] > VERSION:
             client.close()
             words = f"the shim of {directory} speaks version {hello['version']}, this daemon up to {VERSION}"
             raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
         return cls(directory, client, hello)
+
+    @classmethod
+    def unreachable(cls, silent: ShimSilent) -> Shim:
+        """Stands for a shim that runs but does not answer: no ``hello``, and RuntimeFault UNREACHABLE from every request."""
+        shim = cls(silent.directory, _Refusing(silent.directory / "shim.sock", silent.words), {})
+        shim.silence = silent.words
+        return shim
 
     async def prepare(self, template: dict[str, Any]) -> int:
         """The pid of a sandbox made by ``template`` (a config), which waits for a ``create`` that fits it.

@@ -13,7 +13,8 @@ from covey.errors import Conflict, Internal, NotModified
 from worker.containers import defaults, record, signals, start
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_client import UNREACHABLE, Shim, ShimGone, end_recorded
+from worker.kernel import process
 from worker.runtime.errors import RuntimeFault
 
 KILL_PATIENCE = 10.0
@@ -30,8 +31,18 @@ async def send(live: Live, number: int) -> bool:
     except RuntimeFault as fault:
         if fault.code == "bad-state":
             return False
+        if fault.code == UNREACHABLE:
+            return await _send_past(live.shim, live.container, number)
         raise Internal(f"cannot signal container {live.container.short}: {fault}") from fault
     return True
+
+
+async def _send_past(shim: Shim, container: Container, number: int) -> bool:
+    """Signals a container whose shim does not answer. SIGKILL goes to the shim: only its end can tell of the container's."""
+    if number == signal.SIGKILL:
+        await end_recorded(shim.directory)
+        return True
+    return process.kill_verified(container.state.pid, container.state.pid_start, number)
 
 
 async def wait_exited(live: Live, seconds: float | None) -> bool:
