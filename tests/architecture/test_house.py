@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sources():
-        yield path.relative_to(ROOT), ast.parse(path.read_text())
+@functools.cache
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [(path.relative_to(ROOT), ast.parse(path.read_text())) for path in sources()]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

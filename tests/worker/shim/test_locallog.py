@@ -106,6 +106,7 @@ def test_a_half_written_last_entry_is_not_read_yet(tmp_path: Path) -> None:
     assert [entry.text for entry in read(tmp_path / "log", tail=5)] == [b"one\n"]
 
 
+@pytest.mark.suite
 @pytest.mark.asyncio
 async def test_a_follower_loses_nothing_while_files_are_renamed_and_compressed(tmp_path: Path) -> None:
     path = tmp_path / "log"
