@@ -23,17 +23,11 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.conftest import DOCKER_CAPABILITIES
 from worker.runtime.cgroups import Cgroup
 
 PATIENCE = 20.0
 PROGRAM = str(Path(sys.executable).with_name("covey-runtime"))
-CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-    )
-]  # fmt: skip
 
 
 def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -62,7 +56,7 @@ def config_of(rootfs: Path, cgroup: str, args: list[str], **changes: Any) -> dic
             "cwd": "/",
             "env": ["PATH=/bin:/sbin", "TERM=xterm"],
             "args": args,
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), DOCKER_CAPABILITIES),
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
