@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from worker.containers.shim_client import Shim, ShimGone, ShimSilent, Zygote, exit_record
+from worker.containers.shim_client import Shim, ShimSilent, Zygote, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 

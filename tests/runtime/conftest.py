@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from worker.containers.shim_client import Shim, ShimGone, Zygote, sweep
+from worker.containers.shim_client import Shim, Zygote, sweep
+from worker.containers.shim_socket import ShimGone
 from worker.kernel import process as kernel_process
 from worker.kernel.mounts import mount_points
 from worker.runtime.cgroups import Cgroup

@@ -15,7 +15,8 @@ from typing import Any
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, ShimSilent, end_recorded, end_shim, exit_record
+from worker.containers.shim_client import Shim, ShimSilent, end_recorded, end_shim, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
 from worker.runtime.cgroups import Cgroup
 from worker.shim import records
@@ -142,10 +143,14 @@ async def _await_answer(host: Host, live: Live) -> None:
     """Until the shim that did not answer does, or ends: then the container is taken over after all, or has ended."""
     container = live.container
     directory = host.options.run_directory(container.id)
-    try:
-        answer: Answer = await Shim.connect(directory, None)
-    except ShimGone as gone:
-        answer = gone
+    answer: Answer | None = None
+    while answer is None:
+        try:
+            answer = await Shim.connect(directory, None)
+        except ShimGone as gone:
+            answer = gone
+        except OSError as error:
+            await supervise.out_of_means(host, live, error)
     async with live.lock:
         followed = await _take_over(host, live, answer)
         if followed:
@@ -169,10 +174,7 @@ async def _ended_unseen(host: Host, live: Live) -> None:
     directory, state = host.options.run_directory(live.container.id), live.container.state
     state.started_at = record.marked_running(directory) or state.started_at
     found = exit_record(directory)
-    if found is not None:
-        ended = supervise.from_record(found)
-    else:
-        ended = supervise.Exit(137, False, host.clock.now(), supervise.SHIM_DIED)
+    ended = supervise.from_record(found) if found is not None else supervise.died(host)
     async with live.lock:
         await supervise.settle(host, live, None, ended)
 

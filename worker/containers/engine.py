@@ -35,7 +35,7 @@ from worker.containers.options import EngineOptions
 from worker.containers.pool import Pool
 from worker.containers.record import Container
 from worker.containers.registry import Registry
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.containers.zygote_link import ZygoteLink
 from worker.images.store import ImageStore
 from worker.network.node_network import NodeNetwork
@@ -122,6 +122,7 @@ class Engine:
         await zygote.open()
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
+        host.spawn(host.keep_cleared(), "removed containers: their files")
         await adopt.adopt(host)
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.

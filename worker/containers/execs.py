@@ -14,7 +14,8 @@ from covey.entropy import container_id as fresh_id
 from covey.errors import Conflict, Internal, InvalidArgument, NotFound
 from worker.containers import bundle, merge, record, start, streams, surroundings
 from worker.containers.host import Exec, Host, Live
-from worker.containers.shim_client import Attachment, Shim, ShimGone
+from worker.containers.shim_client import Attachment, Shim
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from covey.errors import CoveyError
 from worker.containers import execs, streams
 from worker.containers.host import Exec, Host, Live
 from worker.containers.record import Health, Probe
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)

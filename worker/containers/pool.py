@@ -23,7 +23,8 @@ from typing import Any
 from covey.errors import CoveyError
 from worker.containers import bundle, host_config, surroundings, unmet
 from worker.containers.options import EngineOptions
-from worker.containers.shim_client import Shim, ShimGone, end_shim, sweep
+from worker.containers.shim_client import Shim, end_shim, sweep
+from worker.containers.shim_socket import ShimGone
 from worker.containers.users import User
 from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process

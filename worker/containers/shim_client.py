@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
+import functools
 import logging
 import os
-import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -23,31 +21,26 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worker import processes
+from worker.containers.shim_socket import Client, Line, Refusing, ShimGone
 from worker.kernel import mounts, process, syscalls
 from worker.runtime import birth
-from worker.runtime.cgroups import Cgroup
+from worker.runtime.cgroups import Cgroup, Hierarchy, hierarchies
 from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
 VERSION = 1
 log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct(">I")
+_START_REQUEST = {"op": "start"}
 _FRAME = struct.Struct(">BxxxI")
 _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
-_GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
-_IDLE_LIMIT = 2
+_GONE = (ConnectionError, asyncio.IncompleteReadError)
 _FORGET_SECONDS = 10.0
 _FORK_PATIENCE = 15.0
-_END_PATIENCE, _POLL = 5.0, 0.01
+_END_PATIENCE, _AGAIN = 5.0, 0.01
 ANSWER_SECONDS = 5.0
 """How long a shim may take to say who it is: one that is stopped or frozen would take for ever."""
-UNREACHABLE = "unreachable"
-"""The code of the RuntimeFault by which a shim that does not answer refuses."""
-
-
-class ShimGone(Exception):
-    """The shim (or zygote) does not answer: it has ended, or never was."""
 
 
 class ShimSilent(TimeoutError):
@@ -60,113 +53,6 @@ class ShimSilent(TimeoutError):
         self.directory = directory
         self.words = f"{who} does not answer: {way_out}"
         super().__init__(errno.ETIMEDOUT, self.words, str(directory))
-
-
-async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer.
-
-    As long as the other end's queue is full it waits; asyncio's sock_connect would take that for a connection.
-    """
-    try:
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ShimGone(f"there is no {path.parent}") from None
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError:
-        os.close(directory)
-        raise
-    try:
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(f"/proc/self/fd/{directory}/{path.name}")
-                break
-            except BlockingIOError:
-                await asyncio.sleep(_POLL)
-        return await asyncio.open_unix_connection(sock=sock)
-    except OSError as error:
-        sock.close()
-        raise ShimGone(f"nobody answers at {path}: {error.strerror}") from None
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.close(directory)
-
-
-async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
-    (length,) = _LENGTH.unpack(await reader.readexactly(4))
-    body: dict[str, Any] = json.loads(await reader.readexactly(length))
-    if "error" in body:
-        raise RuntimeFault.from_dict(body["error"])
-    return body
-
-
-def _frame(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    return _LENGTH.pack(len(data)) + data
-
-
-class _Client:
-    """Requests to one socket; each takes an idle connection or opens one, so a slow answer delays no other request."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def request(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer. Raises RuntimeFault or ShimGone."""
-        reader, writer = self._idle.pop() if self._idle else await _open(self.path)
-        try:
-            writer.write(_frame(body))
-            await writer.drain()
-            answer = await _receive(reader)
-        except RuntimeFault:
-            self._idle.append((reader, writer))
-            raise
-        except _GONE as error:
-            writer.close()
-            raise ShimGone(f"{self.path} ended while it answered {body['op']}: {error}") from None
-        except BaseException:
-            # Cancelled half-way: the answer that still comes must not be taken for another request's.
-            writer.close()
-            raise
-        if len(self._idle) < _IDLE_LIMIT:
-            self._idle.append((reader, writer))
-        else:
-            writer.close()
-        return answer
-
-    async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection of its own with ``body`` sent."""
-        reader, writer = await _open(self.path)
-        writer.write(_frame(body))
-        return reader, writer
-
-    @property
-    def lost(self) -> bool:
-        """Whether the other end has closed a connection that we kept."""
-        return any(reader.at_eof() for reader, _ in self._idle)
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
-        self._idle.clear()
-
-
-class _Refusing(_Client):
-    """To a shim that does not answer: each request is refused at once, in words that say what to do."""
-
-    def __init__(self, path: Path, words: str) -> None:
-        super().__init__(path)
-        self._words = words
-
-    async def request(self, body: dict[str, Any]) -> dict[str, Any]:
-        raise RuntimeFault(UNREACHABLE, self._words)
-
-    async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        raise RuntimeFault(UNREACHABLE, self._words)
 
 
 class Attachment(NamedTuple):
@@ -201,7 +87,7 @@ class Attachment(NamedTuple):
 class Shim:
     """A shim that has answered; ``hello`` is what it said then (id, pid, state, init_pid, init_start_time, exit …)."""
 
-    def __init__(self, directory: Path, client: _Client, hello: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, client: Client, hello: dict[str, Any]) -> None:
         self.directory = directory
         self.hello = hello
         self.warnings: list[str] = []
@@ -209,6 +95,7 @@ class Shim:
         self.silence = ""
         """Why every request is refused, of one that does not answer."""
         self._client = client
+        self._attached: list[Attachment] = []
 
     @classmethod
     async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
@@ -216,7 +103,7 @@ class Shim:
 
         Raises ShimGone, ShimSilent, or RuntimeFault for a version unknown to us.
         """
-        client = _Client(directory / "shim.sock")
+        client = Client(directory / "shim.sock")
         try:
             async with asyncio.timeout(patience):
                 hello = await client.request({"op": "hello", "version": VERSION})
@@ -231,7 +118,7 @@ class Shim:
     @classmethod
     def unreachable(cls, silent: ShimSilent) -> Shim:
         """Stands for a shim that runs but does not answer: no ``hello``, and RuntimeFault UNREACHABLE from every request."""
-        shim = cls(silent.directory, _Refusing(silent.directory / "shim.sock", silent.words), {})
+        shim = cls(silent.directory, Refusing(silent.directory / "shim.sock", silent.words), {})
         shim.silence = silent.words
         return shim
 
@@ -252,7 +139,30 @@ class Shim:
         config: dict[str, Any] | None = None,
         identity: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """(init pid, its start time): a process that waits in its namespaces for ``start``.
+        """(init pid, its start time): a process that waits in its namespaces for ``start``. Arguments: see ``launch``."""
+        launching = await self.launch(bundle, log=log, stdin=stdin, init=init, config=config, identity=identity)
+        try:
+            made = await launching.created()
+        except RuntimeFault:
+            launching.end()
+            raise
+        except BaseException:
+            launching.close()
+            raise
+        launching.end()
+        return made
+
+    async def launch(
+        self,
+        bundle: Path,
+        *,
+        log: dict[str, Any] | None = None,
+        stdin: bool = False,
+        init: bool = False,
+        config: dict[str, Any] | None = None,
+        identity: Mapping[str, str] | None = None,
+    ) -> Launching:
+        """Asks for the bundle's process, which is being made when this returns.
 
         ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}. ``config``: what the
         bundle holds, if it is at hand; the shim then need not read it. ``identity``: the ``id`` and ``dir`` a prepared
@@ -261,13 +171,13 @@ class Shim:
         request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init, **(identity or {})}
         if config is not None:
             request["birth"] = birth.of_container(config).to_json()
-        answer = await self._client.request(request)
-        self.warnings = answer.get("warnings") or []
-        return answer["init_pid"], answer["init_start_time"]
+        line = await self._client.line()
+        line.send(request)
+        return Launching(self, self._client, line)
 
     async def start(self) -> None:
         """Returns after execve; RuntimeFault not-found is Docker's 127, not-executable 126."""
-        await self._client.request({"op": "start"})
+        await self._client.request(_START_REQUEST)
 
     async def kill(self, signal: int, *, everything: bool = False, exec_id: str | None = None) -> None:
         await self._client.request({"op": "kill", "signal": signal, "all": everything, "exec_id": exec_id})
@@ -312,31 +222,31 @@ class Shim:
         self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, exec_id: str | None = None
     ) -> Attachment:
         """Output from now on, all of it: the process waits for attachers that are slow to read."""
-        reader, writer = await self._client.open(
-            {"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
-        )
+        line = await self._client.open()
         try:
-            await _receive(reader)
-        except _GONE as error:
-            writer.close()
-            raise ShimGone(f"{self.directory} ended while it answered attach: {error}") from None
+            await line.ask({"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr})
         except BaseException:
-            writer.close()
+            line.close()
             raise
-        return Attachment(reader, writer)
+        attachment = Attachment(line.reader, line.writer)
+        self._attached.append(attachment)
+        return attachment
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody has a stream of it open."""
+        self._attached = [one for one in self._attached if not one.writer.is_closing()]
+        return bool(self._attached)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
-        reader, writer = await self._client.open({"op": "events"})
+        line = await self._client.open()
         try:
+            line.send({"op": "events"})
             while True:
-                try:
-                    event = await _receive(reader)
-                except _GONE:
-                    raise ShimGone(f"the shim of {self.directory} has ended") from None
-                yield event
+                yield await line.answer()
         finally:
-            writer.close()
+            line.close()
 
     async def delete(self) -> None:
         """After the exit: remove its cgroups; the shim ends."""
@@ -359,6 +269,48 @@ class Shim:
         self._client.close()
 
 
+class Launching:
+    """A process being made, on a line of its own: its start can be asked for before it is there, and waits at the shim."""
+
+    def __init__(self, shim: Shim, client: Client, line: Line) -> None:
+        self._shim = shim
+        self._client = client
+        self._line = line
+        self._asked = False
+
+    async def created(self) -> tuple[int, int]:
+        """(init pid, its start time). Raises RuntimeFault, after which a start is refused, or ShimGone."""
+        answer = await self._line.answer()
+        self._shim.warnings = answer.get("warnings") or []
+        return answer["init_pid"], answer["init_start_time"]
+
+    def ask_start(self) -> None:
+        """Have it started as soon as it is created."""
+        if not self._asked:
+            self._asked = True
+            self._line.send(_START_REQUEST)
+
+    async def started(self) -> None:
+        """After ``created``: see ``Shim.start``."""
+        self.ask_start()
+        await self._line.answer()
+        self.end()
+
+    def end(self) -> None:
+        """Everything that was asked for has been answered."""
+        self._client.back(self._line)
+
+    def close(self) -> None:
+        """Whatever is still to be answered is of no interest."""
+        self._line.close()
+
+
+@functools.cache
+def _hierarchies() -> list[Hierarchy]:
+    """The machine's, which stay: to read them is to read all mounts, of which each container has one."""
+    return hierarchies()
+
+
 def exit_record(directory: Path) -> dict[str, Any] | None:
     """exit.json of a container's run directory, or None while (or because) nobody has written one."""
     return records.read(str(directory), "exit.json")
@@ -375,7 +327,7 @@ def sweep(directory: Path) -> bool:
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
         # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
         for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
-            group = Cgroup(path)
+            group = Cgroup(path, _hierarchies())
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)
@@ -392,13 +344,13 @@ def sweep(directory: Path) -> bool:
 async def end_shim(pid: int, started: int) -> None:
     """Kills a shim, and by that its container, and waits until it is gone."""
     deadline = time.monotonic() + _END_PATIENCE
-    while time.monotonic() < deadline:
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            if not process.kill_verified(pid, started, signal.SIGKILL):
+            if await processes.end([(pid, started)], left):
                 return
         except OSError as error:
             log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
-        await asyncio.sleep(_POLL)
+            await asyncio.sleep(_AGAIN)
     log.error("shim %s has not ended after SIGKILL", pid)
 
 
@@ -419,7 +371,7 @@ def _forget(runtime: str, ident: str, directory: Path) -> None:
 class Zygote:
     """The process that forks shims; ``pid`` and ``start_time`` identify it."""
 
-    def __init__(self, client: _Client, pid: int) -> None:
+    def __init__(self, client: Client, pid: int) -> None:
         self._client = client
         self.pid = pid
         self.start_time = process.start_time(pid) or 0
@@ -427,7 +379,7 @@ class Zygote:
     @classmethod
     async def connect(cls, socket_path: Path) -> Zygote:
         """A zygote that runs already. Raises ShimGone."""
-        client = _Client(socket_path)
+        client = Client(socket_path)
         hello = await client.request({"op": "hello", "version": VERSION})
         if hello["version"] != VERSION:
             client.close()
