@@ -396,14 +396,6 @@ class Engine:
         live, one = execs.find(self._host, exec_id)
         await execs.resize(live, one, height, width)
 
-    async def exec_run(self, ref: str, request: Mapping[str, Any], limit: int = 1 << 20) -> tuple[int, bytes]:
-        """Create, start, collect: (exit code, at most ``limit`` bytes of stdout and stderr)."""
-        live = self._host.resolve(ref)
-        one = execs.create(self._host, live, {"AttachStdout": True, "AttachStderr": True, **request})
-        stream = await execs.begin(self._host, live, one)
-        output = await streams.collect(stream, limit) if stream is not None else b""
-        return await execs.wait_ended(live, one), output
-
     async def prune(self, filters: Mapping[str, Sequence[str]]) -> Pruned:
         """Removes stopped containers; (ids, bytes freed). ``filters``: label, label!, until (seconds since the epoch)."""
         return await self._host.carry(remove.prune(self._host, filters), "prune")
