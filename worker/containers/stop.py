@@ -134,7 +134,6 @@ async def put_down(host: Host, live: Live) -> None:
     A process dies with its shim, and a shim that goes at once has no end to record and nothing to clear away: half the work.
     """
     if _unheard(live) and await _end_with_shim(host, live.container):
-        host.publish(live.container, "kill", {"signal": str(int(signal.SIGKILL))})
         await _wait_killed(live)
     else:
         await end(host, live, signal.SIGKILL, KILL_PATIENCE)
@@ -160,6 +159,7 @@ async def _end_with_shim(host: Host, container: Container) -> bool:
         if found is None:
             return False
         identities = ((found["pid"], found["start_time"]), (container.state.pid, container.state.pid_start))
+        host.publish(container, "kill", {"signal": str(int(signal.SIGKILL))})
         return await processes.end(identities, KILL_PATIENCE)
     except OSError:
         # Out of descriptors: the shim can still be asked.
