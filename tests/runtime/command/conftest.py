@@ -39,6 +39,13 @@ def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE
     return value
 
 
+def ended(command: list[str], code: int | None, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A peer's command, run to its end; ``code``: what it must answer, None for anything."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **how)
+    assert code is None or done.returncode == code, done
+    return done
+
+
 @dataclass
 class Done:
     code: int
