@@ -96,6 +96,7 @@ class Shim:
         """Why every request is refused, of one that does not answer."""
         self._client = client
         self._attached: list[Attachment] = []
+        self._used: Line | None = None
 
     @classmethod
     async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
@@ -240,7 +241,7 @@ class Shim:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
-        line = await self._client.open()
+        line, self._used = self._used or await self._client.open(), None
         try:
             line.send({"op": "events"})
             while True:
@@ -259,6 +260,10 @@ class Shim:
         """Whether the shim is known to have ended: it has let go of a connection that nobody uses."""
         return self._client.lost
 
+    def listen_on(self, line: Line) -> None:
+        """Have the next ``events`` come on this line, at rest, rather than on one that must be opened."""
+        self._used = line
+
     def moved(self, directory: Path) -> None:
         """The shim's socket has been moved into ``directory``; connections that are open go on."""
         self.directory = directory
@@ -266,6 +271,8 @@ class Shim:
 
     def close(self) -> None:
         """Let go of the connections; the shim lives on."""
+        if self._used is not None:
+            self._used.close()
         self._client.close()
 
 
@@ -294,7 +301,7 @@ class Launching:
         """After ``created``: see ``Shim.start``."""
         self.ask_start()
         await self._line.answer()
-        self.end()
+        self._shim.listen_on(self._line)
 
     def end(self) -> None:
         """Everything that was asked for has been answered."""
