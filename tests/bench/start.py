@@ -117,11 +117,7 @@ Contenders = dict[str, Callable[[], float]]
 def run(rounds: int) -> int:
     """Measure and print; 0 also when an aim is missed, which the table says: a measurement is no test."""
     hide_unified()
-    with tempfile.TemporaryDirectory(prefix="covey-bench-") as name, ExitStack() as stack:
-        directory = Path(name)
-        directory.chmod(0o755)
-        archive = directory / "image.tar"
-        subprocess.run([sys.executable, "scripts/make-image", IMAGE, "-o", str(archive)], check=True)
+    with image_archive() as (directory, archive), ExitStack() as stack:
         nodes = {}
         for kind in (COVEY, COLD, DOCKER):
             rival = stack.enter_context(running(kind, directory))
@@ -134,6 +130,17 @@ def run(rounds: int) -> int:
         print("\n".join(_cost(nodes, crun)))
         print("\n".join(_bursts(nodes, crun)))
     return 0
+
+
+@contextmanager
+def image_archive() -> Iterator[tuple[Path, Path]]:
+    """(a directory for the measurement, the archive of IMAGE in it)."""
+    with tempfile.TemporaryDirectory(prefix="covey-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        archive = directory / "image.tar"
+        subprocess.run([sys.executable, "scripts/make-image", IMAGE, "-o", str(archive)], check=True)
+        yield directory, archive
 
 
 @contextmanager

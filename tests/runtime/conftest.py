@@ -174,7 +174,7 @@ class Boxes:
         self.zygote = zygote
         self.rootfs = rootfs
         self.parent = parent
-        self._base = base
+        self.base = base
         self._made: list[tuple[Path, int, int]] = []
 
     def bundle(self, args: list[str], ident: str, **changes: Any) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Boxes:
 
     async def shim(self) -> tuple[Shim, Path, int]:
         ident = f"box{len(self._made)}"
-        directory = self._base / ident
+        directory = self.base / ident
         directory.mkdir(mode=0o700)
         pid, started = await self.zygote.fork_shim(ident, directory, self.parent)
         self._made.append((directory, pid, started))

@@ -335,13 +335,15 @@ class Engine:
                 live.pending.remove(waiting)
 
     def check_attachable(self, ref: str) -> Container:
-        """The container, if one can attach to it now. Raises Conflict in Docker's words."""
+        """The container, if one can attach to it now. Raises Conflict in Docker's words, Internal (its shim is silent)."""
         live = self._host.resolve(ref)
         container = live.container
         if container.state.status == record.PAUSED:
             raise Conflict(f"container {container.id} is paused, unpause the container before attach")
         if container.state.status == record.RESTARTING:
             raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        if live.shim is not None and live.shim.silence:
+            raise Internal(f"cannot attach to container {container.id}: {live.shim.silence}")
         return container
 
     async def resize(self, ref: str, height: int, width: int) -> None:
@@ -393,14 +395,6 @@ class Engine:
     async def exec_resize(self, exec_id: str, height: int, width: int) -> None:
         live, one = execs.find(self._host, exec_id)
         await execs.resize(live, one, height, width)
-
-    async def exec_run(self, ref: str, request: Mapping[str, Any], limit: int = 1 << 20) -> tuple[int, bytes]:
-        """Create, start, collect: (exit code, at most ``limit`` bytes of stdout and stderr)."""
-        live = self._host.resolve(ref)
-        one = execs.create(self._host, live, {"AttachStdout": True, "AttachStderr": True, **request})
-        stream = await execs.begin(self._host, live, one)
-        output = await streams.collect(stream, limit) if stream is not None else b""
-        return await execs.wait_ended(live, one), output
 
     async def prune(self, filters: Mapping[str, Sequence[str]]) -> Pruned:
         """Removes stopped containers; (ids, bytes freed). ``filters``: label, label!, until (seconds since the epoch)."""

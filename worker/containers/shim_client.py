@@ -1,13 +1,15 @@
 """The daemon's side of the zygote and of the shims: one object each, over their sockets, on asyncio.
 
 A shim outlives the daemon: ``Shim.connect`` adopts one that runs already. What the shim refuses is RuntimeFault (code,
-message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone. It decides nothing.
+message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone, one that lets wait for its
+first answer ShimSilent. It decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worker import processes
-from worker.containers.shim_socket import Client, Line, ShimGone
+from worker.containers.shim_socket import Client, Line, Refusing, ShimGone
 from worker.kernel import mounts, process, syscalls
 from worker.runtime import birth
 from worker.runtime.cgroups import Cgroup, Hierarchy, hierarchies
@@ -37,6 +39,20 @@ _GONE = (ConnectionError, asyncio.IncompleteReadError)
 _FORGET_SECONDS = 10.0
 _FORK_PATIENCE = 15.0
 _END_PATIENCE, _AGAIN = 5.0, 0.01
+ANSWER_SECONDS = 5.0
+"""How long a shim may take to say who it is: one that is stopped or frozen would take for ever."""
+
+
+class ShimSilent(TimeoutError):
+    """The shim of ``directory`` has not answered in time, and is not known to have ended. ``words`` say what to do."""
+
+    def __init__(self, directory: Path) -> None:
+        record = records.read(str(directory), "shim.json") or {}
+        who = f"its shim, process {record['pid']}," if "pid" in record else "its shim"
+        way_out = "let it and its child covey-shim go on (kill -CONT), or kill the container"
+        self.directory = directory
+        self.words = f"{who} does not answer: {way_out}"
+        super().__init__(errno.ETIMEDOUT, self.words, str(directory))
 
 
 class Attachment(NamedTuple):
@@ -76,20 +92,36 @@ class Shim:
         self.hello = hello
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
+        self.silence = ""
+        """Why every request is refused, of one that does not answer."""
         self._client = client
         self._attached: list[Attachment] = []
         self._used: Line | None = None
 
     @classmethod
-    async def connect(cls, directory: Path) -> Shim:
-        """Connect to a new or an already running shim. Raises ShimGone, or RuntimeFault for a version unknown to us."""
+    async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
+        """Connect to a new or an already running shim; ``patience`` in seconds, None for as long as it lives.
+
+        Raises ShimGone, ShimSilent, or RuntimeFault for a version unknown to us.
+        """
         client = Client(directory / "shim.sock")
-        hello = await client.request({"op": "hello", "version": VERSION})
+        try:
+            async with asyncio.timeout(patience):
+                hello = await client.request({"op": "hello", "version": VERSION})
+        except TimeoutError:
+            raise ShimSilent(directory) from None
         if hello["version"] > VERSION:
             client.close()
             words = f"the shim of {directory} speaks version {hello['version']}, this daemon up to {VERSION}"
             raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
         return cls(directory, client, hello)
+
+    @classmethod
+    def unreachable(cls, silent: ShimSilent) -> Shim:
+        """Stands for a shim that runs but does not answer: no ``hello``, and RuntimeFault UNREACHABLE from every request."""
+        shim = cls(silent.directory, Refusing(silent.directory / "shim.sock", silent.words), {})
+        shim.silence = silent.words
+        return shim
 
     async def prepare(self, template: dict[str, Any]) -> int:
         """The pid of a sandbox made by ``template`` (a config), which waits for a ``create`` that fits it.
@@ -191,7 +223,7 @@ class Shim:
         self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, exec_id: str | None = None
     ) -> Attachment:
         """Output from now on, all of it: the process waits for attachers that are slow to read."""
-        line = await Line.open(self._client.path)
+        line = await self._client.open()
         try:
             await line.ask({"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr})
         except BaseException:
@@ -209,7 +241,7 @@ class Shim:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
-        line, self._used = self._used or await Line.open(self._client.path), None
+        line, self._used = self._used or await self._client.open(), None
         try:
             line.send({"op": "events"})
             while True:

@@ -19,6 +19,9 @@ from worker.runtime.errors import RuntimeFault
 _LENGTH = struct.Struct(">I")
 _GONE = (ConnectionError, asyncio.IncompleteReadError)
 _IDLE_LIMIT = 2
+_FULL_AGAIN = 0.01
+UNREACHABLE = "unreachable"
+"""The code of the RuntimeFault by which a peer that does not answer refuses."""
 
 
 class ShimGone(Exception):
@@ -35,7 +38,10 @@ class Line:
 
     @classmethod
     async def open(cls, path: Path) -> Line:
-        """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer."""
+        """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer.
+
+        As long as the other end's queue is full it waits; asyncio's sock_connect would take that for a connection.
+        """
         try:
             directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
@@ -47,11 +53,19 @@ class Line:
             raise
         try:
             sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
+            while True:
+                try:
+                    sock.connect(f"/proc/self/fd/{directory}/{path.name}")
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(_FULL_AGAIN)
             return cls(path, *await asyncio.open_unix_connection(sock=sock))
         except OSError as error:
             sock.close()
             raise ShimGone(f"nobody answers at {path}: {error.strerror}") from None
+        except BaseException:
+            sock.close()
+            raise
         finally:
             os.close(directory)
 
@@ -92,7 +106,11 @@ class Client:
 
     async def line(self) -> Line:
         """One that is at rest; the caller closes it or gives it ``back``."""
-        return self._idle.pop() if self._idle else await Line.open(self.path)
+        return self._idle.pop() if self._idle else await self.open()
+
+    async def open(self) -> Line:
+        """A new one, for more than an answer; the caller closes it."""
+        return await Line.open(self.path)
 
     def back(self, line: Line) -> None:
         """A line without an answer outstanding."""
@@ -125,3 +143,14 @@ class Client:
         for line in self._idle:
             line.close()
         self._idle.clear()
+
+
+class Refusing(Client):
+    """To a peer that does not answer: each request is refused at once, in words that say what to do."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        super().__init__(path)
+        self._words = words
+
+    async def open(self) -> Line:
+        raise RuntimeFault(UNREACHABLE, self._words)

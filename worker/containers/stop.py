@@ -14,7 +14,9 @@ from worker import processes
 from worker.containers import defaults, record, runtimes, signals, start
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_socket import ShimGone
+from worker.containers.shim_client import Shim, end_recorded
+from worker.containers.shim_socket import UNREACHABLE, ShimGone
+from worker.kernel import process
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 
@@ -32,8 +34,18 @@ async def send(live: Live, number: int) -> bool:
     except RuntimeFault as fault:
         if fault.code == "bad-state":
             return False
+        if fault.code == UNREACHABLE:
+            return await _send_past(live.shim, live.container, number)
         raise Internal(f"cannot signal container {live.container.short}: {fault}") from fault
     return True
+
+
+async def _send_past(shim: Shim, container: Container, number: int) -> bool:
+    """Signals a container whose shim does not answer. SIGKILL goes to the shim: only its end can tell of the container's."""
+    if number == signal.SIGKILL:
+        await end_recorded(shim.directory)
+        return True
+    return process.kill_verified(container.state.pid, container.state.pid_start, number)
 
 
 async def wait_exited(live: Live, seconds: float | None) -> bool:

@@ -68,15 +68,16 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
             try:
                 ended = await _found_ended(host, shim)
             except OSError as error:
-                await _out_of_means(host, live, error)
+                await out_of_means(host, live, error)
                 continue
             if ended is not None:
                 return ended
         except OSError as error:
-            await _out_of_means(host, live, error)
+            await out_of_means(host, live, error)
 
 
-async def _out_of_means(host: Host, live: Live, error: OSError) -> None:
+async def out_of_means(host: Host, live: Live, error: OSError) -> None:
+    """Says so, and returns when it is time to try again."""
     log.error("container %s cannot be watched now: %s%s", live.container.short, error, remedy(error))
     await host.clock.sleep(WATCH_AGAIN)
 
