@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from worker.containers.shim_client import Shim, ShimSilent, Zygote, exit_record
+from worker.containers.shim_client import Shim, ShimSilent, exit_record
 from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 

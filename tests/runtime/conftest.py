@@ -25,8 +25,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from worker.containers.shim_client import Shim, Zygote, sweep
+from worker.containers.shim_client import Shim, sweep
 from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.kernel import process as kernel_process
 from worker.kernel.mounts import mount_points
 from worker.runtime.cgroups import Cgroup

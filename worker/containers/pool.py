@@ -102,7 +102,6 @@ class Pool:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._taken = asyncio.Event()
-        self._made = asyncio.Event()
 
     def statistics(self) -> dict[str, int]:
         """size: how many are wanted; ready: how many there are now."""
@@ -169,12 +168,6 @@ class Pool:
         """Whether a sandbox can become the container of the bundle ``config``."""
         return sandbox.fits(self._template, config)
 
-    async def wait_full(self) -> None:
-        """Until as many are ready as are wanted."""
-        while len(self._ready) < self._options.warm_pool:
-            self._made.clear()
-            await self._made.wait()
-
     async def keep(self) -> None:
         """Makes sandboxes until cancelled; those that are left then are ended."""
         await asyncio.to_thread(self._clear)
@@ -193,7 +186,6 @@ class Pool:
                 await self._clear_lost()
                 try:
                     self._ready.append(await self._make())
-                    self._made.set()
                     pause = BACKOFF[0]
                 except (CoveyError, RuntimeFault, ShimGone, OSError) as fault:
                     log.warning("no sandbox could be made ahead: %s; starts take longer; trying again in %.0f s", fault, pause)

@@ -19,19 +19,10 @@ Config = dict[str, Any]
 TREES = ("/proc", "/sys", "/dev")
 _OF_THE_BUNDLE = ("cgroupsPath", "resources", "seccomp")
 """Members of ``linux`` that a sandbox takes on afterwards; in all others bundle and template must agree."""
-_MADE_AHEAD = frozenset(("pid", "network", "mount", "ipc", "uts", "cgroup"))
 _LABELS = ("apparmorProfile", "selinuxLabel")
 """Of the process: whether the machine has the module is asked where its files are still in sight."""
 _MASKED_LAST = ("/proc", "/sys")
 """A later mount in one of these would come before the masks of an ordinary start, and after those of a sandbox."""
-
-
-def usable(template: Config) -> bool:
-    """Whether sandboxes can be made of this config: all six namespaces new, none of a user's own."""
-    entries = template["linux"].get("namespaces") or []
-    kinds = {entry["type"] for entry in entries if not entry.get("path")}
-    trees = {mount["destination"] for mount in template.get("mounts") or []}
-    return len(entries) == len(kinds) and kinds == _MADE_AHEAD and trees >= set(TREES)
 
 
 def fits(template: Config, config: Config) -> bool:
