@@ -19,6 +19,7 @@ Config = dict[str, Any]
 TREES = ("/proc", "/sys", "/dev")
 _OF_THE_BUNDLE = ("cgroupsPath", "resources", "seccomp")
 """Members of ``linux`` that a sandbox takes on afterwards; in all others bundle and template must agree."""
+_MADE_AHEAD = frozenset(("pid", "network", "mount", "ipc", "uts", "cgroup"))
 _LABELS = ("apparmorProfile", "selinuxLabel")
 """Of the process: whether the machine has the module is asked where its files are still in sight."""
 _MASKED_LAST = ("/proc", "/sys")
