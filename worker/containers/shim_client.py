@@ -81,7 +81,7 @@ class Attachment(NamedTuple):
 
 
 class Shim:
-    """A shim that has answered; ``hello`` is what it said then (id, pid, state, init_pid, init_start_time, exit …)."""
+    """A shim. ``hello`` is what it said of itself, {} if it was not asked (id, pid, state, init_pid, init_start_time, exit …)."""
 
     def __init__(self, directory: Path, client: Client, hello: dict[str, Any]) -> None:
         self.directory = directory
@@ -111,6 +111,11 @@ class Shim:
             words = f"the shim of {directory} speaks version {hello['version']}, this daemon up to {VERSION}"
             raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
         return cls(directory, client, hello)
+
+    @classmethod
+    def newborn(cls, directory: Path) -> Shim:
+        """One that has just been forked by a zygote of our version: it need not be asked who it is, and has no ``hello``."""
+        return cls(directory, Client(directory / "shim.sock"), {})
 
     @classmethod
     def unreachable(cls, silent: ShimSilent) -> Shim:

@@ -465,7 +465,7 @@ async def _make_shim(host: Host, container: Container, directory: Path, undo: As
     program = _program(host, container)
     pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
     undo.push_async_callback(end_shim, pid, started)
-    return await Shim.connect(directory)
+    return Shim.newborn(directory)
 
 
 def _log_settings(host: Host, container: Container) -> dict[str, Any]:
