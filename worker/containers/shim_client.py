@@ -81,7 +81,7 @@ class Attachment(NamedTuple):
 
 
 class Shim:
-    """A shim. ``hello`` is what it said of itself, {} if it was not asked (id, pid, state, init_pid, init_start_time, exit …)."""
+    """``hello`` is what it said of itself, {} if it was not asked (id, pid, state, init_pid, init_start_time, exit …)."""
 
     def __init__(self, directory: Path, client: Client, hello: dict[str, Any]) -> None:
         self.directory = directory
