@@ -99,7 +99,9 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar(Flag("--restart-window", str, "In which they are counted"), (*TASK, "RestartPolicy", "Window"), nanoseconds),
     Scalar(Flag("--replicas-max-per-node", str, "0 is without limit"), (*PLACEMENT, "MaxReplicas"), _natural),
     Scalar(
-        Flag("--strategy", str, "binpack, spread or pack"), ("Labels", STRATEGY_LABEL), _one_of("binpack", "spread", "pack")
+        Flag("--strategy", str, "binpack, spread, pack or pack-small"),
+        ("Labels", STRATEGY_LABEL),
+        _one_of("binpack", "spread", "pack", "pack-small"),
     ),
     Scalar(Flag("--endpoint-mode", str, "vip or dnsrr"), ("EndpointSpec", "Mode"), _one_of("vip", "dnsrr")),
     Scalar(Flag("--log-driver", str, "json-file, local or none"), (*TASK, "LogDriver", "Name"), _as_is),

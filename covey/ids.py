@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS = [high + low for high in _DIGITS for low in _DIGITS]
+_PAIR = len(_PAIRS)
 
 
 def base36(number: int, width: int) -> str:
     """``number`` in base 36, left-padded with zeros to ``width`` digits, its highest digits cut."""
-    out = []
-    for _ in range(width):
-        number, digit = divmod(number, 36)
-        out.append(_DIGITS[digit])
-    return "".join(reversed(out))
+    pairs = []
+    for _ in range((width + 1) // 2):
+        number, pair = divmod(number, _PAIR)
+        pairs.append(_PAIRS[pair])
+    text = "".join(reversed(pairs))
+    return text[1:] if width % 2 else text
 
 
 def task_id(service_id: str, slot: int, node_id: str, attempt: int) -> str:

@@ -7,6 +7,7 @@ It decides nothing about tasks, nodes or objects. A missing store is waited for;
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -40,12 +41,18 @@ LAST_PAUSE = 5.0
 PROBE_SECONDS = 2.0
 BOOTSTRAP_SECONDS = 30.0
 
+COLLECT = (10_000, 20, 50)
+"""How seldom Python's collector looks for cycles (gc.set_threshold): what a manager holds very much of can be in none, and a
+look at everything would hold the event loop for longer than any pass may."""
+
 
 def run(options: ManagerOptions) -> int:
     """Run a manager until SIGTERM or SIGINT; the process's exit status."""
     logging.basicConfig(
         level=options.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
     try:
         asyncio.run(_main(options))
     except CoveyError as error:

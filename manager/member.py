@@ -125,7 +125,7 @@ class Member:
             task.result()
 
     async def _lead(self, term: Term, lateness: Lateness) -> None:
-        committer = Committer(self._as(Writer.LEADER), self._mirror, self._keys, self._clock, self._settings, term.fence)
+        committer = Committer(self._as(Writer.LEADER), self._mirror, self._keys, self._clock, term.fence)
         self._office = Office(committer, self._mirror, self._clock, self._settings, lateness)
         try:
             await self._office.lead()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -30,18 +30,32 @@ class _Move(NamedTuple):
 
 
 class Draft:
-    """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began."""
+    """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began.
 
-    def __init__(self) -> None:
+    After ``creates`` tasks to be made, further ones are left to the next decision, which is then due at once.
+    """
+
+    def __init__(self, creates: int | None = None) -> None:
+        self._room = creates
         self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
-        self._assigns: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+        self._assigns: list[tuple[tuple[str, str, bool], list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = []
         self._others: list[Change] = []
         self._wake_at: float | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether no more tasks are made this time."""
+        return self._room == 0
+
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
         """A task like ``prototype`` (whose service tells it from others)."""
+        if self.full:
+            self.wake(0.0)
+            return
+        if self._room is not None:
+            self._room -= 1
         key = (prototype.service_id, desired, not_before, cause)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
@@ -68,11 +82,23 @@ class Draft:
         if rows:
             self._deletes.setdefault(cause, []).extend(rows)
 
-    def assign(self, task: str, node_id: str, cause: str, message: str) -> None:
-        """A task gets its node."""
-        ids, nodes = self._assigns.setdefault((cause, message), ([], []))
-        ids.append(task)
-        nodes.append(node_id)
+    def assign(
+        self,
+        tasks: Iterable[str],
+        node_ids: Iterable[str],
+        cause: str,
+        message: str,
+        generic_named: Sequence[Mapping[str, tuple[str, ...]]] = (),
+    ) -> None:
+        """Tasks get their nodes, row by row, and names of generic resources where ``generic_named`` has any."""
+        key = (cause, message, bool(generic_named))
+        if not self._assigns or self._assigns[-1][0] != key:
+            # Only neighbours are batched: what is verified in another order may be refused.
+            self._assigns.append((key, [], [], []))
+        _, ids, nodes, names = self._assigns[-1]
+        ids.extend(tasks)
+        nodes.extend(node_ids)
+        names.extend(generic_named)
 
     def add(self, change: Change) -> None:
         """A change that stands alone."""
@@ -89,7 +115,8 @@ class Draft:
             changes.append(_creation(prototype, rows, why))
         changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
         changes += [
-            AssignTasks(tuple(ids), tuple(nodes), why, message) for (why, message), (ids, nodes) in self._assigns.items()
+            AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names))
+            for (why, message, _), ids, nodes, names in self._assigns
         ]
         changes += [DeleteTasks(tuple(ids), why) for why, ids in self._deletes.items()]
         return Plan(base_revision, tuple(changes), cause, self._wake_at)

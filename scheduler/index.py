@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import msgspec
 import numpy as np
 
+from covey.ids import tie_break
 from covey.model.objects import (
     KINDS,
     Cluster,
@@ -36,6 +37,7 @@ from covey.model.resources import NOMINAL, Resources
 from covey.model.spec import ServiceSpec, TaskSpec, read_service_spec, read_task_spec
 from covey.model.task_states import TaskState, is_terminal, shown
 from scheduler.snapshot import NodeColumns, NodeView, Snapshot
+from scheduler.tally import Tally
 
 _NODE_KINDS = frozenset({"node", "node_info", "node_status", "session"})
 _FIRST_ROWS = 8
@@ -77,6 +79,7 @@ def _columns(rows: int) -> NodeColumns:
         nominal_cpus=numbers(),
         nominal_memory=numbers(),
         tasks=numbers(),
+        tie=numbers(),
     )
 
 
@@ -99,6 +102,7 @@ class Index:
         self._by_service: dict[str, dict[str, None]] = {}
         self._by_node: dict[str, dict[str, None]] = {}
         self._holds: dict[str, _Hold] = {}
+        self._tally = Tally()
         self._free_rows: list[int] = list(range(_FIRST_ROWS))[::-1]
         self._columns = _columns(_FIRST_ROWS)
         self._lent: Snapshot | None = None
@@ -178,11 +182,11 @@ class Index:
     def _recount(self, task_id: str) -> None:
         """Bring the row of the task's node up to date with what the task holds there now."""
         task = cast("Task | None", self._objects["task"].get(task_id))
+        status = cast("TaskStatus | None", self._objects["task_status"].get(task_id))
+        self._tally.count(task_id, task, status)
         new = None
-        if task is not None and task.node_id:
-            status = cast("TaskStatus | None", self._objects["task_status"].get(task_id))
-            if holds_place(task, status):
-                new = self._hold(task)
+        if task is not None and task.node_id and holds_place(task, status):
+            new = self._hold(task)
         old = self._holds.get(task_id)
         if old == new:
             return
@@ -241,6 +245,7 @@ class Index:
             self._grow()
         row = self._free_rows.pop()
         self._columns.ids[row] = key
+        self._columns.tie[row] = tie_break(key) >> 1
         return row
 
     def _drop_row(self, key: str, row: int) -> None:
@@ -289,13 +294,16 @@ class Index:
             statuses=cast("dict[str, TaskStatus]", held["task_status"]),
             by_service=self._by_service,
             by_node=self._by_node,
+            waiting=self._tally.waiting,
+            replicas=self._tally.replicas,
+            failures=self._tally.failures,
         )
 
     def checksum(self) -> int:
         """A number that changes when anything a Snapshot shows changes; costs a walk over the world."""
         encode = msgspec.msgpack.Encoder(order="deterministic").encode
         parts = [encode((kind, key, value)) for kind, held in self._objects.items() for key, value in held.items()]
-        parts.append(encode((sorted(self._views), self._by_service, self._by_node, self._columns.ids)))
+        parts.append(encode((sorted(self._views), self._by_service, self._by_node, self._columns.ids, list(self._tally))))
         parts += [self._columns.ready.tobytes(), *(numbers.tobytes() for numbers in _numbers(self._columns))]
         return zlib.crc32(b"".join(parts))
 
@@ -317,4 +325,5 @@ def _numbers(columns: NodeColumns) -> tuple[np.ndarray[tuple[int], np.dtype[np.i
         columns.nominal_cpus,
         columns.nominal_memory,
         columns.tasks,
+        columns.tie,
     )

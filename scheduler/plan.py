@@ -6,7 +6,7 @@ row (a retired task and its successor) is written in one transaction. Every Chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -65,12 +65,16 @@ class AllocateTasks:
 
 @dataclass(frozen=True, slots=True)
 class AssignTasks:
-    """Tasks get their node and move to ASSIGNED. ``message`` says why there."""
+    """Tasks get their node and move to ASSIGNED. ``message`` says why there.
+
+    ``generic_named`` is empty, or one mapping a row: the names of generic resources given, by kind.
+    """
 
     ids: Sequence[str]
     node_ids: Sequence[str]
     cause: str
     message: str = ""
+    generic_named: Sequence[Mapping[str, tuple[str, ...]]] = ()
 
 
 @dataclass(frozen=True, slots=True)

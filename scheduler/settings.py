@@ -41,10 +41,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failure_limit: int = 5
     failure_window: float = 300.0
 
-    #: So many tasks are placed in one pass: a pass must not hold the event loop for long (rule 15 of the house).
-    pass_tasks: int = 400
+    #: So many tasks are placed in one step of a pass: none must hold the event loop for long (rule 15 of the house).
+    pass_tasks: int = 2000
+    #: So many tasks are made in one pass: the rest in the next.
+    pass_creates: int = 10_000
 
+    #: binpack, spread, pack or pack-small, where a service does not say (docs/placement.md).
     strategy: str = "binpack"
+    #: Steps a node that the improver of a packed list may take (scheduler/placement/improve.py); 0: it is not used.
+    pack_effort: int = 0
     nominal: Resources = NOMINAL
     first_port: int = 30000
     last_port: int = 32767

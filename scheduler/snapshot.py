@@ -30,6 +30,7 @@ from covey.model.objects import (
 )
 from covey.model.spec import ServiceSpec, TaskSpec
 from covey.model.task_states import TaskState, shown
+from scheduler.tally import Alike, Failure, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class NodeColumns:
 
     ``total_*``: capacity; ``used_*``: reservations of tasks that hold their place there (assigned and not over). CPU in
     nano-CPUs, memory in bytes, both int64. ``tasks``: such tasks, counted. ``nominal_*``: used with NOMINAL in place of
-    empty reservations, for ranking only.
+    empty reservations, for ranking only. ``tie``: a hash of the node's id, by which equals are ordered.
     """
 
     ids: list[str]
@@ -74,12 +75,14 @@ class NodeColumns:
     nominal_cpus: npt.NDArray[np.int64]
     nominal_memory: npt.NDArray[np.int64]
     tasks: npt.NDArray[np.int64]
+    tie: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster at ``revision``. Mappings are by id and must not be changed.
 
+    ``waiting``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py.
     ``node_infos`` and ``node_statuses`` may still hold what was written of nodes that are gone; ``nodes`` does not.
     """
 
@@ -101,6 +104,9 @@ class Snapshot:
     statuses: Mapping[str, TaskStatus]
     by_service: Mapping[str, Collection[str]]
     by_node: Mapping[str, Collection[str]]
+    waiting: Mapping[Alike, Waiting]
+    replicas: Mapping[str, Mapping[str, int]]
+    failures: Mapping[tuple[str, int], Mapping[str, Failure]]
 
     def state(self, task: Task) -> TaskState:
         """The shown state of ``task``."""

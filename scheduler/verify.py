@@ -6,14 +6,18 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from covey.model.objects import Task
 from covey.model.task_states import Actor, TaskState, is_terminal, may_desire, may_move
-from scheduler.placement.capacity import Capacity, host_ports
-from scheduler.placement.feasible import Request, feasible
+from scheduler.placement.bonds import Bonds
+from scheduler.placement.capacity import Capacity, pairs
+from scheduler.placement.feasible import fits_one, refusals
+from scheduler.placement.request import Request, request_of
 from scheduler.plan import (
     AllocateTasks,
     AssignTasks,
@@ -48,6 +52,26 @@ class _Check:
         self.settings = settings
         self.refusals: list[Refusal] = []
         self._capacity: Capacity | None = None
+        self._requests: dict[tuple[str, int], Request] = {}
+
+    def request(self, task: Task) -> Request:
+        """What ``task`` asks of a node; tasks of one service version ask the same."""
+        name = (task.service_id, task.spec_version)
+        found = self._requests.get(name)
+        if found is None:
+            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self._versions[task.service_id] > 1)
+            if found.allowed is None:  # else it depends on what has been accepted meanwhile
+                self._requests[name] = found
+        return found
+
+    @cached_property
+    def _bonds(self) -> Bonds:
+        return Bonds(self.capacity)
+
+    @cached_property
+    def _versions(self) -> Mapping[str, int]:
+        """How many groups of like tasks of each service wait: one may count against another's limit."""
+        return Counter(alike.service_id for alike in self.snapshot.waiting)
 
     @property
     def capacity(self) -> Capacity:
@@ -148,31 +172,27 @@ def _assign(check: _Check, change: AssignTasks) -> Change | None:
         if view is None:
             return f"node {change.node_ids[row]} is gone"
         capacity = check.capacity
-        spec = snapshot.task_specs[task.id]
-        ports = host_ports(task.ports)
-        request = Request(spec, ports, _replicas(check, task.service_id, spec.placement.max_replicas))
-        left, refusals = feasible(capacity, request, only=view.id)
-        if not left.any():
-            return str(refusals)
-        capacity.spend(view.row, spec, ports)
+        request = check.request(task)
+        at = capacity.rows[view.id]
+        if not fits_one(capacity, request, at):
+            return str(refusals(capacity, request, only=view.id))
+        if change.generic_named:
+            given, taken = pairs(change.generic_named[row]), capacity.names(view.id)
+            if twice := sorted(given & taken):
+                return f"{' '.join(twice[0])} of node {view.id} is given to another task"
+            taken |= given
+        capacity.spend_one(at, request)
         return ""
 
     rows = check.rows(change, change.ids, refuse)
     if not rows:
         return None
-    return replace(change, ids=_pick(change.ids, rows), node_ids=_pick(change.node_ids, rows))
-
-
-def _replicas(check: _Check, service_id: str, limit: int) -> Any:
-    """Replicas by row where there is a limit on them."""
-    counts = check.capacity.tasks * 0
-    if limit:
-        for task in check.snapshot.tasks_of(service_id):
-            view = check.snapshot.nodes.get(task.node_id)
-            wanted = task.state >= TaskState.ASSIGNED and task.desired < TaskState.SHUTDOWN
-            if view is not None and wanted and not is_terminal(check.snapshot.state(task)):
-                counts[view.row] += 1
-    return counts
+    return replace(
+        change,
+        ids=_pick(change.ids, rows),
+        node_ids=_pick(change.node_ids, rows),
+        generic_named=_pick(change.generic_named, rows) if change.generic_named else (),
+    )
 
 
 def _move(check: _Check, change: MoveTasks) -> Change | None:

@@ -63,7 +63,10 @@ def _absent(change: Change) -> tuple[tuple[str, str], ...]:
 
 
 def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, ...]:
-    if all(getattr(task, name) == value for name, value in fields.items()):
+    for name, wanted in fields.items():
+        if getattr(task, name) != wanted:
+            break
+    else:
         return ()
     value = msgspec.structs.replace(task, updated_at=now, cause=cause, version=0, **fields)
     return (Write("task", task.id, task.version, value),)
@@ -85,9 +88,12 @@ def _allocate(change: AllocateTasks, snapshot: Snapshot, now: float) -> Iterator
 
 
 def _assign(change: AssignTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
-    for task_id, node_id in zip(change.ids, change.node_ids, strict=True):
+    fields: dict[str, Any] = {"state": TaskState.ASSIGNED, "message": change.message}
+    for row, (task_id, node_id) in enumerate(zip(change.ids, change.node_ids, strict=True)):
+        if change.generic_named:
+            fields["generic_named"] = dict(change.generic_named[row])
         if (task := snapshot.tasks.get(task_id)) is not None:
-            yield _changed(task, now, change.cause, node_id=node_id, state=TaskState.ASSIGNED, message=change.message)
+            yield _changed(task, now, change.cause, node_id=node_id, **fields)
 
 
 def _move(change: MoveTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:

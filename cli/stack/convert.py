@@ -19,7 +19,7 @@ from covey.errors import InvalidArgument
 NAMESPACE = "com.docker.stack.namespace"
 IMAGE = "com.docker.stack.image"
 STRATEGY_LABEL = "covey.placement.strategy"
-STRATEGIES = ("binpack", "spread", "pack")
+STRATEGIES = ("binpack", "spread", "pack", "pack-small")
 
 Ids = Mapping[tuple[str, str], tuple[str, str]]
 

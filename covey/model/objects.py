@@ -3,6 +3,7 @@
 Each key has one writer (manager/store/keys.py), so what Docker shows as one object is several here: a node is its Node
 (what people set), NodeInfo (what it says of itself), NodeStatus (what the leader made of its silence) and Session (leased).
 ``version`` is the key's mod_revision: filled in when a value is read, never stored. Times are seconds since the epoch.
+What there are very many of is hidden from Python's collector (``gc=False``): it could be part of no cycle.
 Specs are the JSON objects as received (design, nouns); covey.model.spec reads them.
 """
 
@@ -231,12 +232,13 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     aliases: tuple[str, ...] = ()
 
 
-class Task(Stored, frozen=True, kw_only=True, omit_defaults=True):
+class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One attempt to fill a slot, as the leader decided it.
 
     ``slot`` is 0 for global services, whose slot is ``node_id`` from the start. ``spec`` is the service's TaskTemplate as
     it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
     within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
+    ``generic_named`` are the names of its node's generic resources that it was given, by kind.
     """
 
     kind: ClassVar[str] = "task"
@@ -260,9 +262,10 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: float = 0.0
     not_before: float = 0.0
     replaces: str = ""
+    generic_named: dict[str, tuple[str, ...]] = {}
 
 
-class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
+class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the worker observed of a task. ``id`` is the task's. Its state's rank only rises.
 
     ``exit_code`` is None until the container has exited; ``failed_at`` is the time of the exit or refusal. ``ports`` are

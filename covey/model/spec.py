@@ -11,14 +11,18 @@ from typing import Any
 
 import msgspec
 
+from covey.model.affinity import Affinity, read_affinities
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
 from covey.model.resources import NANO, Resources, read_resources
 
-STRATEGIES = ("binpack", "spread", "pack")
+STRATEGIES = ("binpack", "spread", "pack", "pack-small")
 
-#: The label by which clients that cannot send Placement.Strategy choose one.
+#: The labels for clients that cannot send Placement.Strategy and Placement.Priority.
 STRATEGY_LABEL = "covey.placement.strategy"
+PRIORITY_LABEL = "covey.placement.priority"
+
+HIGHEST_PRIORITY = 1000
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,13 +46,18 @@ class UpdatePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlacementPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Where tasks may go. ``spread`` are the descriptors of spread preferences; ``platforms`` are (os, architecture)."""
+    """Where tasks may go. ``spread`` are the descriptors of spread preferences; ``platforms`` are (os, architecture).
+
+    Tasks of a higher ``priority`` are placed first, and if need be in the place of lower ones.
+    """
 
     constraints: tuple[Constraint, ...] = ()
     spread: tuple[str, ...] = ()
     max_replicas: int = 0
     platforms: tuple[tuple[str, str], ...] = ()
     strategy: str = ""
+    affinities: tuple[Affinity, ...] = ()
+    priority: int = 0
 
 
 class NetworkAttachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +68,7 @@ class NetworkAttachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What decisions read of a TaskTemplate."""
+    """What decisions read of a TaskTemplate. ``plugins`` (type, name) are those a node must have: volume and log drivers."""
 
     image: str = ""
     reservations: Resources = Resources()
@@ -69,6 +78,8 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     stop_grace: float = 10.0
     force_update: int = 0
+    plugins: tuple[tuple[str, str], ...] = ()
+    cluster_volumes: bool = False
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +127,10 @@ def read_update(raw: Mapping[str, Any] | None) -> UpdatePolicy:
 
 
 def read_placement(raw: Mapping[str, Any] | None, labels: Mapping[str, str]) -> PlacementPolicy:
-    """The placement policy of a ``Placement``; ``labels`` are the service's, which may name a strategy."""
+    """The placement policy of a ``Placement``; ``labels`` are the service's, which may stand in for our own fields.
+
+    ValueError names what is wrong with those (the door reads them by this too).
+    """
     raw = raw or {}
     spread = [entry.get("Spread") or {} for entry in raw.get("Preferences") or ()]
     return PlacementPolicy(
@@ -125,7 +139,19 @@ def read_placement(raw: Mapping[str, Any] | None, labels: Mapping[str, str]) -> 
         max_replicas=int(raw.get("MaxReplicas") or 0),
         platforms=tuple((str(p.get("OS") or ""), str(p.get("Architecture") or "")) for p in raw.get("Platforms") or ()),
         strategy=str(raw.get("Strategy") or labels.get(STRATEGY_LABEL, "")),
+        affinities=read_affinities(raw, labels),
+        priority=_priority(raw.get("Priority", labels.get(PRIORITY_LABEL, 0))),
     )
+
+
+def _priority(raw: Any) -> int:
+    try:
+        priority = int(raw or 0)
+    except (TypeError, ValueError):
+        priority = -1
+    if not 0 <= priority <= HIGHEST_PRIORITY:
+        raise ValueError(f"Priority {raw!r} is no whole number from 0 to {HIGHEST_PRIORITY}")
+    return priority
 
 
 def read_ports(raw: Mapping[str, Any] | None) -> tuple[PortConfig, ...]:
@@ -159,7 +185,24 @@ def read_task_spec(template: Mapping[str, Any], labels: Mapping[str, str] | None
         ),
         stop_grace=_seconds(container, "StopGracePeriod", 10.0),
         force_update=int(template.get("ForceUpdate") or 0),
+        plugins=_plugins(container, template.get("LogDriver")),
+        cluster_volumes=any(mount.get("Type") == "cluster" for mount in container.get("Mounts") or ()),
     )
+
+
+#: Drivers that the worker has built in, whatever a node of another release says of itself.
+_BUILT_IN = frozenset({"", "json-file", "local", "none"})
+
+
+def _plugins(container: Mapping[str, Any], log: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Drivers named by volume mounts and by the log configuration, other than what every node has."""
+    named = [
+        ("Volume", str(((mount.get("VolumeOptions") or {}).get("DriverConfig") or {}).get("Name") or ""))
+        for mount in container.get("Mounts") or ()
+        if mount.get("Type") == "volume"
+    ]
+    named.append(("Log", str((log or {}).get("Name") or "")))
+    return tuple(each for each in named if each[1] not in _BUILT_IN)
 
 
 def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int]:

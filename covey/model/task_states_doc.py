@@ -52,6 +52,9 @@ table does not say so: the leader, the dispatcher and the worker check against t
 _TRIP = """\
 ## Who moves it when
 
+The first three decide in one pass, each on what the ones before want; a task is stored as the last of them left it, so most
+enter the store `assigned`.
+
 | room | sees | does |
 |---|---|---|
 | `scheduler.reconcile` | a slot without a wanted task | creates one (`new`), retires the one before in the same transaction |

@@ -81,6 +81,7 @@ class Dispatcher:
         self._registrations: dict[str, deque[float]] = {}
         self._writer = StatusWriter(store, mirror, keys, clock)
         self._counts = dict.fromkeys(("opened", "superseded", "silent", "limited", "records_renewed"), 0)
+        self._busy = 0.0
 
     async def run(self) -> None:
         """Follow changes, silence and the lease until cancelled."""
@@ -88,6 +89,7 @@ class Dispatcher:
             group.create_task(self._follow(), name="dispatcher: changes")
             group.create_task(self._watch_silence(), name="dispatcher: silence")
             group.create_task(self._follow_lease(), name="dispatcher: lease")
+            group.create_task(self._writer.run(), name="dispatcher: statuses")
 
     async def serve(self, link: Link) -> None:
         """A worker opens its session; returns when it is over."""
@@ -128,9 +130,12 @@ class Dispatcher:
 
     async def held_by(self, node_id: str, former: Holding) -> Holding:
         """What the node should hold now; ``former`` is what it was told to."""
+        began = self._clock.monotonic()
         secrets = cast("dict[str, Secret]", self._mirror.objects("secret"))
         configs = cast("dict[str, Config]", self._mirror.objects("config"))
-        return holding(self._mirror.snapshot(), secrets, configs, node_id, former)
+        held = holding(self._mirror.snapshot(), secrets, configs, node_id, former)
+        self._busy += self._clock.monotonic() - began
+        return held
 
     async def describe(self, session: Session, description: NodeDescription) -> None:
         """Store a changed description; a session that is gone meanwhile says it again when it comes back."""
@@ -139,9 +144,10 @@ class Dispatcher:
             await self._store.txn([mod_is(self._keys.key("session", session.node_id), session.record)], [put])
 
     def statistics(self) -> dict[str, Any]:
-        """Counters since the start and the sessions there are."""
+        """Counters since the start and the sessions there are; ``holding_seconds``: finding out what nodes should hold."""
         sessions = {node_id: session.statistics() for node_id, session in self._sessions.items()}
-        return {**self._counts, "statuses": self._writer.statistics(), "sessions": sessions}
+        busy = round(self._busy, 4)
+        return {**self._counts, "holding_seconds": busy, "statuses": self._writer.statistics(), "sessions": sessions}
 
     async def _admit(self, node_id: str) -> None:
         """Raises NotFound for a removed node, TooMany for one that comes too often."""

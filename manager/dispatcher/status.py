@@ -1,20 +1,26 @@
 """What workers report, into the store: judged, batched, written while the reporter's session stands.
 
-Pure part: ``judge``. A worker reports only on tasks that are its own, and a task's rank only rises (covey.model.task_states).
+Reports of many sessions share transactions: what comes while others are on their way waits for the next. A transaction that
+is lost says nothing of any one of them, so each of its reporters goes on alone. Pure part: ``judge``. A worker reports only on
+tasks that are its own, and a task's rank only rises (covey.model.task_states).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from covey.clock import Clock
+from covey.errors import CoveyError
 from covey.model.objects import TaskStatus
 from covey.model.task_states import Actor, TaskState, may_move
 from manager.store.codec import encode
 from manager.store.interface import Compare, Operation, OutcomeUnknown, Put, Store, StoreUnavailable, absent, exists, mod_is
 from manager.store.keys import Keys
+from manager.store.limits import MAX_OPERATIONS
 from manager.store.mirror import Mirror
 from scheduler.snapshot import Snapshot
 
@@ -22,14 +28,19 @@ log = logging.getLogger(__name__)
 
 #: Two compares a status, and the session's: within the store's 128.
 PER_TXN = 60
+#: Shared transactions on their way at once; what is reported meanwhile waits to share the next.
+IN_FLIGHT = 6
 RETRY_SECONDS = 0.2
+
+#: (task id, why).
+Refusals = list[tuple[str, str]]
 
 
 class Verdict(NamedTuple):
-    """``write``: (new status, the version it replaces); ``refused``: (task id, why). What is stored already is in neither."""
+    """``write``: (new status, the version it replaces); ``refused``. What is stored already is in neither."""
 
     write: list[tuple[TaskStatus, int]]
-    refused: list[tuple[str, str]]
+    refused: Refusals
 
 
 def fold(statuses: Iterable[TaskStatus]) -> list[TaskStatus]:
@@ -68,8 +79,17 @@ class SessionGone(Exception):
     """The reporter's session record is not what it was: another manager may hold the worker now."""
 
 
+class _Report(NamedTuple):
+    """A part of what a session reports. ``outcome``: the refused ones once stored, None when it must be written alone."""
+
+    node_id: str
+    record: Callable[[], int]
+    statuses: Sequence[TaskStatus]
+    outcome: asyncio.Future[Refusals | None]
+
+
 class StatusWriter:
-    """Writes for every session of this manager."""
+    """Writes for every session of this manager; transactions are shared while ``run`` runs."""
 
     def __init__(self, store: Store, mirror: Mirror, keys: Keys, clock: Clock) -> None:
         self._store = store
@@ -77,25 +97,99 @@ class StatusWriter:
         self._keys = keys
         self._clock = clock
         self._counts = dict.fromkeys(("statuses", "transactions", "lost", "refused"), 0)
+        self._busy = 0.0
+        self._waiting: deque[_Report] = deque()
+        self._arrived = asyncio.Event()
+        self._shares = False
+
+    async def run(self) -> None:
+        """Write what sessions report, many in one transaction, until cancelled."""
+        flight = asyncio.Semaphore(IN_FLIGHT)
+        self._shares = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    await self._arrived.wait()
+                    await flight.acquire()
+                    group.create_task(self._write_shared(self._draw(), flight))
+        finally:
+            self._shares = False
+            while self._waiting:
+                _settle(self._waiting.popleft(), None)
 
     def statistics(self) -> dict[str, Any]:
-        """Counters since the start."""
-        return dict(self._counts)
+        """Counters since the start; ``busy_seconds``: what judging and encoding took on the event loop."""
+        return {**self._counts, "busy_seconds": round(self._busy, 4)}
 
-    async def store(self, node_id: str, record: Callable[[], int], statuses: Sequence[TaskStatus]) -> list[tuple[str, str]]:
+    async def store(self, node_id: str, record: Callable[[], int], statuses: Sequence[TaskStatus]) -> Refusals:
         """Write ``statuses`` (folded) however often it takes; the refused ones with why.
 
         ``record`` gives the mod_revision of the session record now. Raises SessionGone when the store has another.
         """
-        refused: list[tuple[str, str]] = []
+        refused: Refusals = []
         for start in range(0, len(statuses), PER_TXN):
             refused += await self._store_part(node_id, record, statuses[start : start + PER_TXN])
         self._counts["refused"] += len(refused)
         return refused
 
-    async def _store_part(
-        self, node_id: str, record: Callable[[], int], statuses: Sequence[TaskStatus]
-    ) -> list[tuple[str, str]]:
+    def _draw(self) -> list[_Report]:
+        """Reports that have waited longest and fit one transaction; those nobody waits for any more are dropped."""
+        drawn: list[_Report] = []
+        room = MAX_OPERATIONS
+        while self._waiting:
+            report = self._waiting[0]
+            asked = 1 + 2 * len(report.statuses)
+            if report.outcome.done():
+                self._waiting.popleft()
+            elif asked <= room:
+                drawn.append(self._waiting.popleft())
+                room -= asked
+            else:
+                break
+        if not self._waiting:
+            self._arrived.clear()
+        return drawn
+
+    async def _write_shared(self, reports: list[_Report], flight: asyncio.Semaphore) -> None:
+        """One transaction for all of ``reports``; without success each is left to its reporter."""
+        try:
+            began = self._clock.monotonic()
+            snapshot = self._mirror.snapshot()
+            verdicts = [judge(snapshot, report.node_id, report.statuses) for report in reports]
+            compares: list[Compare] = []
+            operations: list[Operation] = []
+            for report, verdict in zip(reports, verdicts, strict=True):
+                if verdict.write:
+                    asked, puts = self._txn(report.node_id, report.record(), verdict)
+                    compares += asked
+                    operations += puts
+            self._busy += self._clock.monotonic() - began
+            if operations:
+                result = await self._store.txn(compares, operations)
+                self._counts["transactions" if result.ok else "lost"] += 1
+                if not result.ok:
+                    return
+            for report, verdict in zip(reports, verdicts, strict=True):
+                self._counts["statuses"] += len(verdict.write)
+                _settle(report, verdict.refused)
+        except CoveyError as error:
+            log.info("statuses of %d nodes are written one node at a time: %s", len(reports), error.message)
+        finally:
+            flight.release()
+            for report in reports:
+                _settle(report, None)
+
+    async def _store_part(self, node_id: str, record: Callable[[], int], statuses: Sequence[TaskStatus]) -> Refusals:
+        if self._shares:
+            report = _Report(node_id, record, statuses, asyncio.get_running_loop().create_future())
+            self._waiting.append(report)
+            self._arrived.set()
+            refused = await report.outcome
+            if refused is not None:
+                return refused
+        return await self._store_alone(node_id, record, statuses)
+
+    async def _store_alone(self, node_id: str, record: Callable[[], int], statuses: Sequence[TaskStatus]) -> Refusals:
         while True:
             verdict = judge(self._mirror.snapshot(), node_id, statuses)
             if not verdict.write:
@@ -113,7 +207,7 @@ class StatusWriter:
             except (OutcomeUnknown, StoreUnavailable) as error:
                 log.warning("statuses of node %s not stored yet: %s", node_id, error.message)
                 await self._clock.sleep(RETRY_SECONDS)
-                await self._settle()
+                await self._catch_up()
                 continue
             self._check_session(node_id, revision, record)
 
@@ -126,7 +220,7 @@ class StatusWriter:
             operations.append(Put(key, encode(status)))
         return compares, operations
 
-    async def _settle(self) -> None:
+    async def _catch_up(self) -> None:
         """See everything that may have been written by an attempt whose answer was lost."""
         try:
             await self._mirror.wait_current()
@@ -137,3 +231,9 @@ class StatusWriter:
         held = self._mirror.objects("session").get(node_id)
         if record() == revision and (held is None or held.version != revision):
             raise SessionGone(f"the session record of node {node_id} is of revision {held.version if held else 0}")
+
+
+def _settle(report: _Report, refused: Refusals | None) -> None:
+    """Tell the reporter, unless it was told or has gone."""
+    if not report.outcome.done():
+        report.outcome.set_result(refused)

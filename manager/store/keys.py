@@ -107,14 +107,17 @@ class Keys:
 
     def knows(self, key: str) -> bool:
         """Whether ``parse`` takes it."""
+        return self.find(key) is not None
+
+    def find(self, key: str) -> Key | None:
+        """As ``object_id``, None for a key that is none of ours."""
         try:
-            self.parse(key)
+            return self.object_id(key)
         except NotFound:
-            return False
-        return True
+            return None
 
     def object_id(self, key: str) -> Key:
-        """(kind, id) as scheduler.index wants them: a single object has its kind as id."""
+        """(kind, id) as scheduler.index wants them: a single object has its kind as id. Raises NotFound."""
         parsed = self.parse(key)
         return parsed if parsed.id else Key(parsed.kind, parsed.kind)
 

@@ -1,8 +1,9 @@
 """The cluster's state in memory: listed once, followed by a watch, checked against the store every minute.
 
 It decides when what it holds is wrong and how to mend it; what the objects mean and how they are found is the index's
-business (scheduler/index.py). Batches are applied whole, and only while no decision runs: decisions are synchronous and
-so is applying. One-way door: changes at or below ``_listed_at`` are old news, whatever the watch says.
+business (scheduler/index.py). Batches are applied whole, and never while somebody decides: decisions are synchronous and so
+is applying, and who decides in several steps holds the mirror still meanwhile (``lend``). One-way door: changes at or below
+``_listed_at`` are old news, whatever the watch says.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from covey.clock import Clock, SystemClock
 from covey.model.objects import KINDS, Service, Stored
@@ -28,7 +30,7 @@ from manager.store.interface import (
     Watch,
     WatchBatch,
 )
-from manager.store.keys import TABLE, Keys
+from manager.store.keys import TABLE, Key, Keys
 from manager.store.listing import list_all, list_changed, list_keys
 from manager.store.notify import Board, Changed, Events, Kinds
 from scheduler.index import Index
@@ -42,10 +44,16 @@ DOUBT_AFTER = 2.0
 """... and before the store is compared key by key."""
 READ_TIMEOUT = 10.0
 
-Step = tuple[str, KeyValue | None, int]
-"""Key, what it holds now (None: nothing), since which revision."""
-
 log = logging.getLogger(__name__)
+
+
+class Step(NamedTuple):
+    """A key, whose it is, what it holds now (None: nothing), since which revision."""
+
+    key: str
+    name: Key
+    item: KeyValue | None
+    at: int
 
 
 class Mirror:
@@ -75,11 +83,13 @@ class Mirror:
         self._follower: asyncio.Task[None] | None = None
         self._resync_now = asyncio.Event()
         self._comparing = asyncio.Lock()
+        self._still = asyncio.Lock()
         self._group = asyncio.TaskGroup()
         self._loops: list[asyncio.Task[None]] = []
         self._unreadable: set[str] = set()
         self._trouble = ""
         self._counts = dict.fromkeys(("lists", "resyncs", "repairs", "batches", "events", "stale", "watch_restarts"), 0)
+        self._busy = 0.0
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -108,6 +118,15 @@ class Mirror:
         """What is here now, lent until the next await. Raises StoreUnavailable before the first listing is whole."""
         self._need_listed()
         return self._index.snapshot()
+
+    @asynccontextmanager
+    async def lend(self) -> AsyncIterator[Snapshot]:
+        """The snapshot, for one who decides in several steps of the event loop: until given back, nothing is applied.
+
+        What the store says meanwhile waits, and so do readers for whom it has to be here: keep it short.
+        """
+        async with self._still:
+            yield self.snapshot()
 
     def objects(self, kind: str) -> Mapping[str, Stored]:
         """Every object of a kind by id, lent like a snapshot (secrets, configs, names and what a Snapshot has not)."""
@@ -152,9 +171,13 @@ class Mirror:
             arrived.cancel()
 
     def statistics(self) -> dict[str, Any]:
-        """Counters since the start; ``repairs``: keys that a resync found wrong; ``unreadable``: keys left out."""
+        """Counters since the start; ``repairs``: keys that a resync found wrong; ``unreadable``: keys left out.
+
+        ``apply_seconds``: what reading values and indexing them took.
+        """
         return {
             **self._counts,
+            "apply_seconds": round(self._busy, 4),
             "revision": self.revision,
             "listed": self._listed.is_set(),
             "keys": len(self._held),
@@ -205,12 +228,13 @@ class Mirror:
             different: list[Step] = []
             async for page in list_all(self._store, self._keys, revision):
                 seen.update(item.key for item in page)
-                different += [(item.key, item, item.mod_revision) for item in page if self._differs(item)]
+                different += [self._step(item) for item in page if self._differs(item)]
                 if not self._listed.is_set():
                     self._apply(different, revision)
                     different = []
-            different += [(key, None, revision) for key in self._held if key not in seen]
-            self._apply(different, revision)
+            different += [self._removal(key, revision) for key in self._held if key not in seen]
+            async with self._still:
+                self._apply(different, revision)
             self._counts["lists"] += 1
             self._trouble = ""
             self._arrive_at(revision, listed=True)
@@ -234,7 +258,8 @@ class Mirror:
             self._watch = watch
             try:
                 async for batch in watch:
-                    self._take(batch)
+                    async with self._still:
+                        self._take(batch)
             finally:
                 self._watch = None
 
@@ -243,10 +268,10 @@ class Mirror:
         for kind, item in batch.events:
             if item.mod_revision <= self._listed_at:
                 self._counts["stale"] += 1
-            elif self._keys.knows(item.key):
-                steps.append((item.key, item if kind is EventKind.PUT else None, item.mod_revision))
+            elif (name := self._keys.find(item.key)) is not None:
+                steps.append(Step(item.key, name, item if kind is EventKind.PUT else None, item.mod_revision))
         if self._comparing.locked():
-            self._gone.update((key, at) for key, item, at in steps if item is None)
+            self._gone.update((step.key, step.at) for step in steps if step.item is None)
         self._counts["batches"] += 1
         self._counts["events"] += len(batch.events)
         revision = max(batch.revision, self.revision)
@@ -278,23 +303,27 @@ class Mirror:
                 await self._let_watch_reach(revision)
                 stale = [key for key, mod_revision in present.items() if self._is_stale(key, mod_revision, revision)]
                 fresh = await list_changed(self._store, self._keys, stale, len(present), revision)
-                steps: list[Step] = [
-                    (item.key, item, item.mod_revision)
-                    for item in fresh
-                    if self._is_stale(item.key, item.mod_revision, revision)
-                ]
-                steps += [(key, None, revision) for key, at in self._held.items() if key not in present and at <= revision]
+                async with self._still:
+                    steps = [self._step(item) for item in fresh if self._is_stale(item.key, item.mod_revision, revision)]
+                    gone = [key for key, at in self._held.items() if key not in present and at <= revision]
+                    steps += [self._removal(key, revision) for key in gone]
+                    self._apply(steps, max(revision, self.revision))
             finally:
                 self._gone.clear()
             self._counts["resyncs"] += 1
-            self._apply(steps, max(revision, self.revision))
             self._arrive_at(revision, listed=True)
             if steps:
                 self._counts["repairs"] += len(steps)
                 self._counts["watch_restarts"] += 1
-                log.warning("mirror missed %d changes, the first of %s: watching anew", len(steps), steps[0][0])
+                log.warning("mirror missed %d changes, the first of %s: watching anew", len(steps), steps[0].key)
                 if self._follower is not None:
                     self._follower.cancel()
+
+    def _step(self, item: KeyValue) -> Step:
+        return Step(item.key, self._keys.object_id(item.key), item, item.mod_revision)
+
+    def _removal(self, key: str, at: int) -> Step:
+        return Step(key, self._keys.object_id(key), None, at)
 
     def _is_stale(self, key: str, mod_revision: int, listed_at: int) -> bool:
         """Whether the store's key, as of ``listed_at``, is news: the watch may be past that already, a removal included."""
@@ -305,8 +334,8 @@ class Mirror:
         """By content too: a store that was restored from a copy may give a revision twice."""
         if self._held.get(item.key) != item.mod_revision:
             return True
-        kind, id = self._keys.object_id(item.key)
-        return self._read(item) != self._index.objects(kind).get(id)
+        name = self._keys.object_id(item.key)
+        return self._read(name, item) != self._index.objects(name.kind).get(name.id)
 
     async def _let_watch_reach(self, revision: int) -> None:
         """What the watch still brings is no mistake of its; what it does not bring within DOUBT_AFTER is."""
@@ -322,17 +351,17 @@ class Mirror:
 
     def _apply(self, steps: Iterable[Step], revision: int) -> None:
         """Hand changes to the index, in order, and tell who listens."""
+        began = self._clock.monotonic()
         changes: list[Changed] = []
-        latest: dict[tuple[str, str], Stored | None] = {}
-        for key, item, at in steps:
-            name = self._keys.object_id(key)
+        latest: dict[Key, Stored | None] = {}
+        for key, name, item, at in steps:
             if item is None:
                 self._held.pop(key, None)
                 self._unreadable.discard(key)
                 after = None
             else:
                 self._held[key] = item.mod_revision
-                after = self._read(item)
+                after = self._read(name, item)
                 if after is None:
                     continue
             before = latest[name] if name in latest else self._index.objects(name.kind).get(name.id)
@@ -340,15 +369,15 @@ class Mirror:
             if before is not None or after is not None:
                 changes.append(Changed(name.kind, name.id, before, after, at))
         self._index.apply([(change.kind, change.id, change.after) for change in changes], revision)
+        self._busy += self._clock.monotonic() - began
         if changes and self._listed.is_set():
             self._board.tell(changes)
 
-    def _read(self, item: KeyValue) -> Stored | None:
+    def _read(self, name: Key, item: KeyValue) -> Stored | None:
         """The object, or None for what this release cannot read: that is left out and named in statistics."""
         try:
-            kind = self._keys.parse(item.key).kind
             stored = decode(item.value, item.mod_revision)
-            if stored.kind != kind:
+            if stored.kind != name.kind:
                 raise Unreadable(f"key {item.key} holds a {stored.kind}: remove it, it was written by hand")
             if isinstance(stored, Service):
                 _check_spec(stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from covey.model.filters import Constraint
+from covey.model.spec import TaskSpec
 from scheduler.snapshot import NodeView
 
 #: Names of one architecture in images and in uname (origin: SwarmKit's platform filter).
@@ -51,3 +52,17 @@ def fits_platform(platforms: Iterable[tuple[str, str]], view: NodeView) -> bool:
         (not os or os.lower() == said.os.lower()) and (not arch or canonical(arch) == canonical(said.architecture))
         for os, arch in wanted
     )
+
+
+#: Network drivers that every node has: the workers make the cluster's own networks themselves.
+_EVERYWHERE = frozenset({"", "bridge", "host", "ingress", "none", "null", "overlay"})
+
+
+def has_plugins(spec: TaskSpec, network_drivers: Iterable[str], view: NodeView) -> bool:
+    """Whether the node says it has every plugin the task needs. Of logging and network it may say nothing at all."""
+    if view.info is None:
+        return True
+    held = frozenset(view.info.description.plugins)
+    kinds = {kind for kind, _ in held}
+    wanted = [("Network", driver) for driver in network_drivers if driver not in _EVERYWHERE]
+    return all(each in held or (each[0] != "Volume" and each[0] not in kinds) for each in (*spec.plugins, *wanted))

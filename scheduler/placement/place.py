@@ -1,115 +1,178 @@
 """Gives pending tasks their nodes. Decides in the order in which tasks were made, spending capacity as it goes.
 
 Tasks that are alike (one service, one spec version, one place bound or free) are decided together. A task that fits
-nowhere gets the reason as its message; the message is written when it changes and not otherwise.
+nowhere gets the reason as its message; the message is written when it changes and not otherwise. Which way a group is
+placed (small groups, large ones, with preferences) never changes where its tasks go, only how fast that is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
-import numpy.typing as npt
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
 
 from covey.model.objects import Task
-from covey.model.spec import TaskSpec
-from covey.model.task_states import TaskState, is_terminal
+from covey.model.task_states import TaskState
 from scheduler.draft import Draft
-from scheduler.placement.capacity import Capacity, host_ports
-from scheduler.placement.constraints import node_attributes
-from scheduler.placement.feasible import Mask, Request, feasible
-from scheduler.placement.rank import Standing, best, keys
+from scheduler.placement.bonds import Bonds
+from scheduler.placement.capacity import Capacity, Rows
+from scheduler.placement.feasible import fits_one, refusals, suitable
+from scheduler.placement.levels import place_group
+from scheduler.placement.lists import Group, in_order, pack_list
+from scheduler.placement.preempt import Preemption
+from scheduler.placement.rank import DISTINCT, strategy_of
+from scheduler.placement.request import Request, request_of
+from scheduler.placement.singles import SMALL, Singles
+from scheduler.placement.tree import place_under_preferences
 from scheduler.plan import Plan
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
+from scheduler.tally import Alike, Waiting
 
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
+
+#: From so many groups on, small ones are worth a sorted list of nodes.
+_MANY = 64
+#: So many requests that found no room are remembered, for those that ask for no less.
+_REMEMBERED = 32
+#: So many groups at the most are told why they wait in one pass.
+_TOLD = 1000
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Nodes for pending tasks that have a suitable one, at most ``settings.pass_tasks`` of them: the rest at once after."""
     draft = Draft()
-    waiting = _waiting(snapshot)
-    if waiting:
-        capacity = Capacity(snapshot, settings)
-        room = settings.pass_tasks
-        left: list[tuple[list[Task], Request]] = []
-        for tasks in waiting:
-            if not room:
-                break
-            refused, request = _place_alike(tasks[:room], capacity, now, draft)
-            room -= min(len(tasks), room) - len(refused)
-            left.append((refused, request))
-        if not room:
-            draft.wake(now)
-        for tasks, request in left:
-            if tasks:
-                _, refusals = feasible(capacity, request, only=tasks[0].node_id)
-                message = str(refusals)
-                draft.move((task.id for task in tasks if task.message != message), message, message=message)
+    if snapshot.waiting:
+        _Pass(snapshot, now, settings, draft).run()
     return draft.plan(snapshot.revision, "placement")
 
 
-def _waiting(snapshot: Snapshot) -> list[list[Task]]:
-    """Pending tasks, alike ones together, the longest waiting first."""
-    alike: dict[tuple[str, int, str], list[Task]] = {}
-    for task in snapshot.tasks.values():
-        if task.state == TaskState.PENDING and task.desired <= TaskState.COMPLETE:
-            alike.setdefault((task.service_id, task.spec_version, task.node_id), []).append(task)
-    for tasks in alike.values():
-        tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
-    return sorted(alike.values(), key=lambda tasks: (tasks[0].created_at, tasks[0].service_id, tasks[0].node_id))
+class _Pass:
+    """One pass over everything that waits."""
+
+    def __init__(self, snapshot: Snapshot, now: float, settings: Settings, draft: Draft) -> None:
+        self.now = now
+        self.snapshot = snapshot
+        self.draft = draft
+        self.capacity = Capacity(snapshot, settings)
+        self.bonds = Bonds(self.capacity)
+        self.preemption = Preemption(self.capacity)
+        self.left = settings.pass_tasks
+        self.groups = Counter(alike.service_id for alike in snapshot.waiting)
+        self.singles: dict[str, Singles] = {}
+        self.refused: list[tuple[Sequence[Task], Request]] = []
+        self.hopeless: dict[int, list[tuple[int, int]]] = {}
+
+    def run(self) -> None:
+        """Place everything there is room for, then say why of the rest: asked earlier it would change meanwhile."""
+        effort = self.capacity.settings.pack_effort
+        for singly, packed in in_order(self.snapshot, self.capacity):
+            for group in singly:
+                self._place(*group)
+            improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
+            for group in packed:
+                self._place(*group, improved.get(group[0], ()))
+        if not self.left:
+            self.draft.wake(self.now)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Those that were never told come first; of very many, the rest keep what they were told last."""
+        self.refused.sort(key=lambda group: bool(group[0][0].message))
+        for tasks, request in self.refused[:_TOLD]:
+            message = str(refusals(self.capacity, request, only=tasks[0].node_id))
+            self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
+        if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
+            self.draft.wake(self.now)
+
+    def _improved(self, packed: Sequence[Group], effort: int) -> dict[Alike, list[int]]:
+        """Rows from the improver for the tasks of the groups it knows how to place; they are spent."""
+        wanted = [(alike, self._request(alike, waiting), len(waiting.tasks)) for alike, waiting in packed]
+        plain = [each for each in wanted if each[1].plain and not each[0].node_id and not each[1].spec.placement.spread]
+        found = pack_list(self.capacity, [(request, count) for _, request, count in plain], effort)
+        rows: dict[Alike, list[int]] = {}
+        left = self.left
+        for (alike, request, _), part in zip(plain, found, strict=True):
+            rows[alike] = part[:left]
+            left -= len(rows[alike])
+            for row in rows[alike]:
+                self.capacity.spend_one(row, request)
+        return rows
+
+    def _request(self, alike: Alike, waiting: Waiting) -> Request:
+        shared = self.groups[alike.service_id] > 1
+        return request_of(waiting.first(), self.capacity, self.now, self.bonds, shared=shared)
+
+    def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
+        """Place a group, of whose first tasks ``rows`` have been found and spent already."""
+        if not self.left:
+            return
+        tasks = waiting.ordered()
+        count = min(len(tasks), self.left)
+        request = self._request(alike, waiting)
+        strategy = strategy_of(request, self.capacity)
+        rows = list(rows[:count])
+        rows += self._rows(request, strategy, alike.node_id, count - len(rows))
+        names = self.capacity.ids
+        if rows:
+            cause = f"placement: {strategy}"
+            given = [self.capacity.give(row, request) for row in rows] if request.generic else ()
+            self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
+            self.left -= len(rows)
+        if len(rows) < count:
+            refused = list(islice(tasks.values(), len(rows), count))
+            self.refused.append((refused, request))
+            if request.spec.placement.priority:
+                self._preempt(refused, request)
+
+    def _preempt(self, tasks: Sequence[Task], request: Request) -> None:
+        """Make room for tasks that have none; they are placed when it is there."""
+        for task in tasks:
+            promise = self.preemption.promise(request, task.node_id)
+            if promise is None:
+                return
+            cause = f"preempted by task {task.id} of priority {request.spec.placement.priority}"
+            self.draft.move(promise.victims, cause, desired=TaskState.SHUTDOWN)
+
+    def _rows(self, request: Request, strategy: str, bound: str, count: int) -> list[int]:
+        """The rows of the first of ``count`` tasks, which are spent."""
+        capacity = self.capacity
+        if not count:
+            return []
+        if bound:
+            row = capacity.rows.get(bound)
+            placed: list[int] = []
+            while row is not None and len(placed) < count and fits_one(capacity, request, row):
+                capacity.spend_one(row, request)
+                placed.append(row)
+            return placed
+        if request.spec.placement.spread:
+            return _numbers(place_under_preferences(capacity, request, strategy, count))
+        if request.plain and self._hopeless(request):
+            return []
+        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.groups) >= _MANY:
+            singles = self.singles.get(strategy)
+            if singles is None:
+                singles = self.singles[strategy] = Singles(capacity, strategy)
+            if singles.usable and (found := singles.find(request, count)) is not None:
+                for row in found:
+                    capacity.spend_one(row, request)
+                return found
+        rows = place_group(capacity, request, strategy, count)
+        if not len(rows) and request.plain:
+            refused = self.hopeless.setdefault(id(suitable(capacity, request)), [])
+            if len(refused) < _REMEMBERED:
+                refused.append((request.cpus, request.memory))
+        return _numbers(rows)
+
+    def _hopeless(self, request: Request) -> bool:
+        """Whether one that asked for no more, of the same nodes, was refused by all of them in this pass."""
+        if not self.hopeless:
+            return False
+        refused = self.hopeless.get(id(suitable(self.capacity, request)), ())
+        return any(request.cpus >= cpus and request.memory >= memory for cpus, memory in refused)
 
 
-def _place_alike(tasks: list[Task], capacity: Capacity, now: float, draft: Draft) -> tuple[list[Task], Request]:
-    """Assign what fits; the tasks that do not. Why is asked when everything is placed, or it would change with it."""
-    first = tasks[0]
-    spec = capacity.snapshot.task_specs[first.id]
-    standing = _standing(first, spec, capacity, now)
-    request = Request(spec, host_ports(first.ports), standing.replicas)
-    strategy = spec.placement.strategy or capacity.settings.strategy
-    for at, task in enumerate(tasks):
-        left, _ = feasible(capacity, request, only=task.node_id)
-        if not left.any():
-            return tasks[at:], request
-        row = best(task.id, left, keys(strategy, capacity, standing), capacity.ids)
-        capacity.spend(row, spec, request.ports)
-        standing.replicas[row] += 1
-        draft.assign(task.id, capacity.ids[row], _reason(strategy, left), ASSIGNED_MESSAGE)
-    return [], request
-
-
-def _reason(strategy: str, left: Mask) -> str:
-    count = int(left.sum())
-    return f"placement: {strategy} among {count} suitable node{'s' if count > 1 else ''}"
-
-
-def _standing(task: Task, spec: TaskSpec, capacity: Capacity, now: float) -> Standing:
-    """What the task's service has where. A replica counts while its task is wanted and not over."""
-    snapshot, settings = capacity.snapshot, capacity.settings
-    replicas = np.zeros(len(capacity.ids), dtype=np.int64)
-    failures = np.zeros(len(capacity.ids), dtype=np.int64)
-    for other in snapshot.tasks_of(task.service_id):
-        view = snapshot.nodes.get(other.node_id)
-        if view is None or other.state < TaskState.ASSIGNED:
-            continue
-        state = snapshot.state(other)
-        if not is_terminal(state):
-            replicas[view.row] += other.desired < TaskState.SHUTDOWN
-        elif state in (TaskState.FAILED, TaskState.REJECTED) and other.spec_version == task.spec_version:
-            status = snapshot.statuses.get(other.id)
-            failures[view.row] += status is not None and status.at > now - settings.failure_window
-    failing = np.where(failures >= settings.failure_limit, failures, 0).astype(np.int64)
-    branches = tuple(_branches(spec.placement.spread, capacity))
-    return Standing(replicas, failing, branches)
-
-
-def _branches(descriptors: tuple[str, ...], capacity: Capacity) -> Iterable[npt.NDArray[np.int64]]:
-    """For each level of the spread preferences, the number of the branch each row belongs to."""
-    paths: list[tuple[str, ...]] = [()] * len(capacity.ids)
-    for descriptor in descriptors:
-        for node_id, view in capacity.snapshot.nodes.items():
-            if node_id:
-                paths[view.row] = (*paths[view.row], node_attributes(view).get(descriptor, ""))
-        numbers: dict[tuple[str, ...], int] = {}
-        yield np.array([numbers.setdefault(path, len(numbers)) for path in paths], dtype=np.int64)
+def _numbers(rows: Rows) -> list[int]:
+    numbers: list[int] = rows.tolist()
+    return numbers

@@ -1,70 +1,83 @@
-"""Which of the feasible nodes is best: binpack (the default), spread, or pack. Decides an order; filters are elsewhere.
+"""Which of the nodes that have room comes first: the strategies. Decides an order of rows; filters are elsewhere.
 
-A strategy is a list of keys, the least first wins, each asked only where the ones before are equal; what is still equal
-is decided by a hash of the task and the node, so that every manager decides alike.
+A strategy ranks rows by numbers, the least first, each asked only where the ones before are equal; what is still equal goes
+by row, which is a hash of the node's id, so every manager decides alike.
 
-- binpack: replicas of a service on distinct nodes while there are any, and among those the fullest.
-- spread: the same, and among those the emptiest.
-- pack: the fullest, wherever the service's other replicas are.
+- binpack: (replicas of the service, fullest), so replicas go on distinct nodes while there are any.
+- spread: (replicas of the service, emptiest).
+- pack: (least left over, in the largest node's measure), wherever the service's other replicas are; a node that is in use
+  comes before one that is not, and of those that are not, the largest first: as few nodes as possible.
+- pack-small: the same without that second rule: small nodes first, so that large ones stay free for large tasks.
 
-Ahead of each: nodes on which this version of the service keeps failing go last; then spread preferences.
+Ahead of each: nodes on which this version of the service keeps failing go last; then spread preferences. Affinities come
+before how full nodes are, and after replicas: wishes do not crowd a service on one node.
+Within a group each placement changes the rank of its own node only; the order in which nodes are taken is therefore a merge
+of one sequence a node, which ``levels.py``, ``tree.py`` and ``singles.py`` compute, each for its kind of group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
-from covey.ids import tie_break
-from scheduler.placement.capacity import Capacity
-from scheduler.placement.feasible import Mask
+from scheduler.placement.capacity import Capacity, Rows
+from scheduler.placement.request import Request
 
-Numbers = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
+#: Strategies that put replicas of a service on distinct nodes while there are any.
+DISTINCT = frozenset({"binpack", "spread"})
+#: Strategies that do not.
+PACKING = frozenset({"pack", "pack-small"})
 
-class Standing(NamedTuple):
-    """What a service has where, by row: its replicas, and whether its version keeps failing there."""
-
-    replicas: npt.NDArray[np.int64]
-    failing: npt.NDArray[np.int64]
-    branches: Sequence[npt.NDArray[np.int64]] = ()
-
-
-def fullness(capacity: Capacity) -> npt.NDArray[np.float64]:
-    """The dominant share of each node in use, with nominal requests, as a number of thousandths (ties are wanted)."""
-    cpus = capacity.nominal_cpus / np.maximum(capacity.total_cpus, 1)
-    memory = capacity.nominal_memory / np.maximum(capacity.total_memory, 1)
-    return np.asarray(np.round(np.maximum(cpus, memory), 3), dtype=np.float64)
+#: What a node that is not in use is behind one that is, for ``pack``: more than any rest can be.
+_UNUSED = 1024.0
 
 
-def keys(strategy: str, capacity: Capacity, standing: Standing) -> list[Numbers]:
-    """The strategy's keys in order; an unknown strategy ranks as binpack."""
-    full = fullness(capacity)
-    ahead: list[Numbers] = [standing.failing, *(_branch_counts(standing, rows) for rows in standing.branches)]
-    if strategy == "pack":
-        return [*ahead, -full]
+def strategy_of(request: Request, capacity: Capacity) -> str:
+    """The strategy's name: the service's, or the cluster's; an unknown one ranks as binpack."""
+    named = request.spec.placement.strategy or capacity.strategy
+    return named if named in DISTINCT or named in PACKING else "binpack"
+
+
+def preference(strategy: str, capacity: Capacity, request: Request, rows: Rows) -> Floats:
+    """The strategy's number for each of ``rows`` as they are, the least the best. Replicas are not in it."""
     if strategy == "spread":
-        return [*ahead, standing.replicas, full, capacity.tasks]
-    return [*ahead, standing.replicas, -full]
+        return capacity.full[rows]
+    if strategy == "binpack":
+        return np.negative(capacity.full[rows])
+    return _left_over(capacity, request, rows, reluctant=strategy == "pack")
 
 
-def _branch_counts(standing: Standing, branch: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """By row, how many replicas the row's branch of a spread preference holds."""
-    totals = np.bincount(branch, weights=standing.replicas, minlength=int(branch.max(initial=0)) + 1)
-    return np.asarray(totals[branch], dtype=np.int64)
+def _left_over(capacity: Capacity, request: Request, rows: Rows, *, reluctant: bool) -> Floats:
+    """What would be left of CPU and memory, both as shares of the largest node's, added up."""
+    cpus, memory = capacity.largest
+    left = (capacity.total_cpus[rows] - capacity.nominal_cpus[rows] - request.nominal_cpus) / cpus
+    left += (capacity.total_memory[rows] - capacity.nominal_memory[rows] - request.nominal_memory) / memory
+    if reluctant:
+        unused = (capacity.nominal_cpus[rows] == 0) & (capacity.nominal_memory[rows] == 0)
+        sizes = capacity.total_cpus[rows] / cpus + capacity.total_memory[rows] / memory
+        left = np.where(unused, _UNUSED - sizes, left)
+    return np.asarray(left, dtype=np.float64)
 
 
-def best(task_id: str, left: Mask, order: Sequence[Numbers], ids: Sequence[str]) -> int:
-    """The best row of ``left``, which is not empty."""
-    rows = np.flatnonzero(left)
-    for key in order:
-        if len(rows) == 1:
-            break
-        values = key[rows]
-        rows = rows[values == values.min()]
-    if len(rows) == 1:
-        return int(rows[0])
-    return int(min(rows, key=lambda row: tie_break(task_id, ids[int(row)])))
+def best_of(capacity: Capacity, request: Request, strategy: str, rows: Rows, count: int) -> Rows:
+    """Where in ``rows`` the ``count`` best are, in order: by affinity, then by the strategy's number."""
+    numbers = preference(strategy, capacity, request, rows)
+    if request.score is None:
+        return lowest(numbers, count)
+    return np.asarray(np.lexsort((numbers, -request.score[rows]))[:count], dtype=np.int64)
+
+
+def lowest(numbers: Floats, count: int) -> npt.NDArray[np.int64]:
+    """Where the ``count`` least are, in order; equal ones by position."""
+    if count == 1:
+        return np.array([int(numbers.argmin())], dtype=np.int64) if len(numbers) else np.empty(0, dtype=np.int64)
+    if count >= len(numbers):
+        return np.argsort(numbers, kind="stable")
+    last = np.partition(numbers, count - 1)[count - 1]
+    below = np.flatnonzero(numbers < last)
+    ties = np.flatnonzero(numbers == last)[: count - len(below)]
+    chosen = np.concatenate((below, ties))
+    chosen.sort()
+    return np.asarray(chosen[np.argsort(numbers[chosen], kind="stable")], dtype=np.int64)

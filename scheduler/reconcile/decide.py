@@ -1,8 +1,11 @@
-"""Which tasks should exist: for every service what its mode asks for, and nothing for services that are gone."""
+"""Which tasks should exist: for every service what its mode asks for, and nothing for services that are gone.
+
+Services are decided one by one, so whoever has others to serve can stop between two of them (``parts``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from covey.model.task_states import TaskState
 from scheduler.draft import Draft
@@ -19,15 +22,36 @@ MODES: dict[str, Callable[[Work], None]] = {
 }
 
 
+#: So many tasks are looked at without a stop, unless they are of one service.
+PART = 2000
+
+
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Tasks to create, to stop and to release; wakes when the next delay is over."""
-    draft = Draft()
+    deciding = parts(snapshot, now, settings)
+    while True:
+        try:
+            next(deciding)
+        except StopIteration as done:
+            plan: Plan = done.value
+            return plan
+
+
+def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+    """The same decision, stopping now and then; the snapshot must not change meanwhile."""
+    draft = Draft(settings.pass_creates)
+    looked = 0
     for service_id, service in snapshot.services.items():
         mode = MODES.get(snapshot.service_specs[service_id].mode)
         if mode is not None:
             mode(Work(snapshot, service, now, settings, draft))
+        looked += len(snapshot.by_service.get(service_id, ()))
+        if looked >= PART:
+            looked = 0
+            yield
     for service_id, ids in snapshot.by_service.items():
         if service_id not in snapshot.services:
             wanted = [task_id for task_id in ids if snapshot.tasks[task_id].desired < TaskState.REMOVE]
             draft.move(wanted, f"service {service_id} was removed", desired=TaskState.REMOVE)
+    yield
     return draft.plan(snapshot.revision, "reconcile")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from manager.store.memory import Fail, MemoryStore, Verdict
 from manager.store.mirror import Mirror
 from manager.store.mvcc import Database
 from manager.transactions import fence, transactions
+from scheduler.passes import Pass, Stage
 from scheduler.plan import CreateTasks, MoveTasks, Plan, PutNodeStatus
 from scheduler.settings import Settings
 from scheduler.writes import Group, Write
@@ -100,7 +102,7 @@ class World:
         async with Mirror(store, KEYS) as mirror:
             await mirror.wait_listed()
             await mirror.wait_current()
-            yield Committer(store, mirror, KEYS, SystemClock(), Settings.test(), term), mirror
+            yield Committer(store, mirror, KEYS, SystemClock(), term), mirror
 
     def tasks(self) -> dict[str, Task]:
         items = self.database.range("/covey/task/", 0, "", 0)[0]
@@ -130,13 +132,20 @@ def create(number: int, revision: int) -> Plan:
     return Plan(revision, (CreateTasks(prototype=Task(id="", service_id="s", service_name="s"), cause="test", **rows),), "test")
 
 
+def decided(mirror: Mirror, plan: Plan) -> Pass:
+    """A pass whose one decision wants ``plan``, done."""
+    work = Pass(mirror.snapshot(), 1.0, Settings.test(), (Stage("test", lambda *given: plan),))
+    assert list(work.steps())
+    return work
+
+
 @pytest.mark.asyncio
 async def test_a_plan_of_many_tasks_is_written_in_several_transactions_and_seen_at_once(world: World) -> None:
     async with world.leader("m1") as (committer, mirror):
-        outcome = await committer.commit(create(300, mirror.revision))
-        assert outcome == (3, 0, 0, False)
+        outcome = await committer.commit(decided(mirror, create(300, mirror.revision)))
+        assert outcome == (3, 0, 0)
         assert len(mirror.snapshot().tasks) == 300
-        again = await committer.commit(create(300, mirror.revision))
+        again = await committer.commit(decided(mirror, create(300, mirror.revision)))
         assert len(world.tasks()) == 300, again
 
 
@@ -145,7 +154,7 @@ async def test_a_deposed_leader_writes_nothing_and_learns_it(world: World) -> No
     async with world.leader("m1") as (old, mirror):
         await world.elect("m2")
         with pytest.raises(Deposed):
-            await old.commit(create(200, mirror.revision))
+            await old.commit(decided(mirror, create(200, mirror.revision)))
     assert world.tasks() == {}
 
 
@@ -153,7 +162,9 @@ async def test_a_deposed_leader_writes_nothing_and_learns_it(world: World) -> No
 async def test_two_leaders_at_once_make_every_task_once_and_only_the_newer_writes(world: World) -> None:
     async with world.leader("m1") as (old, old_mirror), world.leader("m2") as (new, new_mirror):
         outcomes = await asyncio.gather(
-            old.commit(create(200, old_mirror.revision)), new.commit(create(200, new_mirror.revision)), return_exceptions=True
+            old.commit(decided(old_mirror, create(200, old_mirror.revision))),
+            new.commit(decided(new_mirror, create(200, new_mirror.revision))),
+            return_exceptions=True,
         )
         assert isinstance(outcomes[0], Deposed)
         assert outcomes[1].lost == 0  # type: ignore[union-attr]
@@ -165,7 +176,7 @@ async def test_two_leaders_at_once_make_every_task_once_and_only_the_newer_write
 @pytest.mark.asyncio
 async def test_a_stale_plan_loses_and_is_decided_again_from_what_beat_it(world: World) -> None:
     async with world.leader("m1") as (committer, mirror):
-        await committer.commit(create(1, mirror.revision))
+        await committer.commit(decided(mirror, create(1, mirror.revision)))
         other = world.tasks()["t0"]
         status = NodeStatus(id="n0", state="ready")
         plan = Plan(
@@ -173,13 +184,13 @@ async def test_a_stale_plan_loses_and_is_decided_again_from_what_beat_it(world: 
             (MoveTasks(("t0",), "move", desired=TaskState.SHUTDOWN), PutNodeStatus(status, "ready")),
             "test",
         )
-        moved = asyncio.create_task(committer.commit(plan))
+        moved = asyncio.create_task(committer.commit(decided(mirror, plan)))
         # In the same moment the task is written by somebody the mirror has not heard of yet.
         world.database.txn([], [Put(KEYS.key("task", "t0"), encode(other))])
         outcome = await moved
         assert outcome.lost == 1
         assert world.tasks()["t0"].desired == TaskState.RUNNING
-        assert (await committer.commit(plan)).lost == 0
+        assert (await committer.commit(decided(mirror, plan))).lost == 0
         assert world.tasks()["t0"].desired == TaskState.SHUTDOWN
 
 
@@ -191,7 +202,21 @@ async def test_an_unknown_outcome_is_read_before_deciding_again(world: World) ->
         return Verdict(fail=Fail.AFTER if call == "txn" and next(broken, False) else Fail.NO)
 
     async with world.leader("m1", faults) as (committer, mirror):
-        outcome = await committer.commit(create(5, mirror.revision))
+        outcome = await committer.commit(decided(mirror, create(5, mirror.revision)))
         assert (outcome.applied, outcome.lost) == (0, 1)
         assert committer.statistics()["unknown"] == 1
         assert len(mirror.snapshot().tasks) == 5, "what was written before the answer was lost is in the mirror"
+
+
+@pytest.mark.asyncio
+async def test_what_no_transaction_can_hold_does_not_stop_the_committer_for_good(world: World) -> None:
+    async with world.leader("m1") as (committer, mirror):
+        huge = create(1, mirror.revision)
+        prototype = Task(id="", service_id="s", message="x" * (MAX_REQUEST_BYTES + 1))
+        for _ in range(20):
+            large = dataclasses.replace(huge.changes[0], prototype=prototype)  # type: ignore[type-var]
+            with pytest.raises(ExceptionGroup) as fault:
+                await committer.commit(decided(mirror, Plan(mirror.revision, (large,), "test")))
+            assert fault.group_contains(Internal, match="larger than one transaction")
+        outcome = await asyncio.wait_for(committer.commit(decided(mirror, create(3, mirror.revision))), 5)
+    assert outcome == (1, 0, 0)

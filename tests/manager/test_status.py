@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -139,3 +142,93 @@ async def test_a_status_is_not_written_for_a_task_that_is_gone_meanwhile() -> No
         refused = await writer.store("n1", lambda: made.record, made.statuses)
     assert [task_id for task_id, _ in refused] == ["t0"]
     assert set(made.stored()) == {"t1"}
+
+
+class Crowd:
+    """``nodes`` nodes with a session and a task each, and a writer that shares."""
+
+    def __init__(self, nodes: int, store: MemoryStore) -> None:
+        self.database = store.database
+        self.records: dict[str, int] = {}
+        for number in range(nodes):
+            node_id = f"n{number}"
+            record = Session(id=node_id, session_id="a", manager_id="m")
+            task = Task(id=f"t{number}", service_id="s", node_id=node_id, state=TaskState.ASSIGNED)
+            puts = [Put(KEYS.key(value.kind, value.id), encode(value)) for value in (Node(id=node_id), record, task)]
+            self.records[node_id] = self.database.txn([], puts).revision
+
+    async def report(self, writer: StatusWriter, node_id: str) -> list[tuple[str, str]]:
+        status = TaskStatus(id=f"t{node_id[1:]}", node_id=node_id, state=TaskState.RUNNING)
+        return await writer.store(node_id, lambda: self.records[node_id], [status])
+
+    def stored(self) -> set[str]:
+        items = self.database.range("/covey/task_status/", 0, "", 0)[0]
+        return {item.key.rsplit("/", 1)[1] for item in items}
+
+
+@asynccontextmanager
+async def sharing(store: MemoryStore) -> AsyncIterator[StatusWriter]:
+    async with Mirror(store, KEYS) as mirror:
+        await mirror.wait_listed()
+        writer = StatusWriter(store, mirror, KEYS, SystemClock())
+        running = asyncio.create_task(writer.run())
+        await asyncio.sleep(0)
+        try:
+            yield writer
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_reports_of_many_sessions_share_transactions() -> None:
+    store = MemoryStore()
+    crowd = Crowd(200, store)
+    async with sharing(store) as writer:
+        answers = await asyncio.gather(*(crowd.report(writer, node_id) for node_id in crowd.records))
+        told = writer.statistics()
+    assert answers == [[]] * 200
+    assert told["statuses"] == 200
+    assert told["transactions"] <= 12, told
+    assert len(crowd.stored()) == 200
+
+
+@pytest.mark.asyncio
+async def test_who_loses_a_shared_transaction_costs_the_others_nothing() -> None:
+    store = MemoryStore()
+    crowd = Crowd(20, store)
+    async with sharing(store) as writer:
+        newer = Session(id="n3", session_id="b", manager_id="other")
+        crowd.database.txn([], [Put(KEYS.key("session", "n3"), encode(newer))])
+        reports = (crowd.report(writer, node_id) for node_id in crowd.records)
+        answers = dict(zip(crowd.records, await asyncio.gather(*reports, return_exceptions=True), strict=True))
+    assert isinstance(answers.pop("n3"), SessionGone)
+    assert all(answer == [] for answer in answers.values())
+    assert crowd.stored() == {f"t{number}" for number in range(20) if number != 3}
+
+
+@pytest.mark.asyncio
+async def test_a_shared_transaction_of_unknown_outcome_is_settled_by_each() -> None:
+    broken = iter([True])
+
+    def faults(call: str, keys: tuple[str, ...]) -> Verdict:
+        return Verdict(fail=Fail.AFTER if call == "txn" and next(broken, False) else Fail.NO)
+
+    crowd = Crowd(5, MemoryStore())
+    async with sharing(MemoryStore(crowd.database, faults=faults)) as writer:
+        assert await asyncio.gather(*(crowd.report(writer, node_id) for node_id in crowd.records)) == [[]] * 5
+    versions = {crowd.database.get(KEYS.key("task_status", f"t{n}")).version for n in range(5)}  # type: ignore[union-attr]
+    assert versions == {1}, "nothing was written twice"
+
+
+@pytest.mark.asyncio
+async def test_a_reporter_that_leaves_or_a_writer_that_ends_leaves_nobody_waiting() -> None:
+    store = MemoryStore()
+    crowd = Crowd(3, store)
+    async with sharing(store) as writer:
+        leaving = asyncio.create_task(crowd.report(writer, "n0"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert await crowd.report(writer, "n1") == []
+    assert await asyncio.wait_for(crowd.report(writer, "n2"), 5) == []
+    assert {"t1", "t2"} <= crowd.stored()

@@ -5,7 +5,8 @@ Not a test itself. ``World.step`` asks every decision once, in the order of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -27,12 +28,13 @@ from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import Actor, TaskState, may_desire, may_move
 from scheduler import allocate, liveness, reap, verify
 from scheduler.index import Index
+from scheduler.passes import TASKS, Pass, Stage
 from scheduler.placement import place
 from scheduler.plan import Plan
 from scheduler.reconcile import decide as reconcile
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
-from scheduler.writes import groups
+from scheduler.writes import Group, groups
 
 Decide = Callable[[Snapshot, float, Settings], Plan]
 
@@ -130,8 +132,21 @@ class World:
         accepted, refusals = verify.verify(plan, self.snapshot, self.settings)
         assert not refusals, f"a fresh plan was refused: {refusals}"
         assert accepted == plan
+        return self.write(list(groups(plan, self.snapshot, self.now)))
+
+    def plan_pass(self, stages: Sequence[Stage] = TASKS) -> Pass:
+        """A pass of decisions that build on each other, done; the world is checked to stay as it is meanwhile."""
+        with self.index.freeze_check() as snapshot:
+            work = Pass(snapshot, self.now, self.settings, stages)
+            for _ in work.steps():
+                pass
+            assert not work.refusals, f"what a pass decided itself was refused: {work.refusals}"
+        return work
+
+    def write(self, made: Sequence[Group]) -> int:
+        """Apply groups, each at a revision of its own; the number of writes."""
         written = 0
-        for group in list(groups(plan, self.snapshot, self.now)):
+        for group in made:
             revision = self.index.revision + 1
             changes: list[tuple[str, str, Stored | None]] = []
             for write in group.writes:
@@ -188,6 +203,29 @@ class World:
         """Wanted tasks whose worker says they run."""
         snapshot = self.snapshot
         return [t for t in self.tasks(service_id) if t.desired == TaskState.RUNNING and snapshot.state(t) == TaskState.RUNNING]
+
+
+def busy(rng: random.Random) -> World:
+    """A world in which everything is somewhere in between."""
+    world = World()
+    for number in range(4):
+        world.node(f"n{number}")
+    world.network("net")
+    networks = {"ContainerSpec": {"Image": "busybox"}, "Networks": [{"Target": "net"}]}
+    world.service("with-net", replicas=rng.randint(1, 6), template=networks)
+    world.service("plain", replicas=rng.randint(1, 6))
+    world.service("everywhere", Mode={"Global": {}})
+    for _ in range(rng.randint(0, 6)):
+        world.step()
+        for task in list(world.snapshot.tasks.values()):
+            status = world.snapshot.statuses.get(task.id)
+            if task.state == TaskState.ASSIGNED and status is None and rng.random() < 0.6:
+                world.report(task.id, rng.choice((TaskState.RUNNING, TaskState.FAILED, TaskState.COMPLETE)))
+        world.now += rng.choice((0, 1, 10))
+        world.service("plain", replicas=rng.randint(0, 8))
+    if rng.random() < 0.5:
+        world.drop("service", "plain")
+    return world
 
 
 def check_transition(held: Stored | None, value: Stored | None) -> None:

@@ -1,13 +1,16 @@
 """Who goes where, and what a task that fits nowhere says."""
 
+import dataclasses
+
 import msgspec
 import pytest
 
-from covey.model.objects import Node, NodeDescription, NodeInfo
+from covey.model.objects import Cluster, Node, NodeDescription, NodeInfo
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState as S
-from scheduler.placement.capacity import Capacity
-from scheduler.placement.feasible import Request, explain
+from scheduler.placement.explain import explain
+from scheduler.plan import AssignTasks
+from scheduler.verify import verify
 from tests.scheduler.apply import World
 
 
@@ -98,11 +101,17 @@ def test_refusals_are_counted_by_the_first_filter_that_refuses() -> None:
         " insufficient resources on 1 node)"
     )
     task = world.tasks("web")[0]
-    capacity = Capacity(world.snapshot, world.settings)
-    request = Request(world.snapshot.task_specs[task.id], frozenset(), capacity.tasks)
-    said = dict(explain(capacity, request))
-    assert said["n2"].startswith("insufficient resources on 1 node: 2 CPUs and 0 bytes asked for, 1 CPUs and")
-    assert set(said) == {"n1", "n2", "n3", "n4"}
+    told = explain(world.snapshot, task.id, world.now, world.settings)
+    said = {verdict.node_id: verdict for verdict in told.verdicts}
+    assert said["n2"].reason.startswith("insufficient resources on 1 node: 2 CPUs and 0 MiB asked for, 1 CPUs and")
+    assert said["n2"].remedy == "free 1 CPUs there, or reserve less"
+    assert {name: verdict.filter for name, verdict in said.items()} == {
+        "n1": "ready",
+        "n2": "resources",
+        "n3": "constraints",
+        "n4": "constraints",
+    }
+    assert (told.node_id, told.message) == ("", task.message)
 
 
 def test_a_large_backlog_is_placed_in_several_passes() -> None:
@@ -152,7 +161,7 @@ def test_max_replicas_per_node() -> None:
     world.service("web", replicas=5, template=asking(MaxReplicas=2))
     world.run()
     assert places(world, "web") == ["n1", "n1", "n2", "n2"]
-    assert message(world, "web") == "no suitable node (max replicas per node limit exceed on 2 nodes)"
+    assert message(world, "web") == "no suitable node (max replicas per node limit exceed)"
 
 
 def test_host_ports_are_a_node_s_own() -> None:
@@ -188,6 +197,34 @@ def test_generic_resources_are_counted() -> None:
     world.service("web", replicas=3, template=wish)
     world.run()
     assert places(world, "web") == ["n1", "n1"]
+    assert sorted(t.generic_named["gpu"] for t in world.running("web")) == [("a",), ("b",)]
+    over = world.running("web")[0]
+    world.report(over.id, S.FAILED)
+    world.now += 10
+    world.run()
+    assert sorted(t.generic_named["gpu"] for t in world.running("web")) == [("a",), ("b",)]
+
+
+def test_names_of_generic_resources_are_given_once() -> None:
+    world = cluster(1)
+    held = world.snapshot.nodes["n1"].info
+    assert held is not None
+    gpus = Resources(nano_cpus=4 * NANO, memory_bytes=1024 * MIB, generic_named={"gpu": ("a", "b")})
+    world.put(msgspec.structs.replace(held, description=msgspec.structs.replace(held.description, resources=gpus)))
+    wish = asking()
+    wish["Resources"] = {"Reservations": {"GenericResources": [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]}}
+    world.service("web", replicas=2, template=wish)
+    for name in ("liveness", "reconcile", "allocate"):
+        world.commit(world.decide(name))
+    plan = world.decide("placement")
+    (change,) = plan.changes
+    assert isinstance(change, AssignTasks)
+    twice = dataclasses.replace(change, generic_named=({"gpu": ("a",)}, {"gpu": ("a",)}))
+    accepted, refusals = verify(dataclasses.replace(plan, changes=(twice,)), world.snapshot)
+    assert [refusal.why for refusal in refusals] == ["gpu a of node n1 is given to another task"]
+    (kept,) = accepted.changes
+    assert isinstance(kept, AssignTasks)
+    assert kept.ids == change.ids[:1]
 
 
 def test_a_spread_preference_comes_before_the_strategy() -> None:
@@ -216,3 +253,111 @@ def test_a_node_where_the_version_keeps_failing_is_ranked_down() -> None:
     world.report(world.running("web")[0].id, S.FAILED)
     world.run()
     assert places(world, "web") == ["empty"]
+
+
+def test_the_cluster_s_strategy_holds_where_a_service_names_none() -> None:
+    world = cluster(3)
+    world.put(Cluster(id="cluster1", spec={"Labels": {"covey.placement.strategy": "pack"}}), key="cluster")
+    world.service("web", replicas=3)
+    world.service("other", replicas=3, template=asking(Strategy="spread"))
+    world.run()
+    assert len(set(places(world, "web"))) == 1
+    assert len(set(places(world, "other"))) == 3
+
+
+def test_a_wish_chooses_among_nodes_but_does_not_crowd_them() -> None:
+    world = World()
+    for number in range(4):
+        world.node(f"n{number}", labels={"disk": "ssd" if number == 2 else "hdd"})
+    wish = asking(Affinities=[{"Constraint": "node.labels.disk==ssd", "Weight": 50}])
+    world.service("one", template=wish)
+    world.service("two", replicas=2, template=wish)
+    world.run()
+    assert places(world, "one") == ["n2"]
+    assert places(world, "two").count("n2") == 1
+
+
+def test_services_near_to_and_far_from_each_other() -> None:
+    world = World()
+    for number in range(4):
+        world.node(f"n{number}", labels={"zone": "ab"[number % 2]})
+    world.service("db", template=asking(Constraints=["node.labels.zone==b"]))
+    world.run()
+    near = {"Service": "db", "Topology": "node.labels.zone", "Required": True}
+    world.service("cache", replicas=2, template=asking(Affinities=[near]))
+    world.service("spare", replicas=2, template=asking(Affinities=[{**near, "Weight": -100}]))
+    world.run()
+    assert set(places(world, "cache")) == {"n1", "n3"}
+    assert set(places(world, "spare")) == {"n0", "n2"}
+    world.service("db2", template=asking(Affinities=[{"Service": "cache", "Weight": -100, "Required": True}]))
+    world.service("cache", replicas=4, template=asking())
+    world.run()
+    assert not set(places(world, "db2")) & set(places(world, "cache")), "a distance that is required holds both ways"
+
+
+def test_a_task_that_is_to_be_near_what_is_not_there_says_so() -> None:
+    world = cluster(2)
+    world.service("web", template=asking(Affinities=[{"Service": "db", "Required": True}]))
+    world.run()
+    assert message(world, "web") == "no suitable node (service affinity not satisfied on 2 nodes)"
+    told = explain(world.snapshot, world.tasks("web")[0].id, world.now, world.settings)
+    assert {verdict.reason for verdict in told.verdicts} == {"service affinity not satisfied on 1 node: near db by node.id"}
+    world.service("db")
+    world.run()
+    assert places(world, "web") == places(world, "db")
+
+
+def test_a_higher_priority_is_placed_first() -> None:
+    world = cluster(1, cpus=2)
+    world.service("low", template=asking(cpus=2))
+    world.now += 1
+    world.service("high", template=asking(cpus=2, Priority=5))
+    world.run()
+    assert places(world, "high") == ["n1"]
+    assert places(world, "low") == []
+
+
+def test_a_lower_priority_makes_room_once_and_no_more_than_is_needed() -> None:
+    world = cluster(2, cpus=4)
+    world.service("low", replicas=6, template=asking(cpus=1))
+    world.service("middle", replicas=2, template=asking(cpus=1, Priority=1))
+    world.run()
+    assert len(world.running("low")) == 6
+    world.service("high", template=asking(cpus=2, Priority=2))
+    for name in ("liveness", "reconcile", "allocate"):
+        world.commit(world.decide(name))
+    plan = world.decide("placement")
+    world.commit(plan)
+    assert not world.decide("placement").changes, "what is leaving is room enough"
+    world.run()
+    assert len(places(world, "high")) == 1
+    assert len(places(world, "middle")) == 2
+    assert len(places(world, "low")) == 4
+    gone = [task for task in world.tasks("low") if task.desired == S.SHUTDOWN]
+    assert len(gone) == 2
+    assert {task.cause.rsplit(" ", 5)[0].split(" task ")[0] for task in gone} == {"preempted by"}
+
+
+def test_nobody_leaves_where_it_would_not_help() -> None:
+    world = cluster(1, cpus=2)
+    world.service("low", replicas=2, template=asking(cpus=1))
+    world.run()
+    world.service("huge", template=asking(cpus=8, Priority=9))
+    world.service("equal", template=asking(cpus=1))
+    world.service("elsewhere", template=asking(cpus=1, Priority=9, Constraints=["node.hostname==n7"]))
+    world.run()
+    assert len(world.running("low")) == 2
+    assert not any(task.desired == S.SHUTDOWN for task in world.tasks("low"))
+
+
+def test_a_host_port_is_taken_from_a_lower_priority() -> None:
+    world = cluster(1)
+    ports = {"Ports": [{"TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}
+    world.service("low", EndpointSpec=ports)
+    world.service("other")
+    world.run()
+    world.service("high", template=asking(Priority=1), EndpointSpec=ports)
+    world.run()
+    assert places(world, "high") == ["n1"]
+    assert places(world, "low") == []
+    assert places(world, "other") == ["n1"]

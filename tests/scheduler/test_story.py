@@ -23,7 +23,7 @@ def test_story_of_a_task_that_failed_and_was_followed() -> None:
         "assigned to node n1",
         "is failed, exit code 137, killed for lack of memory: task: non-zero exit (137)",
         f"last decision: task {old.id} is failed: restarted after 5 s; desired shutdown",
-        f"followed by task {new.id}: placement: binpack among 1 suitable node",
+        f"followed by task {new.id}: placement: binpack",
     ]
     told = [line.what for line in story(new, snapshot.statuses.get(new.id), [old, new], snapshot.statuses, "n1")]
     assert told[0] == f"its predecessor {old.id} is failed"

@@ -163,7 +163,7 @@ class Controller:
 
             async def lead(term: Term) -> None:
                 sim.cover("terms")
-                committer = Committer(WriterStore(store, Writer.LEADER, keys), mirror, keys, clock, settings, term.fence)
+                committer = Committer(WriterStore(store, Writer.LEADER, keys), mirror, keys, clock, term.fence)
                 await loops.Office(committer, mirror, clock, settings, lateness).lead()
 
             self.candidate = Candidate(

@@ -101,6 +101,9 @@ class Oracles:
                 self.broken("a task id was used twice", f"{key}")
             self.created.add(key)
             self.sim.cover("tasks created")
+            self.sim.cover(f"leader: {new.state.label}")
+            if new.state != S.NEW and not may_move(Actor.LEADER, S.NEW, new.state):
+                self.broken("a task was made in a state that a leader may not take it to", f"{key}: {new.state.label}")
             return
         if new.state != old.state:
             self.sim.cover(f"leader: {new.state.label}")
@@ -146,7 +149,7 @@ class Oracles:
             if kind == "task" and isinstance(value, Task):
                 self._judge_slot(value)
                 self._judge_capacity(value.node_id)
-                if value.networks and value.state == S.PENDING:
+                if value.networks and S.PENDING <= value.state <= S.ASSIGNED and value.desired < S.SHUTDOWN:
                     self._judge_addresses(value)
             elif kind == "task_status" and (task := self.truth.snapshot().tasks.get(key)) is not None:
                 self._judge_slot(task)

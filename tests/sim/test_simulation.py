@@ -29,7 +29,7 @@ MANY = 200
 SEEN_IN_MANY = (
     *(f"fault: {kind.__name__}" for kind in FAULTS),
     *(f"crash: {where}, {when}" for where in ("store", "journal") for when in ("before", "after")),
-    *(f"leader: {state}" for state in ("pending", "assigned", "orphaned")),
+    *(f"leader: {state}" for state in ("new", "assigned", "orphaned")),
     *(f"worker: {state}" for state in ("preparing", "ready", "running", "complete", "shutdown", "failed", "rejected")),
     *(f"node: {state}" for state in ("ready", "unknown", "down")),
     "assignment: complete",

@@ -1,7 +1,8 @@
 """Whether a service spec can be: the door's check, before anything is stored.
 
 It decides on the spec alone; what needs the store (names taken, ports of other services, networks that exist) is the
-manager's. Constraint expressions are parsed by ``covey.model.filters``, handed in as a function.
+manager's. Constraint expressions are parsed by ``covey.model.filters``, handed in as a function; our own fields under Placement
+are read as decisions will read them (``covey.model.spec``).
 Words: SwarmKit's manager/controlapi where it has any.
 """
 
@@ -25,6 +26,7 @@ from covey.engine_api.types.service import (
     UpdateConfigFields,
 )
 from covey.errors import InvalidArgument
+from covey.model.spec import STRATEGIES, read_placement
 
 CheckConstraint = Callable[[str], object]
 Reference = tuple[str | None, str | None, FileTarget | None]
@@ -45,6 +47,7 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
     rules.check_dns_name("Name", spec.Name)
     _check_labels("Labels", spec.Labels)
     _check_task(spec.TaskTemplate, check_constraint)
+    _check_own_placement(spec.Name, spec.TaskTemplate.Placement, spec.Labels)
     _check_mode(spec.Mode)
     _check_update("UpdateConfig", "update", spec.UpdateConfig, UPDATE_ACTIONS)
     _check_update("RollbackConfig", "rollback", spec.RollbackConfig, ROLLBACK_ACTIONS)
@@ -140,6 +143,20 @@ def _check_placement(field: str, placement: PlacementFields | None, check: Check
         descriptor = preference.Spread.SpreadDescriptor if preference.Spread else ""
         if not descriptor:
             raise refuse(f"{field}.Preferences[{number}]", "a preference needs Spread.SpreadDescriptor")
+
+
+def _check_own_placement(name: str | None, placement: PlacementFields | None, labels: Mapping[str, str]) -> None:
+    """What Docker does not know: fields of ours under Placement, or labels that stand in for them."""
+    ours = dict(placement.model_extra or {}) if placement is not None else {}
+    field = "TaskTemplate.Placement"
+    try:
+        policy = read_placement(ours, labels)
+    except (ValueError, InvalidArgument) as error:
+        raise refuse(field, str(error)) from None
+    if policy.strategy and policy.strategy not in STRATEGIES:
+        raise refuse(f"{field}.Strategy", f'unknown strategy "{policy.strategy}": use one of {", ".join(STRATEGIES)}')
+    if name and any(affinity.service == name for affinity in policy.affinities):
+        raise refuse(f"{field}.Affinities", "a service has no affinity to itself: use MaxReplicas or a spread preference")
 
 
 def _check_networks(field: str, networks: list[Any]) -> None:

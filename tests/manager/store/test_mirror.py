@@ -70,6 +70,45 @@ async def test_it_lists_then_follows_and_a_read_waits_for_its_write() -> None:
         assert not mirror.snapshot().tasks
 
 
+async def test_what_is_lent_stands_still_until_it_is_given_back() -> None:
+    store = MemoryStore()
+    await write(store, service("s0"))
+    async with listed(store, resync=0.01) as mirror:
+        async with mirror.lend() as snapshot:
+            revision = await write(store, service("s1"))
+            for _ in range(20):
+                await asyncio.sleep(0.005)
+                assert mirror.snapshot() is snapshot
+                assert set(snapshot.services) == {"s0"}
+        await mirror.wait_revision(revision)
+        assert set(mirror.snapshot().services) == {"s0", "s1"}
+        assert mirror.statistics()["repairs"] == 0, "what waited was no mistake of the watch's"
+
+
+async def test_a_borrower_that_fails_gives_back() -> None:
+    store = MemoryStore()
+    async with listed(store) as mirror:
+        with pytest.raises(ZeroDivisionError):
+            async with mirror.lend():
+                raise ZeroDivisionError
+        revision = await write(store, service("s1"))
+        await mirror.wait_revision(revision)
+        assert "s1" in mirror.snapshot().services
+
+
+async def test_tasks_of_one_service_version_share_their_spec() -> None:
+    store = MemoryStore()
+    spec = {"ContainerSpec": {"Image": "a"}}
+    tasks = [Task(id=f"t{n}", service_id="shared", spec=dict(spec), spec_version=1 + n // 2) for n in range(3)]
+    other = Task(id="other", service_id="shared", spec={"ContainerSpec": {"Image": "b"}})
+    await write(store, service("shared"), *tasks, other)
+    async with listed(store) as mirror:
+        held = mirror.snapshot().tasks
+        assert held["t0"].spec is held["t1"].spec
+        assert held["t2"].spec == held["t0"].spec
+        assert held["other"].spec == {"ContainerSpec": {"Image": "b"}}, "the same version with another spec keeps its own"
+
+
 async def test_before_the_listing_there_is_nothing_to_see() -> None:
     store = MemoryStore(faults=lambda call, keys: Verdict(fail=Fail.BEFORE))
     async with store, Mirror(store, KEYS) as mirror:
