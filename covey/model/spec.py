@@ -18,11 +18,13 @@ from covey.model.resources import NANO, Resources, read_resources
 
 STRATEGIES = ("binpack", "spread", "pack", "pack-small")
 
-#: The labels for clients that cannot send Placement.Strategy and Placement.Priority.
+#: The labels for clients that cannot send Placement.Strategy, Placement.Priority and Placement.Group.
 STRATEGY_LABEL = "covey.placement.strategy"
 PRIORITY_LABEL = "covey.placement.priority"
+GROUP_LABEL = "covey.placement.group"
 
 HIGHEST_PRIORITY = 1000
+LONGEST_GROUP = 128
 
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +50,8 @@ class UpdatePolicy(msgspec.Struct, frozen=True, kw_only=True):
 class PlacementPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Where tasks may go. ``spread`` are the descriptors of spread preferences; ``platforms`` are (os, architecture).
 
-    Tasks of a higher ``priority`` are placed first, and if need be in the place of lower ones.
+    Tasks of a higher ``priority`` are placed first, and if need be in the place of lower ones. Those of services of one
+    ``group`` are placed together or not at all.
     """
 
     constraints: tuple[Constraint, ...] = ()
@@ -58,6 +61,7 @@ class PlacementPolicy(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = ""
     affinities: tuple[Affinity, ...] = ()
     priority: int = 0
+    group: str = ""
 
 
 class NetworkAttachment(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +145,14 @@ def read_placement(raw: Mapping[str, Any] | None, labels: Mapping[str, str]) -> 
         strategy=str(raw.get("Strategy") or labels.get(STRATEGY_LABEL, "")),
         affinities=read_affinities(raw, labels),
         priority=_priority(raw.get("Priority", labels.get(PRIORITY_LABEL, 0))),
+        group=_group(raw.get("Group", labels.get(GROUP_LABEL, ""))),
     )
+
+
+def _group(raw: Any) -> str:
+    if not isinstance(raw or "", str) or len(raw or "") > LONGEST_GROUP:
+        raise ValueError(f"Group {raw!r} is no name of at most {LONGEST_GROUP} characters")
+    return raw or ""
 
 
 def _priority(raw: Any) -> int:

@@ -33,6 +33,7 @@ class Bonds:
         self._capacity = capacity
         self._snapshot = capacity.snapshot
         self._ids: dict[str, str] = {}
+        self._bound = False
         self._by_topology: dict[str, Rows] = {}
         self._kept_off: dict[str, list[_Distance]] = {}
         policies = [each for each in _policies(capacity.snapshot) if each[1].affinities]
@@ -45,6 +46,7 @@ class Bonds:
 
     def _note(self, service_id: str, affinity: Affinity) -> None:
         """From now on the replicas of both are counted as they are placed."""
+        self._bound = True
         other = self._other(affinity)
         for each in (service_id, other):
             self._replicas(each)
@@ -52,6 +54,10 @@ class Bonds:
             distance = _Distance(service_id, affinity.topology)
             if distance not in (held := self._kept_off.setdefault(other, [])):
                 held.append(distance)
+
+    def __bool__(self) -> bool:
+        """Whether there are affinities between services at all."""
+        return bool(self._bound)
 
     def allowed(self, service_id: str, policy: PlacementPolicy) -> Mask | None:
         """The rows that required affinities, its own and those against it, leave to a service; None: all."""

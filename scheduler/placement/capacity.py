@@ -6,7 +6,8 @@ wins. It must not know which node is good for what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,27 @@ class Capacity:
     def rows(self) -> Mapping[str, int]:
         """Node id → row."""
         return {node_id: row for row, node_id in enumerate(self.ids)}
+
+    def saved(self) -> Callable[[], None]:
+        """What brings everything back to what it is now, however much is spent meanwhile."""
+        columns = (self.free_cpus, self.free_memory, self.nominal_cpus, self.nominal_memory, self.full)
+        copies = [column.copy() for column in columns]
+        standing = {service_id: column.copy() for service_id, column in self.standing.items()}
+        by_node = copy.deepcopy((self._ports, self._generic, self._names))
+        honest = self.honest
+
+        def restore() -> None:
+            for column, held in zip(columns, copies, strict=True):
+                column[:] = held
+            for service_id in list(self.standing):
+                if service_id in standing:
+                    self.standing[service_id][:] = standing[service_id]
+                else:
+                    del self.standing[service_id]
+            self._ports, self._generic, self._names = by_node
+            self.honest = honest
+
+        return restore
 
     @cached_property
     def strategy(self) -> str:

@@ -8,12 +8,13 @@ placed (small groups, large ones, with preferences) never changes where its task
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from covey.model.objects import Task
 from covey.model.task_states import TaskState
 from scheduler.draft import Draft
+from scheduler.placement import together
 from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Rows
 from scheduler.placement.feasible import fits_one, refusals, suitable
@@ -59,6 +60,7 @@ class _Pass:
         self.preemption = Preemption(self.capacity)
         self.left = settings.pass_tasks
         self.groups = Counter(alike.service_id for alike in snapshot.waiting)
+        self.together: set[str] = set()
         self.singles: dict[str, Singles] = {}
         self.refused: list[tuple[Sequence[Task], Request]] = []
         self.hopeless: dict[int, list[tuple[int, int]]] = {}
@@ -72,7 +74,7 @@ class _Pass:
             improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
             for group in packed:
                 self._place(*group, improved.get(group[0], ()))
-        if not self.left:
+        if self.left <= 0:
             self.draft.wake(self.now)
         self._tell()
 
@@ -105,25 +107,61 @@ class _Pass:
 
     def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
         """Place a group, of whose first tasks ``rows`` have been found and spent already."""
-        if not self.left:
+        if self.left <= 0:
             return
         tasks = waiting.ordered()
         count = min(len(tasks), self.left)
         request = self._request(alike, waiting)
+        group = request.spec.placement.group
+        if group and not together.begun(self.snapshot, group):
+            self._place_together(group)
+            return
         strategy = strategy_of(request, self.capacity)
         rows = list(rows[:count])
         rows += self._rows(request, strategy, alike.node_id, count - len(rows))
-        names = self.capacity.ids
         if rows:
-            cause = f"placement: {strategy}"
-            given = [self.capacity.give(row, request) for row in rows] if request.generic else ()
-            self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
-            self.left -= len(rows)
+            self._assign(tasks, rows, request, f"placement: {strategy}")
         if len(rows) < count:
             refused = list(islice(tasks.values(), len(rows), count))
             self.refused.append((refused, request))
             if request.spec.placement.priority:
                 self._preempt(refused, request)
+
+    def _assign(self, tasks: Iterable[str], rows: Sequence[int], request: Request, cause: str) -> None:
+        """The first of ``tasks`` get the nodes of ``rows``."""
+        names = self.capacity.ids
+        given = [self.capacity.give(row, request) for row in rows] if request.generic else ()
+        self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
+        self.left -= len(rows)
+
+    def _place_together(self, name: str) -> None:
+        """Every waiting task of the services of a group, or none: also beyond what a pass places otherwise."""
+        if name in self.together:
+            return
+        self.together.add(name)
+        members = together.members(self.snapshot, name)
+        if lacking := together.lacking(self.snapshot, name):
+            self._refuse_together(members, lacking)
+            return
+        restore = self.capacity.saved()
+        found: list[tuple[Waiting, list[int], Request]] = []
+        for alike, waiting in members:
+            request = self._request(alike, waiting)
+            rows = self._rows(request, strategy_of(request, self.capacity), alike.node_id, len(waiting.tasks))
+            if len(rows) < len(waiting.tasks):
+                why = str(refusals(self.capacity, request, only=alike.node_id))
+                restore()
+                # What was concluded from less than there is again, is not so any more.
+                self.singles, self.hopeless = {}, {}
+                self._refuse_together(members, f"group {name} has no place for all of its tasks together: {why}")
+                return
+            found.append((waiting, rows, request))
+        for waiting, rows, request in found:
+            self._assign(waiting.ordered(), rows, request, f"placement: group {name}")
+
+    def _refuse_together(self, members: Sequence[Group], message: str) -> None:
+        tasks = (task for _, waiting in members for task in waiting.ordered().values())
+        self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
 
     def _preempt(self, tasks: Sequence[Task], request: Request) -> None:
         """Make room for tasks that have none; they are placed when it is there."""
@@ -148,7 +186,7 @@ class _Pass:
             return placed
         if request.spec.placement.spread:
             return _numbers(place_under_preferences(capacity, request, strategy, count))
-        if request.plain and self._hopeless(request):
+        if self.hopeless and request.plain and self._hopeless(request):
             return []
         if count <= SMALL and request.plain and strategy in DISTINCT and len(self.groups) >= _MANY:
             singles = self.singles.get(strategy)
@@ -167,8 +205,6 @@ class _Pass:
 
     def _hopeless(self, request: Request) -> bool:
         """Whether one that asked for no more, of the same nodes, was refused by all of them in this pass."""
-        if not self.hopeless:
-            return False
         refused = self.hopeless.get(id(suitable(self.capacity, request)), ())
         return any(request.cpus >= cpus and request.memory >= memory for cpus, memory in refused)
 

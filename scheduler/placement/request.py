@@ -83,7 +83,7 @@ def request_of(task: Task, capacity: Capacity, now: float, bonds: Bonds, *, shar
         drivers,
         replicas,
         _failing(task, capacity, now) if snapshot.failures else None,
-        bonds.allowed(task.service_id, spec.placement),
+        bonds.allowed(task.service_id, spec.placement) if bonds else None,
         bonds.score(task.service_id, spec.placement) if spec.placement.affinities else None,
     )
 

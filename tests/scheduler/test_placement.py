@@ -361,3 +361,73 @@ def test_a_host_port_is_taken_from_a_lower_priority() -> None:
     assert places(world, "high") == ["n1"]
     assert places(world, "low") == []
     assert places(world, "other") == ["n1"]
+
+
+def test_a_group_is_placed_together_or_not_at_all() -> None:
+    world = cluster(2, cpus=4)
+    world.service("filler", replicas=1, template=asking(cpus=1))
+    world.run()
+    world.service("workers", replicas=6, template=asking(cpus=1, Group="job"))
+    world.service("driver", replicas=2, template=asking(cpus=1, Group="job"))
+    world.service("alone", template=asking(cpus=1))
+    world.run()
+    assert places(world, "workers") == places(world, "driver") == []
+    assert len(places(world, "alone")) == 1, "what a group could not have is given to others"
+    assert message(world, "driver") == (
+        "group job has no place for all of its tasks together: no suitable node (insufficient resources on 2 nodes)"
+    )
+    world.node("n3", cpus=4)
+    world.run()
+    assert len(places(world, "workers")) == 6
+    assert len(places(world, "driver")) == 2
+    columns = world.snapshot.columns
+    assert (columns.used_cpus <= columns.total_cpus).all()
+
+
+def test_a_group_waits_for_those_that_have_no_addresses_yet() -> None:
+    world = cluster(2)
+    template = asking(Group="job")
+    world.service("a", replicas=2, template=template)
+    world.service("b", replicas=1, template={**template, "Networks": [{"Target": "missing"}]})
+    world.run()
+    assert places(world, "a") == []
+    assert message(world, "a") == "group job waits for all of its tasks: 2 of 3 are there"
+    world.network("missing")
+    world.run()
+    assert len(places(world, "a")) == 2
+    assert len(places(world, "b")) == 1
+
+
+def test_what_fails_of_a_group_that_has_begun_is_replaced_alone() -> None:
+    world = cluster(2, cpus=2)
+    world.service("a", replicas=4, template=asking(cpus=1, Group="job"))
+    world.run()
+    for task in [task for task in world.running("a") if task.node_id == "n1"]:
+        world.report(task.id, S.FAILED)
+    other = next(task for task in world.running("a"))
+    world.report(other.id, S.FAILED)
+    world.put(Node(id="n1", availability="pause"))
+    world.run()
+    world.now += 10
+    world.run()
+    assert places(world, "a") == ["n2", "n2"], "one of three has room again"
+
+
+def test_what_a_group_tried_is_undone_to_the_last() -> None:
+    """Host ports, names and counts of generic resources, replicas and room are as before for those that come after it."""
+    world = cluster(1, cpus=4)
+    held = world.snapshot.nodes["n1"].info
+    assert held is not None
+    gpus = Resources(nano_cpus=4 * NANO, memory_bytes=1024 * MIB, generic_named={"gpu": ("a",)})
+    world.put(msgspec.structs.replace(held, description=msgspec.structs.replace(held.description, resources=gpus)))
+    wish = asking(cpus=1, Group="job")
+    reserved = {"NanoCPUs": NANO, "GenericResources": [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}]}
+    wish["Resources"] = {"Reservations": reserved}
+    ports = {"Ports": [{"TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}
+    world.service("a", template=wish, EndpointSpec=ports)
+    world.service("b", template=asking(cpus=9, Group="job"))
+    world.now += 1
+    world.service("c", template={**wish, "Placement": {"MaxReplicas": 1}}, EndpointSpec=ports)
+    world.run()
+    assert places(world, "a") == places(world, "b") == []
+    assert [task.generic_named for task in world.running("c")] == [{"gpu": ("a",)}]

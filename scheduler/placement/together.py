@@ -1,0 +1,42 @@
+"""Services of one group: who they are, and whether all of their tasks are there to be placed together.
+
+It decides nothing about nodes. A group is whole while every replica its services want waits for a node. Once any of it has
+one, the group has begun, and what fails later is replaced alone: the rest of it runs.
+"""
+
+from __future__ import annotations
+
+from scheduler.placement.lists import Group
+from scheduler.snapshot import Snapshot
+
+
+def begun(snapshot: Snapshot, name: str) -> bool:
+    """Whether any task of the group has its node."""
+    return any(
+        service_id in snapshot.replicas
+        for service_id, spec in snapshot.service_specs.items()
+        if spec.task.placement.group == name
+    )
+
+
+def members(snapshot: Snapshot, name: str) -> list[Group]:
+    """What waits of the group, the longest waiting first."""
+    found = [
+        (alike, waiting)
+        for alike, waiting in snapshot.waiting.items()
+        if snapshot.task_specs[waiting.first().id].placement.group == name
+    ]
+    return sorted(found, key=lambda group: (group[1].first().created_at, group[0]))
+
+
+def lacking(snapshot: Snapshot, name: str) -> str:
+    """What tasks are told while some of the group's do not even wait for a node yet; "" when all are there."""
+    wanted = there = 0
+    waiting: dict[str, int] = {}
+    for alike, tasks in snapshot.waiting.items():
+        waiting[alike.service_id] = waiting.get(alike.service_id, 0) + len(tasks.tasks)
+    for service_id, spec in snapshot.service_specs.items():
+        if spec.task.placement.group == name and spec.mode == "replicated":
+            wanted += spec.replicas
+            there += min(waiting.get(service_id, 0), spec.replicas)
+    return "" if there >= wanted else f"group {name} waits for all of its tasks: {there} of {wanted} are there"
