@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Draft:
     """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began."""
 
     def __init__(self) -> None:
-        self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
+        self._creates: dict[tuple[Any, ...], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
         self._assigns: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
@@ -41,8 +41,9 @@ class Draft:
         self._wake_at: float | None = None
 
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
-        """A task like ``prototype`` (whose service tells it from others)."""
-        key = (prototype.service_id, desired, not_before, cause)
+        """A task like ``prototype`` (whose service and marks tell it from others)."""
+        marks = (prototype.rollout, prototype.crashes, prototype.avoid)
+        key = (cause, prototype.service_id, desired, not_before, *marks)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
             self._creates[key] = (alike, [])
@@ -85,8 +86,8 @@ class Draft:
     def plan(self, base_revision: int, cause: str) -> Plan:
         """Everything collected."""
         changes: list[Change] = list(self._others)
-        for (_, _, _, why), (prototype, rows) in self._creates.items():
-            changes.append(_creation(prototype, rows, why))
+        for key, (prototype, rows) in self._creates.items():
+            changes.append(_creation(prototype, rows, key[0]))
         changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
         changes += [
             AssignTasks(tuple(ids), tuple(nodes), why, message) for (why, message), (ids, nodes) in self._assigns.items()

@@ -19,6 +19,7 @@ from covey.model.objects import (
     KINDS,
     Cluster,
     Leader,
+    Name,
     Network,
     NetworkAllocation,
     Node,
@@ -289,6 +290,7 @@ class Index:
             statuses=cast("dict[str, TaskStatus]", held["task_status"]),
             by_service=self._by_service,
             by_node=self._by_node,
+            names=cast("dict[str, Name]", held["name"]),
         )
 
     def checksum(self) -> int:

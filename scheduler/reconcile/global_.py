@@ -9,7 +9,7 @@ from __future__ import annotations
 from covey.model.task_states import TaskState
 from scheduler import rollout
 from scheduler.placement.constraints import allows, fits_platform
-from scheduler.reconcile.slots import Slot, Work, tend
+from scheduler.reconcile.slots import Slot, Work, stop, tend
 from scheduler.snapshot import NodeView
 
 
@@ -24,6 +24,8 @@ def decide(work: Work) -> None:
             work.shut_down((a.task for a in slot.active), f"service {work.service.id} is not to run on node {node_id} now")
         elif slot.active or view.ready:
             kept.append(slot)
+    if work.spec.stopped:
+        return stop(work, kept)
     chosen = rollout.decide(work, [slot for slot in kept if work.snapshot.nodes[slot.key[1]].ready])
     for slot in kept:
         if slot.key not in chosen:

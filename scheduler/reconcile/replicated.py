@@ -10,7 +10,7 @@ from itertools import count, islice
 
 from covey.model.task_states import TaskState
 from scheduler import rollout
-from scheduler.reconcile.slots import Slot, Work, tend
+from scheduler.reconcile.slots import Slot, Work, stop, tend
 
 
 def decide(work: Work) -> None:
@@ -19,6 +19,8 @@ def decide(work: Work) -> None:
     wanted = work.spec.replicas
     if len(slots) > wanted:
         slots = _scale_down(work, slots, wanted)
+    if work.spec.stopped:
+        return stop(work, slots)
     if len(slots) < wanted:
         _scale_up(work, slots, wanted)
     chosen = rollout.decide(work, slots)
