@@ -11,7 +11,7 @@ a task at once, the new one waiting for the old to be over; start-first leaves t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,9 +40,12 @@ class Standing:
     total: int = 0
 
 
-def decide(work: Work, slots: Sequence[Slot]) -> set[SlotKey]:
-    """Replace outdated tasks of ``slots``; the keys of the slots dealt with here, which need no tending."""
-    standing = survey(work, slots)
+def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> set[SlotKey]:
+    """Replace outdated tasks of ``slots``; the keys of the slots dealt with here, which need no tending.
+
+    Slots ``left_alone`` keep what they have (their node takes nothing new), and yet those that do not run are down.
+    """
+    standing = survey(work, slots, left_alone)
     if not update_status.follow(work, standing):
         return set()
     chosen = {slot.key for slot in standing.retried if _retry(work, slot)}
@@ -58,7 +61,13 @@ def decide(work: Work, slots: Sequence[Slot]) -> set[SlotKey]:
     return chosen
 
 
-def survey(work: Work, slots: Sequence[Slot]) -> Standing:
+def stop(work: Work, slots: Iterable[Slot]) -> None:
+    """The service is stopped: its slots stay, nothing runs in them, and so nothing is left to be rolled out."""
+    work.shut_down((a.task for slot in slots for a in slot.active), f"service {work.service.id} is stopped")
+    update_status.follow(work, Standing())
+
+
+def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> Standing:
     """How the rollout stands in ``slots``."""
     from scheduler.reconcile.slots import spent
 
@@ -69,7 +78,9 @@ def survey(work: Work, slots: Sequence[Slot]) -> Standing:
         newest = slot.active[-1] if slot.active else None
         if newest is not None and newest.task.rollout and newest.state < TaskState.RUNNING:
             standing.flying.add(slot.key)
-        if newest is not None:
+        if slot.key in left_alone:
+            outdated = False
+        elif newest is not None:
             outdated = all(work.outdated(a.task) for a in slot.active)
         else:
             outdated = work.outdated(slot.history[-1].task) and spent(work, slot)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from covey.model.task_states import TaskState
 from scheduler import rollout
 from scheduler.placement.constraints import allows, fits_platform
-from scheduler.reconcile.slots import Slot, Work, stop, tend
+from scheduler.reconcile.slots import Slot, Work, tend
 from scheduler.snapshot import NodeView
 
 
@@ -25,8 +25,9 @@ def decide(work: Work) -> None:
         elif slot.active or view.ready:
             kept.append(slot)
     if work.spec.stopped:
-        return stop(work, kept)
-    chosen = rollout.decide(work, [slot for slot in kept if work.snapshot.nodes[slot.key[1]].ready])
+        return rollout.stop(work, kept)
+    silent = {slot.key for slot in kept if not work.snapshot.nodes[slot.key[1]].ready}
+    chosen = rollout.decide(work, kept, left_alone=silent)
     for slot in kept:
         if slot.key not in chosen:
             tend(work, slot)

@@ -10,7 +10,7 @@ from itertools import count, islice
 
 from covey.model.task_states import TaskState
 from scheduler import rollout
-from scheduler.reconcile.slots import Slot, Work, stop, tend
+from scheduler.reconcile.slots import Slot, Work, tend
 
 
 def decide(work: Work) -> None:
@@ -20,7 +20,7 @@ def decide(work: Work) -> None:
     if len(slots) > wanted:
         slots = _scale_down(work, slots, wanted)
     if work.spec.stopped:
-        return stop(work, slots)
+        return rollout.stop(work, slots)
     if len(slots) < wanted:
         _scale_up(work, slots, wanted)
     chosen = rollout.decide(work, slots)

@@ -10,6 +10,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from covey.model.filters import Constraint
 from covey.model.objects import PortConfig, Service, Task
 from covey.model.spec import ServiceSpec, UpdatePolicy
 from covey.model.task_states import TaskState, is_terminal
@@ -18,7 +19,7 @@ from scheduler.draft import Draft, Row
 from scheduler.placement.constraints import allows
 from scheduler.restart import Attempt
 from scheduler.settings import Settings
-from scheduler.snapshot import Snapshot
+from scheduler.snapshot import NodeView, Snapshot
 
 SlotKey = tuple[int, str]
 
@@ -78,6 +79,22 @@ def _unconstrained(template: dict[str, Any]) -> dict[str, Any]:
     return {**template, "Placement": placement}
 
 
+def _outdated(like: Likeness, constraints: Sequence[Constraint], view: NodeView | None) -> bool:
+    if like is Likeness.CONSTRAINTS:
+        return view is None or not allows(constraints, view)
+    return like is Likeness.OTHER
+
+
+def up_to_date(snapshot: Snapshot, task: Task) -> bool:
+    """Whether ``task`` is as its service, which there must be, asks for."""
+    service = snapshot.services.get(task.service_id)
+    if service is None or task.spec_version == service.spec_version:
+        return service is not None
+    spec = snapshot.service_specs[service.id]
+    like = likeness(task, template_of(service), spec.ports)
+    return not _outdated(like, spec.task.placement.constraints, snapshot.nodes.get(task.node_id))
+
+
 class Marks(NamedTuple):
     """What is noted on a new task: the generation whose rollout makes it (0: none does), and what its slot went through."""
 
@@ -121,10 +138,7 @@ class Work:
         like = self._likeness.get(task.spec_version)
         if like is None:
             like = self._likeness[task.spec_version] = likeness(task, self.template, self.spec.ports)
-        if like is Likeness.CONSTRAINTS:
-            view = self.snapshot.nodes.get(task.node_id)
-            return view is None or not allows(self.spec.task.placement.constraints, view)
-        return like is Likeness.OTHER
+        return _outdated(like, self.spec.task.placement.constraints, self.snapshot.nodes.get(task.node_id))
 
     def create(
         self,
@@ -203,12 +217,6 @@ class Work:
         if history[-1].state in restart.ENDED_BY_ITSELF:
             delay = restart.backed_off(delay, carried.crashes, settings.backoff_after, limit, last.id)
         return restart.decide(history, policy, self.now, delay), Marks(0, *carried)
-
-
-def stop(work: Work, slots: Iterable[Slot]) -> None:
-    """The service is stopped: its slots stay, and nothing runs in them."""
-    cause = f"service {work.service.id} is stopped"
-    work.shut_down((a.task for slot in slots for a in slot.active), cause)
 
 
 def tend(work: Work, slot: Slot) -> None:
