@@ -52,10 +52,10 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
 
 def _waiting(snapshot: Snapshot) -> list[list[Task]]:
     """Pending tasks, alike ones together, the longest waiting first."""
-    alike: dict[tuple[str, int, str], list[Task]] = {}
+    alike: dict[tuple[str, int, str, tuple[str, ...]], list[Task]] = {}
     for task in snapshot.tasks.values():
         if task.state == TaskState.PENDING and task.desired <= TaskState.COMPLETE:
-            alike.setdefault((task.service_id, task.spec_version, task.node_id), []).append(task)
+            alike.setdefault((task.service_id, task.spec_version, task.node_id, task.avoid), []).append(task)
     for tasks in alike.values():
         tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
     return sorted(alike.values(), key=lambda tasks: (tasks[0].created_at, tasks[0].service_id, tasks[0].node_id))
@@ -100,6 +100,9 @@ def _standing(task: Task, spec: TaskSpec, capacity: Capacity, now: float) -> Sta
             status = snapshot.statuses.get(other.id)
             failures[view.row] += status is not None and status.at > now - settings.failure_window
     failing = np.where(failures >= settings.failure_limit, failures, 0).astype(np.int64)
+    for node_id in task.avoid:
+        if (view := snapshot.nodes.get(node_id)) is not None:
+            failing[view.row] += 1
     branches = tuple(_branches(spec.placement.spread, capacity))
     return Standing(replicas, failing, branches)
 
