@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     backoff_after: int = 3
     backoff_limit: float = 300.0
     backoff_reset: float = 300.0
-    avoid_after: int = 3
+    avoid_after: int = 5
     history: int = 5
     #: Former specs of a service that are kept for ``rollback --to``.
     past_specs: int = 10
