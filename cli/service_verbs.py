@@ -78,4 +78,4 @@ def changed(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = [*before, *(key for key in after if key not in before)]
         return [found for key in keys for found in changed(before.get(key), after.get(key), f"{path}.{key}")]
-    return [] if before == after else [".".join(path.split(".")[-2:])]
+    return [] if before == after else [".".join(path.strip(".").split(".")[-2:])]
