@@ -55,8 +55,11 @@ class Verdict:
 class Watch:
     """One service on its way. Feed it with ``observe``; times are seconds of any clock that only rises."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, rollback: bool = False) -> None:
+        """``rollback``: the change takes a former spec back; when it does not, a rollback is the failure of an update."""
         self.name = name
+        self._rollback = rollback
+        self._reason = ""
         self.slots: dict[str, SlotView] = {}
         self._before: set[str] = set()
         self._counted: set[str] = set()
@@ -86,13 +89,16 @@ class Watch:
             whole = False
         self._all_since = (now if self._all_since is None else self._all_since) if whole else None
         verdict.converged = self._all_since is not None and (now - self._all_since >= STABLE or verdict.wanted == 0)
-        if not verdict.converged and not verdict.failure:
+        if not verdict.converged and not verdict.failure and self._update[0] != "rollback_started":
             self._give_up(service, tasks, verdict)
         return verdict
 
     @staticmethod
     def _count(service: Mapping[str, Any], live: Sequence[Task]) -> int:
-        mode = (service.get("Spec") or {}).get("Mode") or {}
+        spec = service.get("Spec") or {}
+        mode = spec.get("Mode") or {}
+        if (spec.get("Labels") or {}).get("covey.stopped") == "true":
+            return 0
         if "Global" in mode:
             # One that fits no node stays without tasks; until the first appears it is not converged.
             return max(1, len(live))
@@ -146,8 +152,11 @@ class Watch:
         state = self._update[0]
         if state and self._update != known:
             message = str((service["UpdateStatus"] or {}).get("Message") or "")
+            self._reason = message if state == "rollback_started" else self._reason
             verdict.lines.append(f"{self.name} {state.replace('_', ' ')}{': ' + message if message else ''}")
-            if state in ("paused", "rollback_paused", "rollback_completed"):
+            if state == "rollback_completed" and not self._rollback:
+                verdict.failure = f"service {self.name}: {self._reason or message}"
+            elif state in ("paused", "rollback_paused"):
                 verdict.failure = f"service {self.name}: {message or state.replace('_', ' ')}"
 
     def _give_up(self, service: Mapping[str, Any], tasks: Sequence[Task], verdict: Verdict) -> None:

@@ -70,13 +70,13 @@ def _bars(watch: Watch, verdict: Verdict) -> list[str]:
     return lines
 
 
-def watch_before(api: Client, services: Sequence[str]) -> dict[str, Watch]:
+def watch_before(api: Client, services: Sequence[str], rollback: bool = False) -> dict[str, Watch]:
     """Services (ids) as they are before a change, so that only what comes of it is news."""
     nodes = alive_nodes(api)
     watches: dict[str, Watch] = {}
     for service_id in services:
         service = api.get(f"/services/{service_id}")
-        watch = watches[service_id] = Watch(service["Spec"]["Name"])
+        watch = watches[service_id] = Watch(service["Spec"]["Name"], rollback=rollback)
         watch.prime(service, api.get("/tasks", {"filters": filters([], service=service_id)}), nodes)
     return watches
 

@@ -20,6 +20,7 @@ from covey.model.objects import (
     KINDS,
     Cluster,
     Leader,
+    Name,
     Network,
     NetworkAllocation,
     Node,
@@ -297,6 +298,7 @@ class Index:
             waiting=self._tally.waiting,
             replicas=self._tally.replicas,
             failures=self._tally.failures,
+            names=cast("dict[str, Name]", held["name"]),
         )
 
     def checksum(self) -> int:

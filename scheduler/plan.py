@@ -113,6 +113,18 @@ class PutServiceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RollBack:
+    """A service's previous spec becomes its spec again, and ``status`` its status, in one transaction.
+
+    ``generation`` is that of the spec that failed; the status is written with the next one's.
+    """
+
+    status: ServiceStatus
+    generation: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutAllocation:
     """Addresses or ports given to a network or a service."""
 
@@ -146,6 +158,7 @@ Change = (
     | DeleteTasks
     | PutNodeStatus
     | PutServiceStatus
+    | RollBack
     | PutAllocation
     | DropAllocation
     | DropStatus

@@ -14,11 +14,15 @@ from covey.model.task_states import TaskState, is_terminal, shown
 
 
 class Alike(NamedTuple):
-    """What tasks that are placed together share. ``node_id`` is "" unless they are bound to a node (global services)."""
+    """What tasks that are placed together share.
+
+    ``node_id`` is "" unless they are bound to a node (global services); ``avoid`` are the nodes on which their slot crashed.
+    """
 
     service_id: str
     spec_version: int
     node_id: str
+    avoid: tuple[str, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -192,7 +196,7 @@ def _classify(task: Task, status: TaskStatus | None) -> _Counted | None:
     alike = Alike(task.service_id, task.spec_version, task.node_id)
     if task.state < TaskState.ASSIGNED:
         wanted = task.state == TaskState.PENDING and task.desired <= TaskState.COMPLETE
-        return _Counted("waiting", alike) if wanted else None
+        return _Counted("waiting", alike._replace(avoid=task.avoid) if task.avoid else alike) if wanted else None
     if not task.node_id:
         return None
     state = shown(task.state, status.state if status is not None else None)

@@ -31,6 +31,7 @@ from scheduler.plan import (
     PutAllocation,
     PutNodeStatus,
     PutServiceStatus,
+    RollBack,
 )
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -253,6 +254,18 @@ def _put_service_status(check: _Check, change: PutServiceStatus) -> Change | Non
     return _single(check, change, change.status.id, "the service is gone" if gone else "")
 
 
+def _roll_back(check: _Check, change: RollBack) -> Change | None:
+    service = check.snapshot.services.get(change.status.id)
+    why = ""
+    if service is None:
+        why = "the service is gone"
+    elif service.generation != change.generation:
+        why = f"its spec is of generation {service.generation}, not {change.generation}, meanwhile"
+    elif service.previous_spec is None:
+        why = "it has no previous spec"
+    return _single(check, change, change.status.id, why)
+
+
 def _put_allocation(check: _Check, change: PutAllocation) -> Change | None:
     given = change.allocation
     owners: Any = check.snapshot.networks if given.kind == "network_allocation" else check.snapshot.services
@@ -278,6 +291,7 @@ _CHECKS: dict[type[Any], Callable[[_Check, Any], Change | None]] = {
     DeleteTasks: _delete,
     PutNodeStatus: _put_node_status,
     PutServiceStatus: _put_service_status,
+    RollBack: _roll_back,
     PutAllocation: _put_allocation,
     DropAllocation: _drop,
     DropStatus: _drop,

@@ -46,7 +46,12 @@ class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from."""
+    """A Spec with identity. How it changes is decided in covey.model.versions.
+
+    ``generation`` counts the changes of the spec. ``spec_version`` is the generation in which what tasks are made from was
+    asked for (a rollback goes back to a former one, never to another content); tasks say which of them they were made from.
+    ``rolling_back``: the last change took a former spec back, and the rollback policy governs how it reaches the tasks.
+    """
 
     kind: ClassVar[str] = "service"
 
@@ -54,6 +59,9 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     previous_spec: dict[str, Any] | None = None
     spec_version: int = 1
+    generation: int = 1
+    previous_spec_version: int = 0
+    rolling_back: bool = False
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -62,13 +70,30 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
         return str(self.spec.get("Name", ""))
 
 
+class PastSpec(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A spec that a service had: ``id`` is ``<service id>.<generation>``. ``created_at``: when it was asked for."""
+
+    kind: ClassVar[str] = "past_spec"
+
+    id: str
+    service_id: str
+    generation: int
+    spec_version: int
+    spec: dict[str, Any]
+    created_at: float = 0.0
+
+
 class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the last update goes: updating, paused, completed, and rollback_started, rollback_paused, rollback_completed."""
+    """How the last update goes: updating, paused, completed, and rollback_started, rollback_paused, rollback_completed.
+
+    It is about the service's spec of ``generation`` and says nothing of a later one.
+    """
 
     state: str = ""
     started_at: float = 0.0
     completed_at: float = 0.0
     message: str = ""
+    generation: int = 0
 
 
 class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -239,6 +264,9 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
     within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
     ``generic_named`` are the names of its node's generic resources that it was given, by kind.
+    ``rollout`` is the service's generation whose rollout made the task, 0 when it was made to fill its slot. ``crashes``:
+    how many tasks of the slot before it ended soon after their start, one after the other; ``avoid``: the nodes on which
+    they did, which are ranked after others.
     """
 
     kind: ClassVar[str] = "task"
@@ -263,13 +291,18 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     not_before: float = 0.0
     replaces: str = ""
     generic_named: dict[str, tuple[str, ...]] = {}
+    rollout: int = 0
+    crashes: int = 0
+    avoid: tuple[str, ...] = ()
 
 
 class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the worker observed of a task. ``id`` is the task's. Its state's rank only rises.
 
     ``exit_code`` is None until the container has exited; ``failed_at`` is the time of the exit or refusal. ``ports`` are
-    those bound on the node (host ports chosen). ``health`` is "", starting, healthy or unhealthy.
+    those bound on the node (host ports chosen). ``health`` is "", starting, healthy or unhealthy. ``started_at`` is when it
+    was RUNNING first, 0 if never; ``at`` and ``started_at`` are the worker's time, ``stored_at``, when a manager first wrote
+    the state down, is the manager's.
     """
 
     kind: ClassVar[str] = "task_status"
@@ -287,6 +320,8 @@ class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False
     ports: tuple[PortConfig, ...] = ()
     addresses: tuple[str, ...] = ()
     health: str = ""
+    started_at: float = 0.0
+    stored_at: float = 0.0
 
 
 class Leader(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -305,6 +340,7 @@ KINDS: dict[str, type[Stored]] = {
     for struct in (
         Cluster,
         Service,
+        PastSpec,
         ServiceStatus,
         Node,
         NodeInfo,

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from covey.model import durations
 from covey.model.affinity import Affinity, read_affinities
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
@@ -26,14 +27,29 @@ GROUP_LABEL = "covey.placement.group"
 HIGHEST_PRIORITY = 1000
 LONGEST_GROUP = 128
 
+#: The label of a service that is stopped: ``true`` keeps its tasks from running, its replica count stays as it is.
+STOPPED_LABEL = "covey.stopped"
+
+#: The labels by which clients that cannot send RestartPolicy.BackoffLimit and BackoffReset choose them, as ``5m``.
+BACKOFF_LIMIT_LABEL = "covey.restart.backoff-limit"
+BACKOFF_RESET_LABEL = "covey.restart.backoff-reset"
+
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When a slot is filled again: none, on-failure or any; ``max_attempts`` 0 is without end, ``window`` 0 all time."""
+    """When a slot is filled again: none, on-failure or any; ``max_attempts`` 0 is without end, ``window`` 0 all time.
+
+    ``delay`` grows up to ``backoff_limit`` for a slot whose tasks keep crashing, 0 is never; a task that ran for
+    ``backoff_reset`` did not crash. None: as the settings say, and no back-off at all if the delay was asked for
+    (``fixed_delay``).
+    """
 
     condition: str = "any"
     delay: float = 5.0
     max_attempts: int = 0
     window: float = 0.0
+    fixed_delay: bool = False
+    backoff_limit: float | None = None
+    backoff_reset: float | None = None
 
 
 class UpdatePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +114,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     rollback: UpdatePolicy = UpdatePolicy()
     ports: tuple[PortConfig, ...] = ()
     endpoint_mode: str = "vip"
+    stopped: bool = False
 
 
 def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
@@ -105,14 +122,27 @@ def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
     return default if value is None else int(value) / NANO
 
 
-def read_restart(raw: Mapping[str, Any] | None) -> RestartPolicy:
-    """The restart policy of a TaskTemplate's ``RestartPolicy``."""
-    raw = raw or {}
+def _label_seconds(raw: Mapping[str, Any], key: str, labels: Mapping[str, str], label: str) -> float | None:
+    """What the extension field ``key`` says, or else the label; the door has refused labels that say nothing."""
+    if raw.get(key) is not None:
+        return int(raw[key]) / NANO
+    try:
+        return durations.seconds(labels[label]) if label in labels else None
+    except ValueError:
+        return None
+
+
+def read_restart(raw: Mapping[str, Any] | None, labels: Mapping[str, str] | None = None) -> RestartPolicy:
+    """The restart policy of a TaskTemplate's ``RestartPolicy``; ``labels`` are the service's."""
+    raw, labels = raw or {}, labels or {}
     return RestartPolicy(
         condition=raw.get("Condition") or "any",
         delay=_seconds(raw, "Delay", 5.0),
         max_attempts=int(raw.get("MaxAttempts") or 0),
         window=_seconds(raw, "Window", 0.0),
+        fixed_delay=raw.get("Delay") is not None,
+        backoff_limit=_label_seconds(raw, "BackoffLimit", labels, BACKOFF_LIMIT_LABEL),
+        backoff_reset=_label_seconds(raw, "BackoffReset", labels, BACKOFF_RESET_LABEL),
     )
 
 
@@ -188,7 +218,7 @@ def read_task_spec(template: Mapping[str, Any], labels: Mapping[str, str] | None
         image=container.get("Image") or "",
         reservations=read_resources(resources.get("Reservations")),
         limits=read_resources(resources.get("Limits")),
-        restart=read_restart(template.get("RestartPolicy")),
+        restart=read_restart(template.get("RestartPolicy"), labels),
         placement=read_placement(template.get("Placement"), labels or {}),
         networks=tuple(
             NetworkAttachment(target=str(entry.get("Target") or ""), aliases=tuple(entry.get("Aliases") or ()))
@@ -246,4 +276,5 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         rollback=read_update(raw.get("RollbackConfig")),
         ports=read_ports(endpoint),
         endpoint_mode=endpoint.get("Mode") or "vip",
+        stopped=labels.get(STOPPED_LABEL) == "true",
     )

@@ -13,6 +13,7 @@ from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
 from manager.routes.secrets import KINDS, Files
+from manager.routes.service_verbs import ServiceVerbs
 from manager.routes.services import Services
 from manager.routes.swarm import Swarm
 from manager.routes.system import System
@@ -28,6 +29,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
     try:
         yield collect(
             Services(door),
+            ServiceVerbs(door),
             Nodes(door),
             Tasks(door),
             Swarm(door),

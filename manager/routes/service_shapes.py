@@ -16,6 +16,7 @@ from covey.model.spec import read_ports
 from covey.model.task_states import TaskState
 from manager.dispatcher.assignments import chosen_ports
 from manager.routes.shapes import show_network, stamps
+from scheduler import update_status
 from scheduler.snapshot import Snapshot
 
 _UPDATE_DEFAULTS: dict[str, Any] = {
@@ -61,7 +62,8 @@ def fill_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _show_spec(spec: Mapping[str, Any], insert_defaults: bool) -> dict[str, Any]:
+def show_spec(spec: Mapping[str, Any], insert_defaults: bool = False) -> dict[str, Any]:
+    """A ServiceSpec."""
     shown = fill_defaults(spec) if insert_defaults else dict(spec)
     shown["Labels"] = dict(shown.get("Labels") or {})
     shown["Mode"] = show_mode(shown.get("Mode"))
@@ -104,13 +106,13 @@ def show_service(
     shown: dict[str, Any] = {
         "ID": service.id,
         **stamps(service),
-        "Spec": _show_spec(service.spec, insert_defaults),
+        "Spec": show_spec(service.spec, insert_defaults),
         "Endpoint": endpoint,
     }
     if service.previous_spec is not None:
-        shown["PreviousSpec"] = _show_spec(service.previous_spec, insert_defaults)
-    if account is not None and account.update is not None:
-        shown["UpdateStatus"] = _show_update(account.update)
+        shown["PreviousSpec"] = show_spec(service.previous_spec, insert_defaults)
+    if (update := update_status.present(service, account)) is not None:
+        shown["UpdateStatus"] = _show_update(update)
     if status:
         shown["ServiceStatus"] = service_status(snapshot, service.id)
     return shown

@@ -13,6 +13,7 @@ from covey.model.objects import Task
 from covey.model.task_states import TaskState, parse
 from manager.routes.door import Door, find, find_node, find_service, matches_id, matches_labels, matches_name
 from manager.routes.service_shapes import show_task
+from scheduler.reconcile.slots import up_to_date
 from scheduler.snapshot import Snapshot
 from scheduler.story import story
 
@@ -110,8 +111,7 @@ def _filter(snapshot: Snapshot, filters: dict[str, list[str]], own: str) -> Call
     fresh_only = any(word.lower() in ("true", "1") for word in filters.get("_up-to-date", []))
 
     def wanted(task: Task) -> bool:
-        service = snapshot.services.get(task.service_id)
-        if fresh_only and (service is None or task.spec_version != service.spec_version):
+        if fresh_only and not up_to_date(snapshot, task):
             return False
         return (
             (not desired or task.desired in desired)

@@ -24,7 +24,10 @@ def decide(work: Work) -> None:
             work.shut_down((a.task for a in slot.active), f"service {work.service.id} is not to run on node {node_id} now")
         elif slot.active or view.ready:
             kept.append(slot)
-    chosen = rollout.decide(work, [slot for slot in kept if work.snapshot.nodes[slot.key[1]].ready])
+    if work.spec.stopped:
+        return rollout.stop(work, kept)
+    silent = {slot.key for slot in kept if not work.snapshot.nodes[slot.key[1]].ready}
+    chosen = rollout.decide(work, kept, left_alone=silent)
     for slot in kept:
         if slot.key not in chosen:
             tend(work, slot)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from covey.model import versions
 from covey.model.objects import Cluster, Network, Node, Service, Stored
 from covey.model.resources import NANO
+from covey.model.spec import STOPPED_LABEL
 from manager.store.codec import decode, encode
 from manager.store.interface import Delete, Operation, OutcomeUnknown, Put, StoreUnavailable, absent, mod_is
 from manager.store.keys import Writer
@@ -17,6 +19,7 @@ from manager.store.memory import MemoryStore, Verdict
 from manager.store.writer import WriterStore
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
+from tests.sim.updates import policy
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -55,7 +58,8 @@ class Client:
     def act(self) -> None:
         """Do one thing that a user would do."""
         rng = self.sim.rng
-        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove, self.availability, self.exchange]
+        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 4 + [self.rollback, self.stop_or_start]
+        actions += [self.remove, self.availability, self.exchange]
         self.sim.loop.start(self.process, self._alone(rng.choice(actions)), "client")
 
     async def _alone(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -73,7 +77,8 @@ class Client:
             "Name": name,
             "Mode": mode,
             "TaskTemplate": self._template("Global" in mode),
-            "UpdateConfig": {"Parallelism": rng.randint(0, 2), "Order": rng.choice(("stop-first", "start-first"))},
+            "UpdateConfig": policy(rng, ("pause", "continue", "rollback", "rollback")),
+            "RollbackConfig": policy(rng, ("pause", "continue")),
         }
         if rng.random() < 0.3:
             spec["EndpointSpec"] = {"Ports": [{"TargetPort": 80}]}
@@ -84,7 +89,7 @@ class Client:
         """Global services reserve nothing: they must fit on a node that others have filled."""
         rng = self.sim.rng
         template: dict[str, Any] = {
-            "ContainerSpec": {"Image": f"image{rng.randint(1, 9)}", "StopGracePeriod": NANO},
+            "ContainerSpec": {"Image": f"image{rng.randint(0, 8)}", "StopGracePeriod": NANO},
             "Resources": {"Reservations": {"NanoCPUs": 0 if everywhere else rng.choice((0, NANO // 2))}},
             "RestartPolicy": {"Delay": rng.choice((0, 1, 5)) * NANO},
             "Placement": {"Strategy": rng.choice(("", "spread", "pack"))},
@@ -104,6 +109,19 @@ class Client:
     async def update(self) -> None:
         if (service := self._pick()) is not None:
             await self._change(service, {**service.spec, "TaskTemplate": self._template("Global" in service.spec["Mode"])})
+
+    async def rollback(self) -> None:
+        """As the door does it: the service is read, and its previous spec comes back."""
+        service = self._pick()
+        held = await self._read("service", service.id) if service is not None else None
+        if isinstance(held, Service) and held.previous_spec is not None:
+            back = versions.reverted(held, versions.previous(held), self.clock.now())
+            await self._write("service", held.id, held, back)
+
+    async def stop_or_start(self) -> None:
+        if (service := self._pick()) is not None:
+            labels = {} if service.spec.get("Labels") else {STOPPED_LABEL: "true"}
+            await self._change(service, {**service.spec, "Labels": labels})
 
     async def remove(self) -> None:
         if (service := self._pick()) is not None and len(self.services) > 1:
@@ -147,14 +165,7 @@ class Client:
     async def _change(self, service: Service, spec: dict[str, Any]) -> None:
         held = await self._read("service", service.id)
         if isinstance(held, Service):
-            new = msgspec.structs.replace(
-                held,
-                spec=spec,
-                previous_spec=held.spec,
-                spec_version=held.spec_version + 1,
-                updated_at=self.clock.now(),
-            )
-            await self._write("service", service.id, held, new)
+            await self._write("service", service.id, held, versions.updated(held, spec, self.clock.now()))
 
     async def _read(self, kind: str, key: str) -> Stored | None:
         item = await self.store.get(self.sim.keys.key(kind, key))

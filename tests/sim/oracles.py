@@ -16,6 +16,7 @@ from manager.store.keys import TABLE, Writer
 from scheduler.index import Index
 from tests.sim.controller import Controller
 from tests.sim.loop import current
+from tests.sim.updates import UpdateOracle
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -45,6 +46,7 @@ class Oracles:
         self.starts: dict[str, str] = {}
         self.offered: dict[str, dict[int, StatusBatch]] = {}
         self.session_since: dict[str, float] = {}
+        self.updates = UpdateOracle(sim, self.truth, self.broken)
 
     def broken(self, what: str, details: str) -> None:
         if self.breach is None:
@@ -64,10 +66,13 @@ class Oracles:
         for kind_of_event, item in events:
             kind, key = self.sim.keys.object_id(item.key)
             value = self.sim.decode(item.value, item.mod_revision) if kind_of_event is EventKind.PUT else None
-            self._judge(kind, key, cast("Stored | None", self.truth.objects(kind).get(key)), value, writer)
+            old = cast("Stored | None", self.truth.objects(kind).get(key))
+            self._judge(kind, key, old, value, writer)
+            self.updates.before(kind, key, old, value, Writer.API if writer is None else Writer.LEADER)
             changes.append((kind, key, value))
         self.truth.apply(changes, revision)
         self._judge_whole(changes)
+        self.updates.after(changes)
 
     def _judge(self, kind: str, key: str, old: Stored | None, new: Stored | None, writer: Controller | None) -> None:
         stored_kind = "allocation" if kind.endswith("_allocation") else kind
@@ -167,7 +172,7 @@ class Oracles:
             and not is_terminal(snapshot.state(other))
         ]
         spec = snapshot.service_specs.get(task.service_id)
-        allowed = 2 if spec is None or spec.update.order == "start-first" else 1
+        allowed = 2 if spec is None or "start-first" in (spec.update.order, spec.rollback.order) else 1
         if len(wanted) > allowed:
             self.broken("two wanted tasks in a slot", f"{task.service_id} slot {task.slot or task.node_id}: {wanted}")
 
@@ -245,14 +250,17 @@ class Oracles:
         """The door's acknowledged writes are kept."""
         for (kind, key), expected in self.sim.client.acknowledged.items():
             held = self.truth.objects(kind).get(key)
-            if not any(_same(held, value) for value in expected):
+            if not any(_same(held, value) for value in (*expected, self.updates.reverted.get(key))):
                 self.broken("an acknowledged write is lost", f"{kind} {key}: {held}, not one of {expected}")
 
     def service_problem(self, service_id: str) -> str:
         """What a service lacks or has too much of, or "" when it is exactly as wanted: in the store and on the nodes."""
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
-        if spec.mode == "global":
+        wanted: set[tuple[int, str]]
+        if spec.stopped:
+            wanted = set()
+        elif spec.mode == "global":
             active = [view.id for view in snapshot.nodes.values() if view.node.availability == "active"]
             wanted = {(0, node_id) for node_id in active if node_id in self.sim.machines}
         else:
@@ -262,7 +270,9 @@ class Oracles:
         if len(tasks) != len(wanted) or (spec.mode == "global" and set(slots) != wanted) or len(set(slots)) != len(slots):
             return f"service {service_id} ({spec.mode}, {len(wanted)} wanted) has {sorted(slots)} running"
         lacking = [t.id for t in tasks if not self._runs(t)]
-        return f"tasks {lacking} of service {service_id} run in the store only" if lacking else ""
+        if lacking:
+            return f"tasks {lacking} of service {service_id} run in the store only"
+        return self.updates.going_on(service_id)
 
     def _runs(self, task: Task) -> bool:
         machine = self.sim.machines.get(task.node_id)

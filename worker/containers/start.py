@@ -352,13 +352,17 @@ async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> At
     ports = network_requests.port_bindings(container.config, container.host_config, container.port_group)
     if container.network_mode in ("host", "none"):
         ports = []
-    return await host.network.reserve(
+    reserved = await host.network.reserve(
         container.id,
         container.name,
         network_requests.requests(container),
         ports,
         dns=container.host_config.get("Dns") or [],
     )
+    if container.owner and health.test(container.config) is not None:
+        # A task is in balance once it is healthy: an update that starts it first relies on that.
+        await host.network.serve(container.id, False)
+    return reserved
 
 
 def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:

@@ -26,7 +26,8 @@ from covey.engine_api.types.service import (
     UpdateConfigFields,
 )
 from covey.errors import InvalidArgument
-from covey.model.spec import STRATEGIES, read_placement
+from covey.model import durations
+from covey.model.spec import BACKOFF_LIMIT_LABEL, BACKOFF_RESET_LABEL, STOPPED_LABEL, STRATEGIES, read_placement
 
 CheckConstraint = Callable[[str], object]
 Reference = tuple[str | None, str | None, FileTarget | None]
@@ -46,6 +47,7 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
     spec = validate(ServiceSpec, raw)
     rules.check_dns_name("Name", spec.Name)
     _check_labels("Labels", spec.Labels)
+    _check_our_labels(spec.Labels)
     _check_task(spec.TaskTemplate, check_constraint)
     _check_own_placement(spec.Name, spec.TaskTemplate.Placement, spec.Labels)
     _check_mode(spec.Mode)
@@ -61,6 +63,16 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
 def _check_labels(field: str, labels: Mapping[str, str]) -> None:
     if any(not name for name in labels):
         raise refuse(field, "a label's name must not be empty")
+
+
+def _check_our_labels(labels: Mapping[str, str]) -> None:
+    for label in (BACKOFF_LIMIT_LABEL, BACKOFF_RESET_LABEL):
+        try:
+            durations.seconds(labels.get(label, "0"))
+        except ValueError as error:
+            raise refuse(f"Labels.{label}", str(error)) from None
+    if labels.get(STOPPED_LABEL, "true") not in ("true", "false"):
+        raise refuse(f"Labels.{STOPPED_LABEL}", f"{labels[STOPPED_LABEL]!r} is neither true nor false")
 
 
 def _check_task(task: TaskSpec, check_constraint: CheckConstraint | None) -> None:
@@ -127,6 +139,8 @@ def _check_restart(field: str, policy: RestartPolicyFields | None) -> None:
         raise refuse(f"{field}.Condition", f'invalid RestartCondition: "{policy.Condition}": use none, on-failure or any')
     rules.check_not_negative(f"{field}.Delay", policy.Delay, "TaskSpec: restart-delay")
     rules.check_not_negative(f"{field}.Window", policy.Window, "TaskSpec: restart-window")
+    rules.check_not_negative(f"{field}.BackoffLimit", policy.BackoffLimit, "TaskSpec: restart-backoff-limit")
+    rules.check_not_negative(f"{field}.BackoffReset", policy.BackoffReset, "TaskSpec: restart-backoff-reset")
 
 
 def _check_placement(field: str, placement: PlacementFields | None, check: CheckConstraint | None) -> None:
