@@ -1,10 +1,11 @@
 """The table `scheduler`: how fast placement decides and how tightly it packs, one process on one core, no store.
 
 Speed: a cluster is put into the index as the mirror does it, object by object (timed as *columns*), then ``place.decide``
-is timed from ``Index.snapshot()`` to the finished Plan. Nothing is prepared for it: waiting tasks are found in the index
-by what makes them alike, as the mirror keeps them; the working copy of the node columns, the order of the groups, the
-task → node map and its tuples are in the timed part. Beside it: *verify*, as the committer does before it writes, and
-*encode*, every changed task to the bytes that are stored. ``pass_tasks`` is lifted: the whole is one pass here.
+is timed from ``Index.snapshot()`` to the finished Plan: the working copy of the node columns, the order of the groups, every
+choice, the task → node map and its tuples. What the index keeps beside the objects as they are applied is not in it, and
+is part of *columns*: node columns, and waiting tasks by what makes them alike (scheduler/tally.py); *grouping* is that
+part of it, measured apart. Beside it: *verify*, as the committer does before it writes, and *encode*, every changed task to
+the bytes that are stored. ``pass_tasks`` is lifted: the whole is one pass here, where the leader's are cut.
 Times are CPU time of this process. Packing: see ``packing.py``.
 """
 
@@ -29,6 +30,7 @@ from scheduler.index import Index
 from scheduler.placement import place
 from scheduler.plan import AssignTasks, Plan
 from scheduler.settings import Settings
+from scheduler.tally import Tally
 from scheduler.verify import verify
 from scheduler.writes import groups
 
@@ -55,7 +57,7 @@ GROWTH = (
 
 def run(rounds: int, trace: str | None = None) -> int:
     """Print both tables; 0 also when an aim is missed, which the table says."""
-    print(f"{'placement, one core, CPU time':44}{'nodes':>8}{'tasks':>9}{'columns s':>10}{'decide s':>10}"
+    print(f"{'placement, one core, CPU time':44}{'nodes':>8}{'tasks':>9}{'columns s':>10}{'grouping s':>11}{'decide s':>10}"
           f"{'tasks/s':>11}{'aim':>11}{'verify s':>10}{'encode s':>10}")  # fmt: skip
     for title, nodes, tasks, services, strategy, aim in CASES:
         _row(f"{title}, {strategy}", nodes, tasks, services, strategy, aim, rounds)
@@ -71,6 +73,7 @@ def _row(title: str, nodes: int, tasks: int, services: int, strategy: str, aim: 
     started = time.process_time()
     index.apply(objects, 1)
     columns = time.process_time() - started
+    grouping = _grouping(index)
     # What the mirror holds is old when a decision runs: collecting it is not the decision's work.
     gc.collect()
     gc.freeze()
@@ -89,8 +92,17 @@ def _row(title: str, nodes: int, tasks: int, services: int, strategy: str, aim: 
     said = f"{aim:>11,}" if aim else f"{'':11}"
     verdict = "" if not aim else "  met" if rate >= aim else "  MISSED"
     sys.stderr.write("\r" + " " * 60 + "\r")
-    print(f"{title:44}{nodes:8}{tasks:9}{columns:10.2f}{tasks / rate:10.3f}{rate:11,.0f}{said}"
+    print(f"{title:44}{nodes:8}{tasks:9}{columns:10.2f}{grouping:11.2f}{tasks / rate:10.3f}{rate:11,.0f}{said}"
           f"{verified:10.2f}{encoded:10.2f}{verdict}", flush=True)  # fmt: skip
+
+
+def _grouping(index: Index) -> float:
+    """CPU seconds of finding the waiting tasks among all, and of grouping them, as the index does task by task."""
+    tally = Tally()
+    started = time.process_time()
+    for task in index.snapshot().tasks.values():
+        tally.count(task.id, task, None)
+    return time.process_time() - started
 
 
 def _committed(plan: Plan, index: Index) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from covey.model.objects import Node, NodeDescription, NodeInfo, NodeStatus, Ses
 from covey.model.resources import NOMINAL, Resources
 from covey.model.task_states import TaskState as S
 from scheduler.index import Index, holds_place
+from scheduler.snapshot import Snapshot
+from scheduler.tally import Alike, Failure
 from tests.scheduler.apply import World
 
 NODES = st.sampled_from([f"n{number}" for number in range(12)])
@@ -35,7 +37,10 @@ def changes(draw: st.DrawFn) -> tuple[str, str, Stored | None]:
             node_id=node,
             spec=spec,
             spec_version=amount,
-            state=draw(st.sampled_from([S.PENDING, S.ASSIGNED, S.ORPHANED])),
+            state=draw(st.sampled_from([S.PENDING, S.PENDING, S.ASSIGNED, S.ORPHANED])),
+            desired=draw(st.sampled_from([S.RUNNING, S.RUNNING, S.SHUTDOWN])),
+            slot=draw(AMOUNTS),
+            created_at=float(draw(AMOUNTS)),
         ),
         "task_status": TaskStatus(id=key, node_id=node, state=draw(st.sampled_from([S.RUNNING, S.FAILED]))),
     }
@@ -70,6 +75,30 @@ def test_columns_equal_a_recount_after_any_changes(steps: list[tuple[str, str, S
     assert by_service == {s: {t.id for t in snapshot.tasks.values() if t.service_id == s} for s in by_service}
     assert sum(map(len, by_service.values())) == len(snapshot.tasks)
     assert set(snapshot.task_specs) == set(snapshot.tasks)
+    check_tally(snapshot)
+
+
+def check_tally(snapshot: Snapshot) -> None:
+    """Who waits, replicas and failures, counted anew."""
+    waiting: dict[Alike, list[Task]] = {}
+    replicas: dict[str, dict[str, int]] = {}
+    failures: dict[tuple[str, int], dict[str, Failure]] = {}
+    for task in snapshot.tasks.values():
+        status = snapshot.statuses.get(task.id)
+        if task.state == S.PENDING and task.desired <= S.COMPLETE:
+            waiting.setdefault(Alike(task.service_id, task.spec_version, task.node_id), []).append(task)
+        elif task.node_id and holds_place(task, status) and task.desired < S.SHUTDOWN:
+            nodes = replicas.setdefault(task.service_id, {})
+            nodes[task.node_id] = nodes.get(task.node_id, 0) + 1
+        elif task.node_id and task.state >= S.ASSIGNED and status is not None and snapshot.state(task) == S.FAILED:
+            failed = failures.setdefault((task.service_id, task.spec_version), {})
+            failed[task.id] = Failure(task.node_id, status.at)
+    for tasks in waiting.values():
+        tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
+    assert {alike: list(held.ordered().values()) for alike, held in snapshot.waiting.items()} == waiting
+    assert all(held.first() is waiting[alike][0] for alike, held in snapshot.waiting.items())
+    assert snapshot.replicas == replicas
+    assert snapshot.failures == failures
 
 
 def test_tasks_of_a_version_share_one_parsed_spec() -> None:
