@@ -229,7 +229,8 @@ _ALWAYS = (
     Flag("--cap-drop", list, "A capability less"),
     Flag("--log-opt", list, "key=value"),
     Flag("--entrypoint", str, "In place of the image's"),
-    Flag("--replicas", str, "How many tasks"),
+    Flag("--replicas", str, "How many tasks; of a job, how many completions"),
+    Flag("--max-concurrent", str, "Of a job, how many tasks at a time; all of them unless given"),
     *HEALTH,
     Flag("--detach -d", bool, "Do not wait until it has converged"),
     Flag("--quiet -q", bool, "No progress"),
@@ -248,7 +249,7 @@ def _many(one: Collection, suffix: str) -> Flag:
 
 CREATE = (
     Flag("--name", str, "Its name"),
-    Flag("--mode", str, "replicated or global"),
+    Flag("--mode", str, "replicated, global, replicated-job or global-job"),
     Flag("--env-file", list, "A file of KEY=value lines"),
     *(_many(one, "") for one in COLLECTIONS),
     *_ALWAYS,

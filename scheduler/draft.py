@@ -33,7 +33,7 @@ class Draft:
     """Rows of one decision; ``plan`` batches those that are alike, in the order in which each batch began."""
 
     def __init__(self) -> None:
-        self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
+        self._creates: dict[tuple[str, int, TaskState, float, str], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
         self._assigns: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
@@ -41,8 +41,8 @@ class Draft:
         self._wake_at: float | None = None
 
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
-        """A task like ``prototype`` (whose service tells it from others)."""
-        key = (prototype.service_id, desired, not_before, cause)
+        """A task like ``prototype`` (whose service and execution tell it from others)."""
+        key = (prototype.service_id, prototype.job_iteration, desired, not_before, cause)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
             self._creates[key] = (alike, [])
@@ -85,7 +85,7 @@ class Draft:
     def plan(self, base_revision: int, cause: str) -> Plan:
         """Everything collected."""
         changes: list[Change] = list(self._others)
-        for (_, _, _, why), (prototype, rows) in self._creates.items():
+        for (*_, why), (prototype, rows) in self._creates.items():
             changes.append(_creation(prototype, rows, why))
         changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
         changes += [
@@ -98,7 +98,7 @@ class Draft:
 def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:
     return CreateTasks(
         prototype=prototype,
-        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt) for row in rows),
+        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt, prototype.job_iteration) for row in rows),
         slots=tuple(row.slot for row in rows),
         node_ids=tuple(row.node_id for row in rows),
         attempts=tuple(row.attempt for row in rows),

@@ -45,7 +45,10 @@ class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from."""
+    """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from.
+
+    ``job_iteration`` counts the executions of a job from 1 (0: not a job): every update is one. ``executed_at`` is the last.
+    """
 
     kind: ClassVar[str] = "service"
 
@@ -53,6 +56,8 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     previous_spec: dict[str, Any] | None = None
     spec_version: int = 1
+    job_iteration: int = 0
+    executed_at: float = 0.0
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -237,6 +242,7 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True):
     ``slot`` is 0 for global services, whose slot is ``node_id`` from the start. ``spec`` is the service's TaskTemplate as
     it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
     within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
+    ``job_iteration`` is the execution of a job it belongs to, each of which has slots of its own; 0 for services that are none.
     """
 
     kind: ClassVar[str] = "task"
@@ -260,6 +266,17 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: float = 0.0
     not_before: float = 0.0
     replaces: str = ""
+    job_iteration: int = 0
+
+    @property
+    def slot_key(self) -> tuple[int, int, str]:
+        """What tells the slots of one service apart: execution of a job, number, node (of global ones)."""
+        return self.job_iteration, self.slot, "" if self.slot else self.node_id
+
+    @property
+    def place(self) -> str:
+        """The slot as users see it: its number, which counts from 0 for jobs as in Docker, or its node."""
+        return str(self.slot - bool(self.job_iteration)) if self.slot else self.node_id
 
 
 class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):

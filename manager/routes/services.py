@@ -120,7 +120,7 @@ class Services:
                 raise Conflict(f"name conflicts with an existing object: service {name} already exists ({taken.id})")
             check_ports(snapshot, spec, "")
             now = door.clock.now()
-            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now)
+            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now, **first_execution(spec, now))
             key = door.keys.key("service", service.id)
             compares, operations = self._reserve(service.id, name, _reserved_ports(spec), set())
             result = await door.commit([absent(key), *compares], [Put(key, encode(service)), *operations])
@@ -176,11 +176,7 @@ class Services:
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 
-        spec = validate_service_spec(raw, parse_constraint).stored()
-        mode = read_service_spec(spec).mode
-        if mode.endswith("job"):
-            raise NotImplementedYet(f"Mode: {mode} services come with a later release: use Replicated or Global")
-        return spec
+        return validate_service_spec(raw, parse_constraint).stored()
 
     def _reserve(self, owner: str, name: str, new: Iterable[str], old: Iterable[str]) -> tuple[list[Compare], list[Operation]]:
         """Reserve ``name`` (unless "") and the ports in ``new`` but not in ``old``; free those in ``old`` only."""
@@ -220,7 +216,18 @@ def _updated(service: Service, spec: dict[str, Any], now: float) -> Service:
         spec_version=service.spec_version + changed,
         updated_at=now,
         version=0,
+        **next_execution(service, now),
     )
+
+
+def first_execution(spec: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Fields of a new Service; a job begins with its creation."""
+    return {"job_iteration": 1, "executed_at": now} if read_service_spec(spec).is_job else {}
+
+
+def next_execution(service: Service, now: float) -> dict[str, Any]:
+    """Fields that an update of ``service`` changes: whatever is updated of a job, it is executed again, as in Docker."""
+    return {"job_iteration": service.job_iteration + 1, "executed_at": now} if service.job_iteration else {}
 
 
 def _warnings(networks: Iterable[str]) -> Any:

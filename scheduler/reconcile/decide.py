@@ -7,7 +7,7 @@ from collections.abc import Callable
 from covey.model.task_states import TaskState
 from scheduler.draft import Draft
 from scheduler.plan import Plan
-from scheduler.reconcile import global_, replicated
+from scheduler.reconcile import global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -16,6 +16,8 @@ from scheduler.snapshot import Snapshot
 MODES: dict[str, Callable[[Work], None]] = {
     "replicated": replicated.decide,
     "global": global_.decide,
+    "replicated-job": jobs.decide,
+    "global-job": jobs.decide,
 }
 
 

@@ -56,7 +56,19 @@ def template_of(service: Service) -> dict[str, Any]:
 class Work:
     """One service in one pass: what is known of it, and the draft that collects what it needs."""
 
-    def __init__(self, snapshot: Snapshot, service: Service, now: float, settings: Settings, draft: Draft) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        service: Service,
+        now: float,
+        settings: Settings,
+        draft: Draft,
+        iteration: int | None = None,
+    ) -> None:
+        """``iteration``: the execution of a job whose slots these are, the last one unless given."""
+        self.iteration = service.job_iteration if iteration is None else iteration
+        #: How far a task of the service is to go.
+        self.goal = TaskState.COMPLETE if self.iteration else TaskState.RUNNING
         self.snapshot = snapshot
         self.service = service
         self.spec: ServiceSpec = snapshot.service_specs[service.id]
@@ -71,6 +83,8 @@ class Work:
         state = self.snapshot.state
         found: dict[SlotKey, list[Attempt]] = {}
         for task in self.snapshot.tasks_of(self.service.id):
+            if task.job_iteration != self.iteration:
+                continue
             key = (task.slot, "") if task.slot else (0, task.node_id)
             found.setdefault(key, []).append(Attempt(task, state(task)))
         return {key: Slot(key, sorted(found[key], key=lambda a: a.task.attempt)) for key in sorted(found)}
@@ -84,10 +98,11 @@ class Work:
         return known
 
     def create(
-        self, key: SlotKey, *, replaces: str, cause: str, desired: TaskState = TaskState.RUNNING, not_before: float = 0.0
+        self, key: SlotKey, *, replaces: str, cause: str, desired: TaskState | None = None, not_before: float = 0.0
     ) -> None:
-        """The next task of the slot ``key``."""
+        """The next task of the slot ``key``; ``desired`` is how far a task of the service is to go unless given."""
         row = Row(key[0], key[1], self._attempt(key), replaces)
+        desired = self.goal if desired is None else desired
         self.draft.create(self._prototype(), row, desired=desired, not_before=not_before, cause=cause)
 
     def _attempt(self, key: SlotKey) -> int:
@@ -99,7 +114,7 @@ class Work:
         slot = self.slots.get(key)
         following = slot.history[-1].task.attempt + 1 if slot is not None else 1
         untouched = self.service.spec_version == 1 and self.service.previous_spec is None
-        if (slot is None or slot.dropped) and not untouched:
+        if (slot is None or slot.dropped) and not untouched and not self.iteration:
             return max(following, self.service.version)
         return following
 
@@ -109,6 +124,7 @@ class Work:
             service_id=self.service.id,
             spec=self.template,
             spec_version=self.service.spec_version,
+            job_iteration=self.iteration,
             service_name=self.spec.name,
             service_labels=self.spec.labels,
             ports=self.spec.ports,
@@ -171,7 +187,7 @@ def _promote(work: Work, task: Task) -> None:
     if work.now < task.not_before:
         work.draft.wake(task.not_before)
     elif work.gone(task.replaces):
-        work.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=TaskState.RUNNING)
+        work.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=work.goal)
 
 
 def refill(work: Work, slot: Slot) -> None:
@@ -187,5 +203,5 @@ def refill(work: Work, slot: Slot) -> None:
         work.shut_down([last.task], verdict.why)
         return
     held_back = verdict.not_before > work.now
-    desired = TaskState.READY if held_back else TaskState.RUNNING
+    desired = TaskState.READY if held_back else work.goal
     work.create(slot.key, replaces=last.task.id, cause=verdict.why, desired=desired, not_before=verdict.not_before)

@@ -108,7 +108,9 @@ async def test_an_ingress_port_is_given_once_and_free_again_after_update_and_rem
             "nosuch",
         ),
         ({"EndpointSpec": {"Ports": [{"TargetPort": 70000}]}}, "TargetPort"),
-        ({"Mode": {"ReplicatedJob": {}}}, "Mode"),
+        ({"Mode": {"ReplicatedJob": {"MaxConcurrent": -1}}}, "Maximum concurrent jobs must not be negative"),
+        ({"Mode": {"ReplicatedJob": {"TotalCompletions": -1}}}, "Total completed jobs must not be negative"),
+        ({"Mode": {"GlobalJob": {}}, "UpdateConfig": {"Parallelism": 2}}, "Jobs may not have an update config"),
     ],
 )
 async def test_a_spec_that_cannot_be_is_refused_by_the_name_of_its_field(
@@ -331,3 +333,22 @@ async def test_a_route_without_a_handler_says_so(cluster: Cluster) -> None:
     with pytest.raises(CoveyError) as refused:
         await cluster.client.call("covey_plan", json={})
     assert refused.value.status == 501
+
+
+async def test_a_job_is_executed_by_its_creation_and_by_every_update(cluster: Cluster) -> None:
+    client = cluster.client
+    await client.call("service_create", json={**service_spec("job"), "Mode": {"ReplicatedJob": {"TotalCompletions": 3}}})
+    held = await client.call("service_inspect", {"id": "job"})
+    assert held["Spec"]["Mode"] == {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 3}}
+    assert held["JobStatus"]["JobIteration"] == {"Index": 0}
+    assert held["JobStatus"]["LastExecution"] == held["CreatedAt"]
+    version = {"version": str(held["Version"]["Index"])}
+    await client.call("service_update", {"id": "job"}, version, json={**held["Spec"], "Labels": {"a": "b"}})
+    again = await client.call("service_inspect", {"id": "job"}, {"insertDefaults": "true"})
+    assert again["JobStatus"]["JobIteration"] == {"Index": 1}
+    assert "UpdateConfig" not in again["Spec"], "a job may have none, so a client must not be shown one to send back"
+    (listed,) = await client.call("service_list", query={"status": "true"})
+    assert listed["ServiceStatus"] == {"RunningTasks": 0, "DesiredTasks": 1, "CompletedTasks": 0}
+    version = {"version": str(again["Version"]["Index"])}
+    with pytest.raises(NotImplementedYet, match="mode change"):
+        await client.call("service_update", {"id": "job"}, version, json=service_spec("job"))

@@ -24,6 +24,7 @@ from covey.model.objects import (
     TaskStatus,
 )
 from covey.model.resources import MIB, NANO, Resources
+from covey.model.spec import read_service_spec
 from covey.model.task_states import Actor, TaskState, may_desire, may_move
 from scheduler import allocate, liveness, reap, verify
 from scheduler.index import Index
@@ -105,6 +106,8 @@ class World:
             spec_version=held.spec_version + 1 if held else 1,
             created_at=held.created_at if held else self.now,
             updated_at=self.now,
+            job_iteration=(held.job_iteration if held else 0) + 1 if read_service_spec(whole).is_job else 0,
+            executed_at=self.now,
         )
         self.put(service)
         return service
