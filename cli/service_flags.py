@@ -21,6 +21,7 @@ TASK = ("TaskTemplate",)
 CONTAINER = (*TASK, "ContainerSpec")
 PLACEMENT = (*TASK, "Placement")
 STRATEGY_LABEL = "covey.placement.strategy"
+DEPENDS_ON_LABEL = "covey.depends_on"
 
 Path = tuple[str, ...]
 
@@ -63,6 +64,16 @@ def _ratio(value: Any, option: str) -> float:
     return number
 
 
+def _dependencies(value: Any, option: str) -> str:
+    from covey.model.dependencies import parse_dependencies
+
+    try:
+        parse_dependencies({"Labels": {DEPENDS_ON_LABEL: value}})
+    except ValueError as error:
+        raise InvalidArgument(f"{option}: {error}") from None
+    return str(value)
+
+
 def _policy(prefix: str, key: str) -> tuple[Scalar, ...]:
     """The options of UpdateConfig or RollbackConfig."""
     actions = ("pause", "continue", "rollback") if prefix == "update" else ("pause", "continue")
@@ -100,6 +111,11 @@ SCALARS: tuple[Scalar, ...] = (
     Scalar(Flag("--replicas-max-per-node", str, "0 is without limit"), (*PLACEMENT, "MaxReplicas"), _natural),
     Scalar(
         Flag("--strategy", str, "binpack, spread or pack"), ("Labels", STRATEGY_LABEL), _one_of("binpack", "spread", "pack")
+    ),
+    Scalar(
+        Flag("--depends-on", str, "Services its tasks wait for, as db=healthy,migrate=completed"),
+        ("Labels", DEPENDS_ON_LABEL),
+        _dependencies,
     ),
     Scalar(Flag("--endpoint-mode", str, "vip or dnsrr"), ("EndpointSpec", "Mode"), _one_of("vip", "dnsrr")),
     Scalar(Flag("--log-driver", str, "json-file, local or none"), (*TASK, "LogDriver", "Name"), _as_is),

@@ -2,7 +2,8 @@
 
 What is taken is read off the snapshot every time, so nothing can leak: a task's addresses are free again once its worker
 says it is over, or once it is forgotten. Tasks go from NEW to PENDING here; one that cannot, because its network or port is not
-given yet or nothing is left to give, waits with the reason as its message. It must not know how traffic flows.
+given yet or nothing is left to give, or because its service waits for others, waits with the reason as its message. It must
+not know how traffic flows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from covey.model.objects import Network, NetworkAllocation, PortConfig, ServiceAllocation, Task, TaskNetwork
 from covey.model.task_states import TaskState, is_terminal
+from scheduler import depends
 from scheduler.addresses import IPNetwork, first_host, free_subnet, hosts_after, overlaps, parse_subnet
 from scheduler.draft import Draft
 from scheduler.plan import AllocateTasks, DropAllocation, Plan, PutAllocation
@@ -245,8 +247,11 @@ def _allocate_tasks(snapshot: Snapshot, draft: Draft, refused: Mapping[str, str]
     pools = _Pools(snapshot)
     ids: list[str] = []
     networks: list[tuple[TaskNetwork, ...]] = []
+    gates = {service_id: depends.waiting_for(snapshot, service_id) for service_id in {task.service_id for task in fresh}}
     for task in fresh:
         try:
+            if why := gates[task.service_id]:
+                raise Exhausted(why)
             given = _attach(snapshot, task, names, pools, refused)
         except Exhausted as reason:
             if task.message != str(reason):

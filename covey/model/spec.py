@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from covey.model.dependencies import Dependency, parse_dependencies
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
 from covey.model.resources import NANO, Resources, read_resources
@@ -87,6 +88,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     rollback: UpdatePolicy = UpdatePolicy()
     ports: tuple[PortConfig, ...] = ()
     endpoint_mode: str = "vip"
+    depends_on: tuple[Dependency, ...] = ()
 
     @property
     def is_job(self) -> bool:
@@ -210,4 +212,5 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         rollback=read_update(raw.get("RollbackConfig")),
         ports=read_ports(endpoint),
         endpoint_mode=endpoint.get("Mode") or "vip",
+        depends_on=parse_dependencies(raw),
     )

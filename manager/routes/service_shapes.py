@@ -211,8 +211,8 @@ def _show_task_status(snapshot: Snapshot, task: Task, status: TaskStatus | None)
     }
     if status is not None and status.error:
         shown["Err"] = status.error
-    elif observed is None and state == TaskState.PENDING and task.message:
-        # Docker shows in this place why a task waits for a node.
+    elif observed is None and state <= TaskState.PENDING and task.message:
+        # Docker shows in this place why a task waits for a node; ours may wait for more.
         shown["Err"] = task.message
         shown["Message"] = "pending task scheduling"
     if status is not None and status.container_id:

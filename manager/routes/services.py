@@ -16,6 +16,7 @@ from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
+from covey.model.dependencies import parse_dependencies
 from covey.model.filters import parse_constraint
 from covey.model.objects import PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
@@ -176,7 +177,12 @@ class Services:
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 
-        return validate_service_spec(raw, parse_constraint).stored()
+        spec = validate_service_spec(raw, parse_constraint).stored()
+        try:
+            parse_dependencies(spec)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
+        return spec
 
     def _reserve(self, owner: str, name: str, new: Iterable[str], old: Iterable[str]) -> tuple[list[Compare], list[Operation]]:
         """Reserve ``name`` (unless "") and the ports in ``new`` but not in ``old``; free those in ``old`` only."""

@@ -25,9 +25,9 @@ def completed(slot: Slot) -> bool:
 
 
 def given_up(slot: Slot) -> bool:
-    """Whether the restart policy leaves the slot empty: its last task ended, and nobody followed it."""
+    """Whether the restart policy leaves the slot empty: its last task ended or was lost, and nobody followed it."""
     last = slot.history[-1]
-    return last.task.desired >= TaskState.SHUTDOWN and last.state in ENDED_BY_ITSELF
+    return last.task.desired >= TaskState.SHUTDOWN and (last.state in ENDED_BY_ITSELF or last.state == TaskState.ORPHANED)
 
 
 def replicated(work: Work) -> None:

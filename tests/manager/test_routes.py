@@ -352,3 +352,12 @@ async def test_a_job_is_executed_by_its_creation_and_by_every_update(cluster: Cl
     version = {"version": str(again["Version"]["Index"])}
     with pytest.raises(NotImplementedYet, match="mode change"):
         await client.call("service_update", {"id": "job"}, version, json=service_spec("job"))
+
+
+async def test_services_that_would_wait_for_each_other_are_refused(cluster: Cluster) -> None:
+    client = cluster.client
+    await client.call("service_create", json={**service_spec("web"), "DependsOn": [{"Service": "db", "Condition": "healthy"}]})
+    with pytest.raises(InvalidArgument, match="db waits for web waits for db"):
+        await client.call("service_create", json={**service_spec("db"), "Labels": {"covey.depends_on": "web"}})
+    with pytest.raises(InvalidArgument, match="'happy' is none of"):
+        await client.call("service_create", json={**service_spec("db"), "DependsOn": [{"Service": "x", "Condition": "happy"}]})

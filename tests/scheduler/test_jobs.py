@@ -201,3 +201,15 @@ def test_a_decision_made_twice_makes_one_key() -> None:
     world = cluster()
     world.service("job", Mode={"ReplicatedJob": {"TotalCompletions": 2, "MaxConcurrent": 2}})
     assert world.decide("reconcile") == world.decide("reconcile")
+
+
+def test_a_task_lost_with_its_node_is_not_run_twice_when_the_policy_is_never_and_makes_room() -> None:
+    world = cluster(2)
+    job(world, 2, most=1, policy={"Condition": "none"})
+    (lost,) = wanted(world)
+    world.drop("session", lost.node_id)
+    world.settle()
+    world.now += 60
+    world.settle()
+    assert world.snapshot.state(world.snapshot.tasks[lost.id]) == S.ORPHANED
+    assert [task.slot for task in wanted(world)] == [2]

@@ -29,6 +29,7 @@ from covey.wire.messages import (
 )
 from manager.dispatcher.link import Closed
 from tests.contract.fake_runtime import FakeContainer, FakeNode, FakeRuntime
+from tests.sim import jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
 from tests.sim.net import End
@@ -161,7 +162,9 @@ class WeatheredRuntime(FakeRuntime):
         if fresh:
             self.sim.happened(f"{self.machine.name} started {task_id}", "container started")
             self.sim.oracles.container_started(self.machine.name, task_id)
-            if self.rng.random() < self.sim.trouble.exits:
+            if (end := jobs.end_of(self.sim, task_id)) is not None:
+                self.sim.later(end[0], self.machine.exit, held, end[1])
+            elif self.rng.random() < self.sim.trouble.exits:
                 code = self.rng.choice((0, 1, 137))
                 self.sim.later(self.rng.expovariate(1 / 15), self.machine.exit, held, code)
             await asyncio.sleep(self.rng.random() * 0.05)

@@ -14,6 +14,7 @@ from covey.wire.messages import StatusBatch, StatusStored
 from manager.store.interface import EventKind, WatchEvent
 from manager.store.keys import TABLE, Writer
 from scheduler.index import Index
+from tests.sim import jobs
 from tests.sim.controller import Controller
 from tests.sim.loop import current
 
@@ -67,7 +68,7 @@ class Oracles:
             self._judge(kind, key, cast("Stored | None", self.truth.objects(kind).get(key)), value, writer)
             changes.append((kind, key, value))
         self.truth.apply(changes, revision)
-        self._judge_whole(changes)
+        self._judge_whole(changes, writer)
 
     def _judge(self, kind: str, key: str, old: Stored | None, new: Stored | None, writer: Controller | None) -> None:
         stored_kind = "allocation" if kind.endswith("_allocation") else kind
@@ -140,11 +141,13 @@ class Oracles:
         if quiet < QUIET:
             self.broken("a live node was declared down", f"{new.id} was heard {quiet:.3f} s ago in a session")
 
-    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]]) -> None:
+    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]], writer: Controller | None) -> None:
         """What spans several objects."""
         for kind, key, value in changes:
             if kind == "task" and isinstance(value, Task):
                 self._judge_slot(value)
+                if value.job_iteration and value.state == S.NEW:
+                    jobs.judge(self, value, writer)
                 self._judge_capacity(value.node_id)
                 if value.networks and value.state == S.PENDING:
                     self._judge_addresses(value)
@@ -158,10 +161,7 @@ class Oracles:
         wanted = [
             other.id
             for other in snapshot.tasks_of(task.service_id)
-            if other.slot == task.slot
-            and (task.slot or other.node_id == task.node_id)
-            and other.desired < S.SHUTDOWN
-            and not is_terminal(snapshot.state(other))
+            if other.slot_key == task.slot_key and other.desired < S.SHUTDOWN and not is_terminal(snapshot.state(other))
         ]
         spec = snapshot.service_specs.get(task.service_id)
         allowed = 2 if spec is None or spec.update.order == "start-first" else 1
@@ -249,6 +249,8 @@ class Oracles:
         """What a service lacks or has too much of, or "" when it is exactly as wanted: in the store and on the nodes."""
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
+        if spec.is_job:
+            return jobs.problem(self, snapshot.services[service_id])
         if spec.mode == "global":
             active = [view.id for view in snapshot.nodes.values() if view.node.availability == "active"]
             wanted = {(0, node_id) for node_id in active if node_id in self.sim.machines}

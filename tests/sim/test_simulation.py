@@ -36,6 +36,7 @@ SEEN_IN_MANY = (
     "assignment: increment",
     "machines exchanged",
     "store answers lost",
+    "tasks of jobs",
     "terms",
 )
 
