@@ -58,7 +58,7 @@ def table(late: Callable[[], float]) -> tuple[Loop, ...]:
     tasks = ("task", "task_status")
     return (
         Loop("liveness", (*nodes, *tasks, "leader"), live),
-        Loop("reconcile", (*nodes, *tasks, "service", "service_status"), reconcile.decide),
+        Loop("reconcile", (*nodes, *tasks, "cluster", "service", "service_status"), reconcile.decide),
         Loop(
             "allocate",
             (*tasks, "cluster", "service", "service_allocation", "network", "network_allocation"),

@@ -156,6 +156,7 @@ ROUTES: tuple[Route, ...] = (
     Route("covey_bootstrap", "POST", "/covey/bootstrap", PRIVATE, body="json"),
     Route("covey_statistics", "GET", "/covey/statistics", CLUSTER),
     Route("covey_plan", "POST", "/covey/plan", CLUSTER, body="json"),
+    Route("covey_rebalance", "POST", "/covey/rebalance", CLUSTER, body="json"),
     Route("covey_task_story", "GET", "/covey/tasks/{id}/story", CLUSTER),
     Route("covey_task_explain", "GET", "/covey/tasks/{id}/explain", CLUSTER),
     Route("node_forward", ANY_METHOD, "/_node/{name}/{tail:.*}", CLUSTER, body="stream", answer="hijack"),

@@ -24,6 +24,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 0
 
 
+class Rebalance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tasks that were asked to move away from where they are, at most ``parallelism`` (0: all) at once."""
+
+    tasks: tuple[str, ...] = ()
+    parallelism: int = 1
+    asked_at: float = 0.0
+
+
 class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """The one object of the cluster: who signs, which tokens admit, which address pools are ours.
 
@@ -42,6 +50,7 @@ class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     address_pools: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
     data_path_port: int = 4789
+    rebalance: Rebalance | None = None
 
 
 class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,8 +93,21 @@ class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
     update: UpdateStatus | None = None
 
 
+class DrainPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a node is drained step by step: at most ``parallelism`` (0: all) moves at once, in ``order``, until ``deadline``
+    seconds after ``since``. ``order`` is stop-first, start-first, or "" for each service's own; ``deadline`` 0 is none."""
+
+    parallelism: int = 1
+    order: str = ""
+    deadline: float = 0.0
+    since: float = 0.0
+
+
 class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """What people decide about a node, written by the API (joining through the CA counts)."""
+    """What people decide about a node, written by the API (joining through the CA counts).
+
+    ``drain`` is how a drained node is to be emptied, None for at once.
+    """
 
     kind: ClassVar[str] = "node"
 
@@ -94,6 +116,7 @@ class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
     role: str = "worker"
     availability: str = "active"
     labels: dict[str, str] = {}
+    drain: DrainPolicy | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from covey.model.task_states import TaskState
+from scheduler import drain
 from scheduler.draft import Draft
 from scheduler.plan import Plan
 from scheduler.reconcile import global_, jobs, replicated
@@ -24,10 +25,13 @@ MODES: dict[str, Callable[[Work], None]] = {
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Tasks to create, to stop and to release; wakes when the next delay is over."""
     draft = Draft()
+    leaving = drain.leaving(snapshot, now)
+    if leaving.wake_at is not None:
+        draft.wake(leaving.wake_at)
     for service_id, service in snapshot.services.items():
         mode = MODES.get(snapshot.service_specs[service_id].mode)
         if mode is not None:
-            mode(Work(snapshot, service, now, settings, draft))
+            mode(Work(snapshot, service, now, settings, draft, leaving=leaving))
     for service_id, ids in snapshot.by_service.items():
         if service_id not in snapshot.services:
             wanted = [task_id for task_id in ids if snapshot.tasks[task_id].desired < TaskState.REMOVE]

@@ -13,6 +13,7 @@ from itertools import islice
 
 from covey.model.objects import Task
 from covey.model.task_states import TaskState, is_terminal
+from scheduler.drain import drained
 from scheduler.reap import history_limit
 from scheduler.reconcile.global_ import eligible
 from scheduler.reconcile.slots import Slot, Work, tend
@@ -53,7 +54,9 @@ def everywhere(work: Work) -> None:
         if view is None:
             work.shut_down(slot.tasks(), f"node {node_id} is removed", TaskState.REMOVE)
         elif not eligible(work, view):
-            work.shut_down((a.task for a in slot.active), f"job {work.service.id} is not to run on node {node_id} now")
+            stays = drained(view) and not any(a.task.id in work.leaving.orders for a in slot.active)
+            if not stays:
+                work.shut_down((a.task for a in slot.active), f"job {work.service.id} is not to run on node {node_id} now")
         elif slot.active or view.ready:
             tend(work, slot)
     for node_id, view in nodes.items():

@@ -14,11 +14,15 @@ from covey.model.spec import ServiceSpec
 from covey.model.task_states import TaskState, is_terminal
 from scheduler import restart
 from scheduler.draft import Draft, Row
+from scheduler.drain import Leaving
+from scheduler.reconcile.moves import move
 from scheduler.restart import Attempt
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
 
 SlotKey = tuple[int, str]
+
+NOBODY_LEAVES = Leaving()
 
 
 class Slot:
@@ -64,8 +68,10 @@ class Work:
         settings: Settings,
         draft: Draft,
         iteration: int | None = None,
+        leaving: Leaving = NOBODY_LEAVES,
     ) -> None:
         """``iteration``: the execution of a job whose slots these are, the last one unless given."""
+        self.leaving = leaving
         self.iteration = service.job_iteration if iteration is None else iteration
         #: How far a task of the service is to go.
         self.goal = TaskState.COMPLETE if self.iteration else TaskState.RUNNING
@@ -132,6 +138,15 @@ class Work:
             updated_at=self.now,
         )
 
+    def promote(self, task: Task) -> None:
+        """A task that was held back may run: its delay is over, and so is the task it replaces."""
+        if task.desired >= TaskState.RUNNING:
+            return
+        if self.now < task.not_before:
+            self.draft.wake(task.not_before)
+        elif self.gone(task.replaces):
+            self.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=self.goal)
+
     def shut_down(self, tasks: Iterable[Task], cause: str, desired: TaskState = TaskState.SHUTDOWN) -> None:
         """Those of ``tasks`` that are wanted more than that."""
         self.draft.move((task.id for task in tasks if task.desired < desired), cause, desired=desired)
@@ -149,15 +164,12 @@ class Work:
 
 def tend(work: Work, slot: Slot) -> None:
     """Keep one wanted slot filled by one task; what is outdated but runs is left to the rollout."""
-    if slot.active:
-        chosen = _choose(work, slot)
-        if _drained(work, chosen):
-            cause = f"node {chosen.node_id} is drained"
-            work.create(slot.key, replaces=chosen.id, cause=cause)
-        else:
-            _promote(work, chosen)
+    if move(work, slot):
         return
-    refill(work, slot)
+    if slot.active:
+        work.promote(_choose(work, slot))
+    else:
+        refill(work, slot)
 
 
 def _choose(work: Work, slot: Slot) -> Task:
@@ -173,21 +185,6 @@ def _choose(work: Work, slot: Slot) -> Task:
     surplus = [a.task for a in slot.active if a is not best]
     work.shut_down(surplus, f"slot is filled by task {best.task.id}")
     return best.task
-
-
-def _drained(work: Work, task: Task) -> bool:
-    view = work.snapshot.nodes.get(task.node_id)
-    return view is not None and view.node.availability == "drain"
-
-
-def _promote(work: Work, task: Task) -> None:
-    """A task that was held back may run: its delay is over, and so is the task it replaces."""
-    if task.desired >= TaskState.RUNNING:
-        return
-    if work.now < task.not_before:
-        work.draft.wake(task.not_before)
-    elif work.gone(task.replaces):
-        work.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=work.goal)
 
 
 def refill(work: Work, slot: Slot) -> None:

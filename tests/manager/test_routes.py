@@ -361,3 +361,29 @@ async def test_services_that_would_wait_for_each_other_are_refused(cluster: Clus
         await client.call("service_create", json={**service_spec("db"), "Labels": {"covey.depends_on": "web"}})
     with pytest.raises(InvalidArgument, match="'happy' is none of"):
         await client.call("service_create", json={**service_spec("db"), "DependsOn": [{"Service": "x", "Condition": "happy"}]})
+
+
+async def test_a_drain_may_be_told_how_and_stays_so_for_clients_that_do_not_know_it(cluster: Cluster) -> None:
+    client = cluster.client
+
+    async def update(**change: Any) -> dict[str, Any]:
+        node = (await client.call("node_list"))[0]
+        spec = {**{k: v for k, v in node["Spec"].items() if k != "Drain"}, **change}
+        await client.call("node_update", {"id": node["ID"]}, {"version": str(node["Version"]["Index"])}, json=spec)
+        shown: dict[str, Any] = (await client.call("node_inspect", {"id": node["ID"]}))["Spec"]
+        return shown
+
+    how = {"Parallelism": 2, "Order": "start-first", "Deadline": 60 * 10**9}
+    assert (await update(Availability="drain", Drain=how))["Drain"] == how
+    assert (await update(Labels={"a": "b"}))["Drain"] == how
+    assert "Drain" not in await update(Availability="active", Drain=how)
+    assert "Drain" not in await update(Availability="drain")
+    with pytest.raises(InvalidArgument, match=r"Drain\.Order"):
+        await update(Drain={"Order": "sideways"})
+
+
+async def test_a_rebalance_is_told_and_its_numbers_are_checked(cluster: Cluster) -> None:
+    assert await cluster.client.call("covey_rebalance", json={"DryRun": True}) == {"DryRun": True, "Moves": []}
+    for body, words in (({"Max": 0}, "Max: 0"), ({"Parallelism": -1}, "Parallelism"), ({"Maximum": 3}, "Maximum is unknown")):
+        with pytest.raises(InvalidArgument, match=words):
+            await cluster.client.call("covey_rebalance", json=body)
