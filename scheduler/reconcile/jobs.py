@@ -31,13 +31,22 @@ def given_up(slot: Slot) -> bool:
     return last.task.desired >= TaskState.SHUTDOWN and (last.state in ENDED_BY_ITSELF or last.state == TaskState.ORPHANED)
 
 
+def _end_successor(work: Work, slot: Slot) -> None:
+    """A task that was told to stop, and replaced, may complete all the same: what it was to do is done."""
+    work.shut_down((attempt.task for attempt in slot.active), f"a slot of job {work.service.id} has completed")
+
+
 def replicated(work: Work) -> None:
     """The slots of the execution ``work.iteration`` of a replicated job."""
     total, most = work.spec.replicas, work.spec.max_concurrent
-    wanted = [slot for slot in work.slots.values() if not completed(slot)]
-    for slot in wanted:
-        tend(work, slot)
-    in_progress = sum(1 for slot in wanted if not given_up(slot))
+    in_progress = 0
+    for slot in work.slots.values():
+        if completed(slot):
+            _end_successor(work, slot)
+            in_progress += bool(slot.active)
+        else:
+            tend(work, slot)
+            in_progress += not given_up(slot)
     free = (number for number in range(1, total + 1) if (number, "") not in work.slots)
     cause = f"job {work.service.id} wants {total} completions, {most} at a time"
     for number in islice(free, max(most - in_progress, 0)):
@@ -49,6 +58,7 @@ def everywhere(work: Work) -> None:
     nodes = work.snapshot.nodes
     for (_, node_id), slot in work.slots.items():
         if completed(slot):
+            _end_successor(work, slot)
             continue
         view = nodes.get(node_id)
         if view is None:

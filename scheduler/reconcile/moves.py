@@ -1,7 +1,8 @@
 """How a slot leaves a node: its task there is replaced by one elsewhere, stop-first or start-first.
 
 Which tasks are to leave now, ``scheduler.drain`` decides. Start-first keeps the old task until the new one runs; one that
-ends by itself before is tried again by the restart policy, and if that gives up, the old one stays until it must go.
+ends by itself before is tried again by the restart policy, and if that gives up, the old one stays until it must go. A task
+that was itself started beside an older one is simply replaced: the older one holds the slot, and three would be too many.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def move(work: Work, slot: Slot) -> bool:
         work.shut_down((a.task for a in going if a is not kept), f"slot is filled by task {kept.task.id}")
         return True
     new = [attempt for attempt in slot.active if attempt.task.attempt > kept.task.attempt]
-    if _order(work, kept) == START_FIRST:
+    alone = all(attempt is kept or attempt in new for attempt in slot.active)
+    if alone and _order(work, kept) == START_FIRST:
         _start_first(work, slot, kept, new)
     elif new:
         work.shut_down([kept.task], _cause(work, kept))

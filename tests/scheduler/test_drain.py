@@ -209,3 +209,15 @@ def test_an_old_order_names_tasks_that_are_gone_and_does_nothing() -> None:
     world = filled(replicas=2)
     world.put(Cluster(id="c", rebalance=Rebalance(tasks=("no-such-task",), parallelism=0)), key="cluster")
     assert not world.decide("reconcile").changes
+
+
+def test_a_successor_of_an_update_that_must_leave_is_replaced_beside_the_old_task() -> None:
+    world = filled(replicas=1, UpdateConfig={"Order": "start-first"})
+    world.service("web", template={"ContainerSpec": {"Image": "new"}}, UpdateConfig={"Order": "start-first"})
+    world.settle()
+    successor = world.tasks("web")[-1]
+    drain(world, successor.node_id, parallelism=1)
+    held = [task for task in world.tasks("web") if task.desired < S.SHUTDOWN]
+    assert [task.attempt for task in held] == [1, 3]
+    world.run()
+    assert len(world.running("web")) == 1

@@ -213,3 +213,15 @@ def test_a_task_lost_with_its_node_is_not_run_twice_when_the_policy_is_never_and
     world.settle()
     assert world.snapshot.state(world.snapshot.tasks[lost.id]) == S.ORPHANED
     assert [task.slot for task in wanted(world)] == [2]
+
+
+def test_a_task_that_completes_while_it_is_being_replaced_ends_its_successor() -> None:
+    world = cluster(2)
+    job(world, 2, most=1)
+    (first,) = wanted(world)
+    world.put(msgspec.structs.replace(world.snapshot.nodes[first.node_id].node, availability="drain"))
+    world.settle()
+    (second,) = wanted(world)
+    end(world, S.COMPLETE, first)
+    assert world.snapshot.tasks[second.id].desired == S.SHUTDOWN
+    assert [task.slot for task in wanted(world)] == [2]

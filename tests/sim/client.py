@@ -16,7 +16,7 @@ from manager.store.interface import Delete, Operation, OutcomeUnknown, Put, Stor
 from manager.store.keys import Writer
 from manager.store.memory import MemoryStore, Verdict
 from manager.store.writer import WriterStore
-from tests.sim import jobs
+from tests.sim import drains, jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
 
@@ -58,7 +58,7 @@ class Client:
         """Do one thing that a user would do."""
         rng = self.sim.rng
         actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove, self.availability, self.exchange]
-        actions += [self.job] * 2
+        actions += [self.job, self.job, self.drain]
         self.sim.loop.start(self.process, self._alone(rng.choice(actions)), "client")
 
     async def _alone(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -126,6 +126,15 @@ class Client:
             drained = sum(1 for n in self.sim.truth("node").values() if cast("Node", n).availability != "active")
             wanted = "active" if drained > len(self.sim.manager_names) else rng.choice(("drain", "pause", "active"))
             await self._write("node", name, held, msgspec.structs.replace(held, availability=wanted))
+
+    async def drain(self) -> None:
+        await drains.act(self)
+
+    async def set_node(self, name: str, **fields: Any) -> None:
+        """People decide about a node."""
+        held = await self._read("node", name)
+        if isinstance(held, Node):
+            await self._write("node", name, held, msgspec.structs.replace(held, **fields))
 
     async def exchange(self) -> None:
         """A machine is taken out of the cluster for good, and a new one joins."""

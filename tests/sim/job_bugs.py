@@ -6,18 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from covey.model.task_states import TaskState
+from scheduler import drain
 from scheduler.reconcile import jobs, slots
 
 
 def waiting_slot_makes_room() -> AbstractContextManager[Any]:
     """A slot whose task has failed is not counted among those in progress, though a successor is on its way."""
     return mock.patch.object(jobs, "given_up", lambda slot: not slot.active)
-
-
-def only_the_last_task_counts() -> AbstractContextManager[Any]:
-    """A slot is complete when its last task is: one that completed while it was being replaced is forgotten."""
-    return mock.patch.object(jobs, "completed", lambda slot: slot.history[-1].state == TaskState.COMPLETE)
 
 
 def executions_are_mixed_up() -> AbstractContextManager[Any]:
@@ -45,11 +40,22 @@ def failed_is_done() -> AbstractContextManager[Any]:
     return mock.patch.object(jobs, "tend", lambda work, slot: slots.tend(work, slot) if slot.active else None)
 
 
+def drain_forgets_its_parallelism() -> AbstractContextManager[Any]:
+    """A node that is to be emptied step by step is emptied at once."""
+    return mock.patch.object(drain, "_within", lambda snapshot, tasks, parallelism, origins=None: tasks)
+
+
+def moves_are_not_counted() -> AbstractContextManager[Any]:
+    """Whoever decides next does not see what is on its way already."""
+    return mock.patch.object(drain, "_successors", return_value=())
+
+
 #: As in tests/sim/bugs.py.
 BUGS: dict[Any, int] = {
-    waiting_slot_makes_room: 2,
-    only_the_last_task_counts: 433,
+    waiting_slot_makes_room: 7,
     executions_are_mixed_up: 1,
     former_execution_goes_on: 32,
     failed_is_done: 1,
+    drain_forgets_its_parallelism: 19,
+    moves_are_not_counted: 19,
 }

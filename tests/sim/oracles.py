@@ -14,7 +14,7 @@ from covey.wire.messages import StatusBatch, StatusStored
 from manager.store.interface import EventKind, WatchEvent
 from manager.store.keys import TABLE, Writer
 from scheduler.index import Index
-from tests.sim import jobs
+from tests.sim import drains, jobs
 from tests.sim.controller import Controller
 from tests.sim.loop import current
 
@@ -43,6 +43,7 @@ class Oracles:
         self.truth = Index()
         self.breach: Broken | None = None
         self.created: set[str] = set()
+        self.fresh: set[str] = set()
         self.starts: dict[str, str] = {}
         self.offered: dict[str, dict[int, StatusBatch]] = {}
         self.session_since: dict[str, float] = {}
@@ -59,6 +60,7 @@ class Oracles:
 
     def committed(self, revision: int, events: list[WatchEvent]) -> None:
         """A transaction, or the end of a lease, has changed the store."""
+        self.fresh.clear()
         process = current()
         writer = self.sim.by_process.get(process) if process is not None else None
         changes: list[tuple[str, str, Stored | None]] = []
@@ -101,6 +103,7 @@ class Oracles:
             if key in self.created:
                 self.broken("a task id was used twice", f"{key}")
             self.created.add(key)
+            self.fresh.add(key)
             self.sim.cover("tasks created")
             return
         if new.state != old.state:
@@ -146,8 +149,10 @@ class Oracles:
         for kind, key, value in changes:
             if kind == "task" and isinstance(value, Task):
                 self._judge_slot(value)
-                if value.job_iteration and value.state == S.NEW:
-                    jobs.judge(self, value, writer)
+                if value.id in self.fresh:
+                    drains.judge(self, value, writer)
+                    if value.job_iteration:
+                        jobs.judge(self, value, writer)
                 self._judge_capacity(value.node_id)
                 if value.networks and value.state == S.PENDING:
                     self._judge_addresses(value)

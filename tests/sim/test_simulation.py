@@ -35,6 +35,7 @@ SEEN_IN_MANY = (
     "assignment: complete",
     "assignment: increment",
     "machines exchanged",
+    "moves of a drain step by step",
     "store answers lost",
     "tasks of jobs",
     "terms",
