@@ -50,6 +50,7 @@ class Verdict:
     converged: bool = False
     failure: str = ""
     culprit: Task | None = None
+    noun: str = "running"
 
 
 class Watch:
@@ -69,7 +70,7 @@ class Watch:
 
     def prime(self, service: Mapping[str, Any], tasks: Sequence[Task], nodes: Mapping[str, str]) -> None:
         """What is the case before a change: history, not news."""
-        self._before = {task["ID"] for task in tasks if _state(task) in _OVER}
+        self._before = {task["ID"] for task in tasks if state_of(task) in _OVER}
         self._counted |= self._before
         self._slots(tasks, nodes, Verdict())
         self._update = _update_of(service)
@@ -79,7 +80,7 @@ class Watch:
         verdict = Verdict()
         self._slots(tasks, nodes, verdict)
         live = [task for task in tasks if _wanted(task)]
-        verdict.running = sum(_state(task) == "running" and task.get("NodeID", "") in nodes for task in live)
+        verdict.running = sum(state_of(task) == "running" and task.get("NodeID", "") in nodes for task in live)
         verdict.wanted = self._count(service, live)
         self._forget_surplus(live, verdict.wanted, verdict)
         self._ran = self._ran or verdict.running > 0
@@ -112,20 +113,26 @@ class Watch:
     @staticmethod
     def _leaving(tasks: Sequence[Task]) -> bool:
         """Whether a surplus task still runs."""
-        return any(not _wanted(task) and _state(task) in ("running", "starting") for task in tasks)
+        return any(not _wanted(task) and state_of(task) in ("running", "starting") for task in tasks)
 
     def _slots(self, tasks: Sequence[Task], nodes: Mapping[str, str], verdict: Verdict) -> None:
         for task in sorted(tasks, key=lambda task: str(task.get("CreatedAt") or "")):
-            key = str(task.get("Slot") or nodes.get(task.get("NodeID", ""), task.get("NodeID", "")) or task["ID"])
+            key = self.slot_of(task, nodes)
             slot = self.slots.setdefault(key, SlotView(f"{self.name}.{key}"))
-            state = _state(task)
+            state = state_of(task)
             if state in ("failed", "rejected") and task["ID"] not in self._counted:
                 self._counted.add(task["ID"])
                 slot.failures += 1
                 slot.rejections += state == "rejected"
-                verdict.lines.append(f"{slot.name} {state}{_on(task, nodes)}: {_error(task) or state}")
+                verdict.lines.append(f"{slot.name} {state}{_on(task, nodes)}: {error_of(task) or state}")
             if _wanted(task):
                 self._newest(slot, task, state, nodes, verdict)
+
+    @staticmethod
+    def slot_of(task: Task, nodes: Mapping[str, str]) -> str:
+        """A slot as it is shown: its number, or the name of its node."""
+        slot = task.get("Slot")
+        return str(nodes.get(task.get("NodeID", ""), task.get("NodeID", "")) or task["ID"] if slot is None else slot)
 
     def _forget_surplus(self, live: Sequence[Task], wanted: int, verdict: Verdict) -> None:
         """Slots beyond the number wanted are gone; one that only waits for its next task is not."""
@@ -136,7 +143,7 @@ class Watch:
 
     @staticmethod
     def _newest(slot: SlotView, task: Task, state: str, nodes: Mapping[str, str], verdict: Verdict) -> None:
-        error, node = _error(task), nodes.get(task.get("NodeID", ""), "")
+        error, node = error_of(task), nodes.get(task.get("NodeID", ""), "")
         if (slot.task, slot.state, slot.error) == (task["ID"], state, error) and slot.node == node:
             return
         told_before = (slot.task, slot.state) == (task["ID"], state)
@@ -161,7 +168,7 @@ class Watch:
 
     def _give_up(self, service: Mapping[str, Any], tasks: Sequence[Task], verdict: Verdict) -> None:
         """A crash loop, tasks rejected, or a slot that will not be filled again."""
-        failed = [task for task in tasks if task["ID"] not in self._before and _state(task) in ("failed", "rejected")]
+        failed = [task for task in tasks if task["ID"] not in self._before and state_of(task) in ("failed", "rejected")]
         if not failed:
             return
         worst = max(self.slots.values(), key=lambda slot: (slot.failures, slot.rejections))
@@ -176,7 +183,7 @@ class Watch:
         elif (over := self._abandoned(service, tasks, culprit)) is not None:
             why, culprit = over
         if why:
-            verdict.failure = f"service {self.name} does not converge: {why}: {_error(culprit) or _state(culprit)}"
+            verdict.failure = f"service {self.name} does not converge: {why}: {error_of(culprit) or state_of(culprit)}"
             verdict.culprit = culprit
 
     def _abandoned(self, service: Mapping[str, Any], tasks: Sequence[Task], culprit: Task) -> tuple[str, Task] | None:
@@ -196,16 +203,18 @@ def _update_of(service: Mapping[str, Any]) -> tuple[str, str]:
     return str(update.get("State") or ""), str(update.get("StartedAt") or "")
 
 
-def _state(task: Task) -> str:
+def state_of(task: Task) -> str:
+    """The state a task shows."""
     return str((task.get("Status") or {}).get("State", "new"))
 
 
 def _wanted(task: Task) -> bool:
     """Whether the cluster wants this task to run, now or once it is ready."""
-    return task.get("DesiredState") in ("ready", "running") and _state(task) not in _OVER
+    return task.get("DesiredState") in ("ready", "running", "complete") and state_of(task) not in _OVER
 
 
-def _error(task: Task) -> str:
+def error_of(task: Task) -> str:
+    """What is wrong with a task, "" for nothing."""
     return str((task.get("Status") or {}).get("Err") or "").strip()
 
 

@@ -100,12 +100,17 @@ def _row(one: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]] | None)
     if "Replicated" in mode and counts is not None:
         wanted = (mode["Replicated"] or {}).get("Replicas", 1)
     most = ((spec.get("TaskTemplate") or {}).get("Placement") or {}).get("MaxReplicas")
+    beside = f" (max {most} per node)" if most else ""
+    if name.endswith("job"):
+        done = status.get("CompletedTasks", 0)
+        total = mode["ReplicatedJob"]["TotalCompletions"] if "ReplicatedJob" in mode else wanted + done
+        beside = f" ({done}/{total} completed)"
     container = (spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}
     return {
         "ID": one["ID"][:12],
         "Name": spec["Name"],
         "Mode": name,
-        "Replicas": f"{status.get('RunningTasks', 0)}/{wanted}" + (f" (max {most} per node)" if most else ""),
+        "Replicas": f"{status.get('RunningTasks', 0)}/{wanted}{beside}",
         "Image": str(container.get("Image") or "").partition("@")[0],
         "Ports": ports_text((one.get("Endpoint") or {}).get("Ports") or []),
     }

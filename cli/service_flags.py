@@ -21,6 +21,7 @@ TASK = ("TaskTemplate",)
 CONTAINER = (*TASK, "ContainerSpec")
 PLACEMENT = (*TASK, "Placement")
 STRATEGY_LABEL = "covey.placement.strategy"
+DEPENDS_ON_LABEL = "covey.depends_on"
 
 Path = tuple[str, ...]
 
@@ -63,6 +64,16 @@ def _ratio(value: Any, option: str) -> float:
     return number
 
 
+def _dependencies(value: Any, option: str) -> str:
+    from covey.model.dependencies import parse_dependencies
+
+    try:
+        parse_dependencies({"Labels": {DEPENDS_ON_LABEL: value}})
+    except ValueError as error:
+        raise InvalidArgument(f"{option}: {error}") from None
+    return str(value)
+
+
 def _policy(prefix: str, key: str) -> tuple[Scalar, ...]:
     """The options of UpdateConfig or RollbackConfig."""
     actions = ("pause", "continue", "rollback") if prefix == "update" else ("pause", "continue")
@@ -102,6 +113,11 @@ SCALARS: tuple[Scalar, ...] = (
         Flag("--strategy", str, "binpack, spread, pack or pack-small"),
         ("Labels", STRATEGY_LABEL),
         _one_of("binpack", "spread", "pack", "pack-small"),
+    ),
+    Scalar(
+        Flag("--depends-on", str, "Services its tasks wait for, as db=healthy,migrate=completed"),
+        ("Labels", DEPENDS_ON_LABEL),
+        _dependencies,
     ),
     Scalar(Flag("--endpoint-mode", str, "vip or dnsrr"), ("EndpointSpec", "Mode"), _one_of("vip", "dnsrr")),
     Scalar(Flag("--log-driver", str, "json-file, local or none"), (*TASK, "LogDriver", "Name"), _as_is),
@@ -231,7 +247,8 @@ _ALWAYS = (
     Flag("--cap-drop", list, "A capability less"),
     Flag("--log-opt", list, "key=value"),
     Flag("--entrypoint", str, "In place of the image's"),
-    Flag("--replicas", str, "How many tasks"),
+    Flag("--replicas", str, "How many tasks; of a job, how many completions"),
+    Flag("--max-concurrent", str, "Of a job, how many tasks at a time; all of them unless given"),
     *HEALTH,
     Flag("--detach -d", bool, "Do not wait until it has converged"),
     Flag("--quiet -q", bool, "No progress"),
@@ -250,7 +267,7 @@ def _many(one: Collection, suffix: str) -> Flag:
 
 CREATE = (
     Flag("--name", str, "Its name"),
-    Flag("--mode", str, "replicated or global"),
+    Flag("--mode", str, "replicated, global, replicated-job or global-job"),
     Flag("--env-file", list, "A file of KEY=value lines"),
     *(_many(one, "") for one in COLLECTIONS),
     *_ALWAYS,

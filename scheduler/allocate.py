@@ -2,7 +2,8 @@
 
 What is taken is read off the snapshot every time, so nothing can leak: a task's addresses are free again once its worker
 says it is over, or once it is forgotten. Tasks go from NEW to PENDING here; one that cannot, because its network or port is not
-given yet or nothing is left to give, waits with the reason as its message. It must not know how traffic flows.
+given yet or nothing is left to give, or because its service waits for others, waits with the reason as its message. It must
+not know how traffic flows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from covey.model.objects import NetworkAllocation, Service, ServiceAllocation, Task, TaskNetwork
 from covey.model.spec import ServiceSpec
 from covey.model.task_states import TaskState
+from scheduler import depends
 from scheduler.allocation import networks, ports
 from scheduler.allocation.exhausted import Exhausted
 from scheduler.allocation.hosts import Hosts, keeps_addresses
@@ -111,8 +113,11 @@ def _allocate_tasks(
     fresh.sort(key=lambda task: (task.created_at, task.service_id, task.slot, task.id))
     ids: list[str] = []
     given: list[tuple[TaskNetwork, ...]] = []
+    gates = {service_id: depends.waiting_for(snapshot, service_id) for service_id in {task.service_id for task in fresh}}
     for task in fresh:
         try:
+            if why := gates[task.service_id]:
+                raise Exhausted(why)
             attached = _attach(snapshot, task, names, hosts, refused)
         except Exhausted as reason:
             if task.message != str(reason):

@@ -50,13 +50,13 @@ class Draft:
         return self._room == 0
 
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
-        """A task like ``prototype`` (whose service and marks tell it from others)."""
+        """A task like ``prototype`` (whose service, execution and marks tell it from others)."""
         if self.full:
             self.wake(0.0)
             return
         if self._room is not None:
             self._room -= 1
-        marks = (prototype.rollout, prototype.crashes, prototype.avoid)
+        marks = (prototype.job_iteration, prototype.rollout, prototype.crashes, prototype.avoid)
         key = (cause, prototype.service_id, desired, not_before, *marks)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
@@ -126,7 +126,7 @@ class Draft:
 def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:
     return CreateTasks(
         prototype=prototype,
-        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt) for row in rows),
+        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt, prototype.job_iteration) for row in rows),
         slots=tuple(row.slot for row in rows),
         node_ids=tuple(row.node_id for row in rows),
         attempts=tuple(row.attempt for row in rows),

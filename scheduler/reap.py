@@ -43,11 +43,11 @@ def history_limit(snapshot: Snapshot, settings: Settings) -> int:
 
 
 def _reap_service(snapshot: Snapshot, service_id: str, limit: int, now: float, draft: Draft) -> None:
-    slots: dict[tuple[int, str], list[Task]] = {}
+    slots: dict[tuple[int, int, str], list[Task]] = {}
     removed: list[str] = []
     for task in snapshot.tasks_of(service_id):
         if task.desired < TaskState.REMOVE:
-            slots.setdefault((task.slot, "" if task.slot else task.node_id), []).append(task)
+            slots.setdefault(task.slot_key, []).append(task)
         elif _finished(snapshot, task):
             removed.append(task.id)
     draft.delete(removed, "removed and over")

@@ -107,9 +107,9 @@ def _pick(values: Sequence[Any], rows: list[int]) -> tuple[Any, ...]:
 def _create(check: _Check, change: CreateTasks) -> Change | None:
     snapshot = check.snapshot
     service_id = change.prototype.service_id
-    latest: dict[tuple[int, str], Task] = {}
+    latest: dict[tuple[int, int, str], Task] = {}
     for other in snapshot.tasks_of(service_id):
-        key = (other.slot, "" if other.slot else other.node_id)
+        key = other.slot_key
         if key not in latest or latest[key].attempt < other.attempt:
             latest[key] = other
 
@@ -121,7 +121,7 @@ def _create(check: _Check, change: CreateTasks) -> Change | None:
         if change.replaces[row] and change.replaces[row] not in snapshot.tasks:
             return f"task {change.replaces[row]}, which it replaces, is gone"
         slot = change.slots[row]
-        last = latest.get((slot, "" if slot else change.node_ids[row]))
+        last = latest.get((change.prototype.job_iteration, slot, "" if slot else change.node_ids[row]))
         if last is not None and last.attempt >= change.attempts[row]:
             return f"its slot has the later task {last.id}"
         return ""

@@ -160,6 +160,7 @@ ROUTES: tuple[Route, ...] = (
     Route("covey_service_restart", "POST", "/covey/services/{id}/restart", CLUSTER, answer="none"),
     Route("covey_service_stop", "POST", "/covey/services/{id}/stop", CLUSTER, answer="none"),
     Route("covey_service_start", "POST", "/covey/services/{id}/start", CLUSTER, answer="none"),
+    Route("covey_rebalance", "POST", "/covey/rebalance", CLUSTER, body="json"),
     Route("covey_task_story", "GET", "/covey/tasks/{id}/story", CLUSTER),
     Route("covey_task_explain", "GET", "/covey/tasks/{id}/explain", CLUSTER),
     Route("node_forward", ANY_METHOD, "/_node/{name}/{tail:.*}", CLUSTER, body="stream", answer="hijack"),

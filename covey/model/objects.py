@@ -25,6 +25,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 0
 
 
+class Rebalance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tasks that were asked to move away from where they are, at most ``parallelism`` (0: all) at once."""
+
+    tasks: tuple[str, ...] = ()
+    parallelism: int = 1
+    asked_at: float = 0.0
+
+
 class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """The one object of the cluster: who signs, which tokens admit, which address pools are ours.
 
@@ -43,6 +51,7 @@ class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     address_pools: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
     data_path_port: int = 4789
+    rebalance: Rebalance | None = None
 
 
 class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,6 +60,7 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     ``generation`` counts the changes of the spec. ``spec_version`` is the generation in which what tasks are made from was
     asked for (a rollback goes back to a former one, never to another content); tasks say which of them they were made from.
     ``rolling_back``: the last change took a former spec back, and the rollback policy governs how it reaches the tasks.
+    ``job_iteration`` counts the executions of a job from 1 (0: not a job): every update is one. ``executed_at`` is the last.
     """
 
     kind: ClassVar[str] = "service"
@@ -62,6 +72,8 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     generation: int = 1
     previous_spec_version: int = 0
     rolling_back: bool = False
+    job_iteration: int = 0
+    executed_at: float = 0.0
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -105,8 +117,21 @@ class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
     update: UpdateStatus | None = None
 
 
+class DrainPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a node is drained step by step: at most ``parallelism`` (0: all) moves at once, in ``order``, until ``deadline``
+    seconds after ``since``. ``order`` is stop-first, start-first, or "" for each service's own; ``deadline`` 0 is none."""
+
+    parallelism: int = 1
+    order: str = ""
+    deadline: float = 0.0
+    since: float = 0.0
+
+
 class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """What people decide about a node, written by the API (joining through the CA counts)."""
+    """What people decide about a node, written by the API (joining through the CA counts).
+
+    ``drain`` is how a drained node is to be emptied, None for at once.
+    """
 
     kind: ClassVar[str] = "node"
 
@@ -115,6 +140,7 @@ class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
     role: str = "worker"
     availability: str = "active"
     labels: dict[str, str] = {}
+    drain: DrainPolicy | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -267,6 +293,7 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     ``rollout`` is the service's generation whose rollout made the task, 0 when it was made to fill its slot. ``crashes``:
     how many tasks of the slot before it ended soon after their start, one after the other; ``avoid``: the nodes on which
     they did, which are ranked after others.
+    ``job_iteration`` is the execution of a job it belongs to, each of which has slots of its own; 0 for services that are none.
     """
 
     kind: ClassVar[str] = "task"
@@ -294,6 +321,17 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     rollout: int = 0
     crashes: int = 0
     avoid: tuple[str, ...] = ()
+    job_iteration: int = 0
+
+    @property
+    def slot_key(self) -> tuple[int, int, str]:
+        """What tells the slots of one service apart: execution of a job, number, node (of global ones)."""
+        return self.job_iteration, self.slot, "" if self.slot else self.node_id
+
+    @property
+    def place(self) -> str:
+        """The slot as users see it: its number, which counts from 0 for jobs as in Docker, or its node."""
+        return str(self.slot - bool(self.job_iteration)) if self.slot else self.node_id
 
 
 class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):

@@ -13,6 +13,7 @@ import msgspec
 
 from covey.model import durations
 from covey.model.affinity import Affinity, read_affinities
+from covey.model.dependencies import Dependency, parse_dependencies
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
 from covey.model.resources import NANO, Resources, read_resources
@@ -103,18 +104,28 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What decisions read of a service's spec. ``mode`` is replicated, global, replicated-job or global-job."""
+    """What decisions read of a service's spec. ``mode`` is replicated, global, replicated-job or global-job.
+
+    ``replicas`` of a replicated job are the completions it wants, ``max_concurrent`` of them at a time.
+    """
 
     name: str = ""
     labels: dict[str, str] = {}
     mode: str = "replicated"
     replicas: int = 1
+    max_concurrent: int = 0
     task: TaskSpec = TaskSpec()
     update: UpdatePolicy = UpdatePolicy()
     rollback: UpdatePolicy = UpdatePolicy()
     ports: tuple[PortConfig, ...] = ()
     endpoint_mode: str = "vip"
     stopped: bool = False
+    depends_on: tuple[Dependency, ...] = ()
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its tasks run to their end, once."""
+        return self.mode.endswith("-job")
 
 
 def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
@@ -246,22 +257,30 @@ def _plugins(container: Mapping[str, Any], log: Mapping[str, Any] | None) -> tup
     return tuple(each for each in named if each[1] not in _BUILT_IN)
 
 
-def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int]:
+def read_job(raw: Mapping[str, Any] | None) -> tuple[int, int]:
+    """(completions, most at a time) of a ``ReplicatedJob``: one at a time unless said, as many in all as at a time."""
+    raw = raw or {}
+    most, total = raw.get("MaxConcurrent"), raw.get("TotalCompletions")
+    most = 1 if most is None else int(most)
+    return most if total is None else int(total), most
+
+
+def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Mode, replicas, most at a time."""
     if "Global" in raw:
-        return "global", 0
+        return "global", 0, 0
     if "GlobalJob" in raw:
-        return "global-job", 0
+        return "global-job", 0, 0
     if "ReplicatedJob" in raw:
-        job = raw["ReplicatedJob"] or {}
-        return "replicated-job", int(job.get("TotalCompletions") or job.get("MaxConcurrent") or 1)
+        return "replicated-job", *read_job(raw["ReplicatedJob"])
     replicas = (raw.get("Replicated") or {}).get("Replicas")
-    return "replicated", 1 if replicas is None else int(replicas)
+    return "replicated", 1 if replicas is None else int(replicas), 0
 
 
 def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
     """The view of a whole service spec."""
     labels = dict(raw.get("Labels") or {})
-    mode, replicas = _read_mode(raw.get("Mode") or {})
+    mode, replicas, max_concurrent = _read_mode(raw.get("Mode") or {})
     template = dict(raw.get("TaskTemplate") or {})
     if not template.get("Networks") and raw.get("Networks"):
         template["Networks"] = raw["Networks"]  # deprecated place, still sent by old clients
@@ -271,10 +290,12 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         labels=labels,
         mode=mode,
         replicas=replicas,
+        max_concurrent=max_concurrent,
         task=read_task_spec(template, labels),
         update=read_update(raw.get("UpdateConfig")),
         rollback=read_update(raw.get("RollbackConfig")),
         ports=read_ports(endpoint),
         endpoint_mode=endpoint.get("Mode") or "vip",
         stopped=labels.get(STOPPED_LABEL) == "true",
+        depends_on=parse_dependencies(raw),
     )

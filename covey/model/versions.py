@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from covey.model.objects import PastSpec, Service
-from covey.model.spec import STOPPED_LABEL, read_ports
+from covey.model.spec import STOPPED_LABEL, read_ports, read_service_spec
 
 #: Parts of a spec from which tasks are made: a change of another part replaces no task.
 TASK_PARTS = ("TaskTemplate", "EndpointSpec", "Networks")
@@ -54,6 +54,16 @@ def current(service: Service) -> PastSpec:
     )
 
 
+def first_execution(spec: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """Fields of a new Service; a job begins with its creation."""
+    return {"job_iteration": 1, "executed_at": now} if read_service_spec(spec).is_job else {}
+
+
+def _next_execution(service: Service, now: float) -> dict[str, Any]:
+    """Fields that a change of ``service`` changes: whatever is changed of a job, it is executed again, as in Docker."""
+    return {"job_iteration": service.job_iteration + 1, "executed_at": now} if service.job_iteration else {}
+
+
 def worth_keeping(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a person may want ``old`` back once ``new`` is there: not after a scale, a restart, a stop or a start."""
     return _essence(old) != _essence(new)
@@ -81,6 +91,7 @@ def _with(service: Service, spec: dict[str, Any], spec_version: int, now: float,
         rolling_back=rolling_back,
         updated_at=now,
         version=0,
+        **_next_execution(service, now),
     )
 
 

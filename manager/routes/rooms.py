@@ -12,6 +12,7 @@ from manager.routes.door import Door
 from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
+from manager.routes.rebalance import Rebalances
 from manager.routes.secrets import KINDS, Files
 from manager.routes.service_verbs import ServiceVerbs
 from manager.routes.services import Services
@@ -38,6 +39,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
             System(events, door.clock),
             Containers(door),
             Logs(door),
+            Rebalances(door),
         )
     finally:
         following.cancel()

@@ -15,6 +15,7 @@ from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model import versions
+from covey.model.dependencies import parse_dependencies
 from covey.model.filters import parse_constraint
 from covey.model.objects import PastSpec, PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
@@ -114,7 +115,7 @@ class Services:
                 raise Conflict(f"name conflicts with an existing object: service {name} already exists ({taken.id})")
             check_ports(snapshot, spec, "")
             now = door.clock.now()
-            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now)
+            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now, **versions.first_execution(spec, now))
             key = door.keys.key("service", service.id)
             compares, operations = service_changes.reserve(door, service.id, name, versions.port_names(spec), ())
             result = await door.commit([absent(key), *compares], [Put(key, encode(service)), *operations])
@@ -176,9 +177,10 @@ class Services:
         from covey.engine_api.types.service_rules import validate_service_spec
 
         spec = validate_service_spec(raw, parse_constraint).stored()
-        mode = read_service_spec(spec).mode
-        if mode.endswith("job"):
-            raise NotImplementedYet(f"Mode: {mode} services come with a later release: use Replicated or Global")
+        try:
+            parse_dependencies(spec)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
         return spec
 
 

@@ -44,11 +44,7 @@ class Tasks:
     async def story(self, call: Call) -> Answer:
         snapshot = await self._door.view()
         task = find_task(snapshot, call.params["id"])
-        slot = [
-            other
-            for other in snapshot.tasks_of(task.service_id)
-            if (other.slot, "" if other.slot else other.node_id) == (task.slot, "" if task.slot else task.node_id)
-        ]
+        slot = [other for other in snapshot.tasks_of(task.service_id) if other.slot_key == task.slot_key]
         view = snapshot.nodes.get(task.node_id)
         history = sorted((other for other in slot if other.id != task.id), key=lambda other: other.attempt)
         lines = story(task, snapshot.statuses.get(task.id), history, snapshot.statuses, view.hostname if view else "")
@@ -72,7 +68,7 @@ def find_task(snapshot: Snapshot, reference: str) -> Task:
 
 def task_label(task: Task) -> str:
     """How users call a task: ``web.3``, for global services ``web.<node id>``."""
-    return f"{task.service_name or task.service_id}.{task.slot or task.node_id}"
+    return f"{task.service_name or task.service_id}.{task.place}"
 
 
 def _service_id(snapshot: Snapshot, reference: str) -> str:

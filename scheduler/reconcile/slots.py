@@ -16,12 +16,16 @@ from covey.model.spec import ServiceSpec, UpdatePolicy
 from covey.model.task_states import TaskState, is_terminal
 from scheduler import restart
 from scheduler.draft import Draft, Row
+from scheduler.drain import Leaving
 from scheduler.placement.constraints import allows
+from scheduler.reconcile.moves import move
 from scheduler.restart import Attempt
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
 
 SlotKey = tuple[int, str]
+
+NOBODY_LEAVES = Leaving()
 
 
 class Slot:
@@ -109,7 +113,21 @@ UNMARKED = Marks()
 class Work:
     """One service in one pass: what is known of it, and the draft that collects what it needs."""
 
-    def __init__(self, snapshot: Snapshot, service: Service, now: float, settings: Settings, draft: Draft) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        service: Service,
+        now: float,
+        settings: Settings,
+        draft: Draft,
+        iteration: int | None = None,
+        leaving: Leaving = NOBODY_LEAVES,
+    ) -> None:
+        """``iteration``: the execution of a job whose slots these are, the last one unless given."""
+        self.leaving = leaving
+        self.iteration = service.job_iteration if iteration is None else iteration
+        #: How far a task of the service is to go.
+        self.goal = TaskState.COMPLETE if self.iteration else TaskState.RUNNING
         self.snapshot = snapshot
         self.service = service
         self.spec: ServiceSpec = snapshot.service_specs[service.id]
@@ -124,6 +142,8 @@ class Work:
         state = self.snapshot.state
         found: dict[SlotKey, list[Attempt]] = {}
         for task in self.snapshot.tasks_of(self.service.id):
+            if task.job_iteration != self.iteration:
+                continue
             key = (task.slot, "") if task.slot else (0, task.node_id)
             found.setdefault(key, []).append(Attempt(task, state(task)))
         return {key: Slot(key, sorted(found[key], key=lambda a: a.task.attempt)) for key in sorted(found)}
@@ -146,12 +166,16 @@ class Work:
         *,
         replaces: str,
         cause: str,
-        desired: TaskState = TaskState.RUNNING,
+        desired: TaskState | None = None,
         not_before: float = 0.0,
         marks: Marks = UNMARKED,
     ) -> None:
-        """The next task of the slot ``key``. Tasks of one ``cause`` and ``desired`` have one set of marks."""
+        """The next task of the slot ``key``; ``desired`` is how far a task of the service is to go unless given.
+
+        Tasks of one ``cause`` and ``desired`` have one set of marks.
+        """
         row = Row(key[0], key[1], self._attempt(key), replaces)
+        desired = self.goal if desired is None else desired
         self.draft.create(self._prototype(marks), row, desired=desired, not_before=not_before, cause=cause)
 
     def _attempt(self, key: SlotKey) -> int:
@@ -163,7 +187,7 @@ class Work:
         slot, service = self.slots.get(key), self.service
         following = slot.history[-1].task.attempt + 1 if slot is not None else 1
         untouched = service.generation == 1 and service.spec_version == 1 and service.previous_spec is None
-        if (slot is None or slot.dropped) and not untouched:
+        if (slot is None or slot.dropped) and not untouched and not self.iteration:
             return max(following, service.version)
         return following
 
@@ -181,7 +205,23 @@ class Work:
             rollout=marks.rollout,
             crashes=marks.crashes,
             avoid=marks.avoid,
+            job_iteration=self.iteration,
         )
+
+    def inherited(self, task: Task) -> Marks:
+        """Marks of what takes the place of a task that was not to blame: whom a rollout made and never ran, is still its."""
+        status = self.snapshot.statuses.get(task.id)
+        ran = status is not None and status.state >= TaskState.RUNNING
+        return Marks(0 if ran else task.rollout, task.crashes, task.avoid)
+
+    def promote(self, slot: Slot, task: Task) -> None:
+        """A task that was held back may run: its delay is over, and so are the tasks of its slot that were told to stop."""
+        if task.desired >= TaskState.RUNNING:
+            return
+        if self.now < task.not_before:
+            self.draft.wake(task.not_before)
+        elif self.vacated(slot):
+            self.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=self.goal)
 
     def shut_down(self, tasks: Iterable[Task], cause: str, desired: TaskState = TaskState.SHUTDOWN) -> None:
         """Those of ``tasks`` that are wanted more than that."""
@@ -221,15 +261,12 @@ class Work:
 
 def tend(work: Work, slot: Slot) -> None:
     """Keep one wanted slot filled by one task; what is outdated but runs is left to the rollout."""
-    if slot.active:
-        chosen = _choose(work, slot)
-        if _drained(work, chosen):
-            cause = f"node {chosen.node_id} is drained"
-            work.create(slot.key, replaces=chosen.id, cause=cause, marks=_inherited(work, chosen))
-        else:
-            _promote(work, slot, chosen)
+    if move(work, slot):
         return
-    refill(work, slot)
+    if slot.active:
+        work.promote(slot, _choose(work, slot))
+    else:
+        refill(work, slot)
 
 
 def _choose(work: Work, slot: Slot) -> Task:
@@ -245,28 +282,6 @@ def _choose(work: Work, slot: Slot) -> Task:
     surplus = [a.task for a in slot.active if a is not best]
     work.shut_down(surplus, f"slot is filled by task {best.task.id}")
     return best.task
-
-
-def _drained(work: Work, task: Task) -> bool:
-    view = work.snapshot.nodes.get(task.node_id)
-    return view is not None and view.node.availability == "drain"
-
-
-def _inherited(work: Work, task: Task) -> Marks:
-    """The marks of what takes the place of a task that was not to blame: whom a rollout made and never ran, is still its."""
-    status = work.snapshot.statuses.get(task.id)
-    ran = status is not None and status.state >= TaskState.RUNNING
-    return Marks(0 if ran else task.rollout, task.crashes, task.avoid)
-
-
-def _promote(work: Work, slot: Slot, task: Task) -> None:
-    """A task that was held back may run: its delay is over, and so is the task it replaces."""
-    if task.desired >= TaskState.RUNNING:
-        return
-    if work.now < task.not_before:
-        work.draft.wake(task.not_before)
-    elif work.vacated(slot):
-        work.draft.move((task.id,), f"task {task.replaces or task.id} is over", desired=TaskState.RUNNING)
 
 
 def spent(work: Work, slot: Slot) -> bool:
@@ -291,10 +306,10 @@ def refill(work: Work, slot: Slot) -> None:
         fresh = [last]
     verdict, marks = work.judge(fresh)
     if last.state not in restart.ENDED_BY_ITSELF:
-        marks = _inherited(work, last.task)
+        marks = work.inherited(last.task)
     if not verdict.again:
         work.shut_down([last.task], verdict.why)
         return
     held_back = verdict.not_before > work.now or not work.vacated(slot)
-    desired = TaskState.READY if held_back else TaskState.RUNNING
+    desired = TaskState.READY if held_back else work.goal
     work.create(slot.key, replaces=last.task.id, cause=verdict.why, desired=desired, not_before=verdict.not_before, marks=marks)

@@ -104,7 +104,13 @@ class World:
         service = (
             versions.updated(held, whole, self.now)
             if held
-            else Service(id=service_id, spec=whole, created_at=self.now, updated_at=self.now)
+            else Service(
+                id=service_id,
+                spec=whole,
+                created_at=self.now,
+                updated_at=self.now,
+                **versions.first_execution(whole, self.now),
+            )
         )
         self.put(service)
         return service

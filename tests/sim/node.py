@@ -29,6 +29,7 @@ from covey.wire.messages import (
 )
 from manager.dispatcher.link import Closed
 from tests.contract.fake_runtime import FakeContainer, FakeNode, FakeRuntime
+from tests.sim import jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
 from tests.sim.net import End
@@ -170,6 +171,8 @@ class WeatheredRuntime(FakeRuntime):
             if task_id in self._doomed and self.sim.trouble.bad_images:
                 self.sim.cover("a bad image starts")
                 self.sim.later(self.rng.uniform(0.5, 4.0), self.machine.exit, held, 1)
+            elif (end := jobs.end_of(self.sim, task_id)) is not None:
+                self.sim.later(end[0], self.machine.exit, held, end[1])
             elif self.rng.random() < self.sim.trouble.exits:
                 code = self.rng.choice((0, 1, 137))
                 self.sim.later(self.rng.expovariate(1 / 15), self.machine.exit, held, code)

@@ -14,6 +14,7 @@ from covey.wire.messages import StatusBatch, StatusStored
 from manager.store.interface import EventKind, WatchEvent
 from manager.store.keys import TABLE, Writer
 from scheduler.index import Index
+from tests.sim import drains, jobs
 from tests.sim.controller import Controller
 from tests.sim.loop import current
 from tests.sim.updates import UpdateOracle
@@ -43,6 +44,7 @@ class Oracles:
         self.truth = Index()
         self.breach: Broken | None = None
         self.created: set[str] = set()
+        self.fresh: set[str] = set()
         self.starts: dict[str, str] = {}
         self.offered: dict[str, dict[int, StatusBatch]] = {}
         self.session_since: dict[str, float] = {}
@@ -60,6 +62,7 @@ class Oracles:
 
     def committed(self, revision: int, events: list[WatchEvent]) -> None:
         """A transaction, or the end of a lease, has changed the store."""
+        self.fresh.clear()
         process = current()
         writer = self.sim.by_process.get(process) if process is not None else None
         changes: list[tuple[str, str, Stored | None]] = []
@@ -71,7 +74,7 @@ class Oracles:
             self.updates.before(kind, key, old, value, Writer.API if writer is None else Writer.LEADER)
             changes.append((kind, key, value))
         self.truth.apply(changes, revision)
-        self._judge_whole(changes)
+        self._judge_whole(changes, writer)
         self.updates.after(changes)
 
     def _judge(self, kind: str, key: str, old: Stored | None, new: Stored | None, writer: Controller | None) -> None:
@@ -105,6 +108,7 @@ class Oracles:
             if key in self.created:
                 self.broken("a task id was used twice", f"{key}")
             self.created.add(key)
+            self.fresh.add(key)
             self.sim.cover("tasks created")
             self.sim.cover(f"leader: {new.state.label}")
             if new.state != S.NEW and not may_move(Actor.LEADER, S.NEW, new.state):
@@ -148,11 +152,15 @@ class Oracles:
         if quiet < QUIET:
             self.broken("a live node was declared down", f"{new.id} was heard {quiet:.3f} s ago in a session")
 
-    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]]) -> None:
+    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]], writer: Controller | None) -> None:
         """What spans several objects."""
         for kind, key, value in changes:
             if kind == "task" and isinstance(value, Task):
                 self._judge_slot(value)
+                if value.id in self.fresh:
+                    drains.judge(self, value, writer)
+                    if value.job_iteration:
+                        jobs.judge(self, value, writer)
                 self._judge_capacity(value.node_id)
                 if value.networks and S.PENDING <= value.state <= S.ASSIGNED and value.desired < S.SHUTDOWN:
                     self._judge_addresses(value)
@@ -166,10 +174,7 @@ class Oracles:
         wanted = [
             other.id
             for other in snapshot.tasks_of(task.service_id)
-            if other.slot == task.slot
-            and (task.slot or other.node_id == task.node_id)
-            and other.desired < S.SHUTDOWN
-            and not is_terminal(snapshot.state(other))
+            if other.slot_key == task.slot_key and other.desired < S.SHUTDOWN and not is_terminal(snapshot.state(other))
         ]
         spec = snapshot.service_specs.get(task.service_id)
         allowed = 2 if spec is None or "start-first" in (spec.update.order, spec.rollback.order) else 1
@@ -257,6 +262,8 @@ class Oracles:
         """What a service lacks or has too much of, or "" when it is exactly as wanted: in the store and on the nodes."""
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
+        if spec.is_job:
+            return jobs.problem(self, snapshot.services[service_id])
         wanted: set[tuple[int, str]]
         if spec.stopped:
             wanted = set()

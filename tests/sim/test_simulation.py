@@ -39,7 +39,9 @@ SEEN_IN_MANY = (
     "assignment: complete",
     "assignment: increment",
     "machines exchanged",
+    "moves of a drain step by step",
     "store answers lost",
+    "tasks of jobs",
     "terms",
 )
 

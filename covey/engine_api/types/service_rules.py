@@ -55,9 +55,13 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
     _check_update("RollbackConfig", "rollback", spec.RollbackConfig, ROLLBACK_ACTIONS)
     _check_networks("Networks", spec.Networks)
     _check_endpoint(spec.EndpointSpec)
-    if spec.UpdateConfig is not None and spec.Mode is not None and (spec.Mode.ReplicatedJob or spec.Mode.GlobalJob is not None):
-        raise refuse("UpdateConfig", "update config is not supported for jobs")
+    if spec.UpdateConfig is not None and spec.Mode is not None and _is_job(spec.Mode):
+        raise refuse("UpdateConfig", "Jobs may not have an update config")
     return spec
+
+
+def _is_job(mode: ServiceMode) -> bool:
+    return mode.ReplicatedJob is not None or mode.GlobalJob is not None
 
 
 def _check_labels(field: str, labels: Mapping[str, str]) -> None:
