@@ -26,6 +26,7 @@ TABLE: dict[str, Entry] = {
     "node": Entry("cli.node", "", "Manage the cluster's nodes", _CLUSTER),
     "service": Entry("cli.service", "", "Manage services", _CLUSTER),
     "stack": Entry("cli.stack.commands", "", "Manage stacks from compose files", _CLUSTER),
+    "explain": Entry("cli.explain", "explain", "Show why a task is on its node, or why it waits", _CLUSTER),
     "story": Entry("cli.story", "story", "Tell a task's life from cradle to grave", _CLUSTER),
     "run": Entry("cli.run", "run", "Create and run a container on this node", _CONTAINERS),
     "exec": Entry("cli.run", "exec", "Run a command in a running container", _CONTAINERS),
@@ -114,10 +115,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _failed(message: str) -> int:
+    print(f"cluster: {in_our_words(message)}", file=sys.stderr)
+    return 1
+
+
+def in_our_words(message: str) -> str:
+    """A daemon's message as this command says it."""
     for theirs, ours in _OUR_WORDS.items():
         message = message.replace(theirs, ours)
-    print(f"cluster: {message.strip()}", file=sys.stderr)
-    return 1
+    return message.strip()
 
 
 #: Daemons say what the docker command is told; here it has another name.

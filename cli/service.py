@@ -35,6 +35,14 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
     """Make a service: tasks of IMAGE that the cluster keeps running."""
     from cli.service_spec import created
 
+    if flags["plan"]:
+        from cli.plan import planning
+
+        with planning(flags["format"]) as rehearsal:
+            spec = created(image, words or [], flags)
+            _resolve(rehearsal, spec)
+            rehearsal.post("/services/create", json=spec)
+        return
     spec = created(image, words or [], flags)
     with client() as api:
         wait = Wait(api, [], **_waiting(flags))
@@ -167,21 +175,35 @@ def inspect(
 @with_flags(UPDATE)
 def update(service: str, **flags: Any) -> None:
     """Change a service; its tasks are replaced as far as the change needs it."""
-    from cli.service_spec import updated
+    if flags["plan"]:
+        from cli.plan import planning
 
+        with planning(flags["format"]) as rehearsal:
+            found = rehearsal.get(f"/services/{service}")
+            spec = _previous(found) if flags["rollback"] else _changed(rehearsal, found, flags)
+            _put(rehearsal, found, spec)
+        return
     if flags["rollback"]:
         _rollback(service, **_waiting(flags))
         return
     with client() as api:
         found = api.get(f"/services/{service}")
-        if flags["network_rm"]:
-            flags["network_rm"] = [*flags["network_rm"], *(_network_id(api, name) for name in flags["network_rm"])]
-        spec = updated(found["Spec"], flags)
+        spec = _changed(api, found, flags)
         wait = Wait(api, [found["ID"]], **_waiting(flags))
-        _resolve(api, spec)
         _put(api, found, spec)
         print(service, flush=True)
         wait.end([found["ID"]])
+
+
+def _changed(api: Client, found: Mapping[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a service with the changes that ``flags`` ask for."""
+    from cli.service_spec import updated
+
+    if flags["network_rm"]:
+        flags["network_rm"] = [*flags["network_rm"], *(_network_id(api, name) for name in flags["network_rm"])]
+    spec = updated(found["Spec"], flags)
+    _resolve(api, spec)
+    return spec
 
 
 def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query: str) -> None:
@@ -192,12 +214,18 @@ def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query
 def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None, to: int = 0) -> None:
     with client() as api:
         found = api.get(f"/services/{service}")
-        if not to and not found.get("PreviousSpec"):
-            raise InvalidArgument(f"service {service} has no previous spec: there was no update to take back")
+        if not to:
+            _previous(found)
         wait = Wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout, rollback=True)
         _put(api, found, found["Spec"], rollback="previous", **({"to": str(to)} if to else {}))
         print(service, flush=True)
         wait.end([found["ID"]])
+
+
+def _previous(found: Mapping[str, Any]) -> dict[str, Any]:
+    if not found.get("PreviousSpec"):
+        raise InvalidArgument(f"service {found['Spec']['Name']} has no previous spec: there was no update to take back")
+    return dict(found["PreviousSpec"])
 
 
 @app.command("rollback")

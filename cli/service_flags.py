@@ -253,6 +253,8 @@ _ALWAYS = (
     Flag("--detach -d", bool, "Do not wait until it has converged"),
     Flag("--quiet -q", bool, "No progress"),
     Flag("--timeout", str, "How long to wait, as 2m"),
+    Flag("--plan", bool, "Only show what would happen: exit status 0 nothing, 1 changes, 255 error"),
+    Flag("--format", str, "How a plan is shown: json"),
     Flag("--with-registry-auth", bool, "Accepted"),
     Flag("--no-resolve-image", bool, "Accepted"),
     *(scalar.flag for scalar in SCALARS),

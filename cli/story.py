@@ -20,7 +20,7 @@ def story(
 ) -> None:
     """Tell a task's life from cradle to grave."""
     with client() as api:
-        told = api.get(f"/covey/tasks/{_id(api, task)}/story")
+        told = api.get(f"/covey/tasks/{task_id(api, task)}/story")
     if form:
         show_objects([told], form)
         return
@@ -31,7 +31,7 @@ def story(
         print(f"  {when}  {clean(str(line.get('Who', ''))):<8}  {clean(str(line.get('What', '')))}")
 
 
-def _id(api: Client, reference: str) -> str:
+def task_id(api: Client, reference: str) -> str:
     """The id of a task called by name (``web.3``): the newest of its slot."""
     name, dot, slot = reference.rpartition(".")
     if not dot or not name:

@@ -38,6 +38,10 @@ def deploy(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress")] = False,
     resolve_image: Annotated[str, typer.Option(help="Accepted: images are taken as the nodes have them")] = "always",
     with_registry_auth: Annotated[bool, typer.Option("--with-registry-auth", help="Accepted")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Only show what would happen: exit status 0 nothing, 1 changes, 255 error")
+    ] = False,
+    form: Annotated[str | None, typer.Option("--format", help="How a plan is shown: json", show_default=False)] = None,
 ) -> None:
     """Make a stack of compose files, or bring it up to date."""
     from cli.progress import wait_converged, watch_before
@@ -46,6 +50,13 @@ def deploy(
     from cli.stack.plan import make
     from cli.waiting import seconds
 
+    if plan_only:
+        from cli.plan import planning
+
+        with planning(form) as rehearsal:
+            plan = make(stack, load(compose_file, os.environ, warn))
+            deployment.deploy(rehearsal, plan, prune=prune, say=lambda _: None, warn=warn)
+        return
     limit = seconds(timeout)
     plan = make(stack, load(compose_file, os.environ, warn))
     with client() as api:

@@ -11,17 +11,19 @@ from typing import Any
 
 import msgspec
 
+from covey.model.meaning import meaning
 from covey.model.objects import PastSpec, Service
 from covey.model.spec import STOPPED_LABEL, read_ports, read_service_spec
 
 #: Parts of a spec from which tasks are made: a change of another part replaces no task.
-TASK_PARTS = ("TaskTemplate", "EndpointSpec", "Networks")
+TASK_PARTS = ("TaskTemplate", "EndpointSpec")
 
 
 def updated(service: Service, spec: dict[str, Any], now: float) -> Service:
     """``service`` with a new ``spec``; its spec version changes only when its tasks would be made otherwise."""
     generation = _next(service)
-    changed = any((service.spec.get(part) or {}) != (spec.get(part) or {}) for part in TASK_PARTS)
+    old, new = meaning(service.spec), meaning(spec)
+    changed = any(old.get(part) != new.get(part) for part in TASK_PARTS)
     return _with(service, spec, generation if changed else service.spec_version, now, rolling_back=False)
 
 

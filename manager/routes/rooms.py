@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from manager.events import Events
 from manager.routes.containers import Containers
 from manager.routes.door import Door
+from manager.routes.explain import Explain
 from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
+from manager.routes.plan import Plans
 from manager.routes.rebalance import Rebalances
 from manager.routes.secrets import KINDS, Files
 from manager.routes.service_verbs import ServiceVerbs
@@ -27,10 +29,13 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
     """The handlers by route name."""
     events = Events(door.mirror, door.clock)
     following = asyncio.create_task(events.follow(), name="cluster events")
+    services = Services(door)
     try:
         yield collect(
-            Services(door),
+            services,
             ServiceVerbs(door),
+            Plans(door, services),
+            Explain(door),
             Nodes(door),
             Tasks(door),
             Swarm(door),

@@ -173,6 +173,20 @@ class Services:
             service = held
         raise Unavailable(f"service {service.name} keeps changing: remove it again")
 
+    def proposed(self, snapshot: Snapshot, held: Service | None, raw: dict[str, Any]) -> Service:
+        """What an update of ``held`` with ``raw`` (None: a create) would store, refused as that would be.
+
+        Names and references are the caller's to look up. A new service has an id that says that it is not there.
+        """
+        spec = self._validated(raw)
+        check_ports(snapshot, spec, held.id if held is not None else "")
+        now = self._door.clock.now()
+        if held is None:
+            execution = versions.first_execution(spec, now)
+            return Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now, **execution)
+        _check_unchangeable(held, spec)
+        return versions.updated(held, spec, now)
+
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 

@@ -332,7 +332,7 @@ async def test_statistics_name_every_part(cluster: Cluster) -> None:
 
 async def test_a_route_without_a_handler_says_so(cluster: Cluster) -> None:
     with pytest.raises(CoveyError) as refused:
-        await cluster.client.call("covey_plan", json={})
+        await cluster.client.call("volume_update", {"name": "v"}, json={})
     assert refused.value.status == 501
 
 
