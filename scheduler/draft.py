@@ -14,12 +14,13 @@ from scheduler.plan import AssignTasks, Change, CreateTasks, DeleteTasks, MoveTa
 
 
 class Row(NamedTuple):
-    """One task to be created. ``replaces`` as in CreateTasks."""
+    """One task to be created. ``replaces`` and ``retires`` as in CreateTasks."""
 
     slot: int
     node_id: str
     attempt: int
     replaces: str
+    retires: tuple[str, ...] = ()
 
 
 class _Move(NamedTuple):
@@ -132,4 +133,5 @@ def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:
         attempts=tuple(row.attempt for row in rows),
         replaces=tuple(row.replaces for row in rows),
         cause=cause,
+        retires=tuple(row.retires for row in rows) if any(row.retires for row in rows) else (),
     )

@@ -27,7 +27,7 @@ class CreateTasks:
     """New tasks that are alike: ``prototype`` with these columns, all of one length.
 
     ``replaces`` rows that are not "" name a task whose desired state becomes SHUTDOWN in the same transaction.
-    ``networks`` is empty or one tuple a row.
+    ``networks`` is empty or one tuple a row; so is ``retires``: more tasks of the row's slot of which the same is true.
     """
 
     prototype: Task
@@ -38,6 +38,7 @@ class CreateTasks:
     replaces: Sequence[str]
     cause: str
     networks: Sequence[tuple[TaskNetwork, ...]] = ()
+    retires: Sequence[tuple[str, ...]] = ()
 
     def tasks(self) -> Iterator[Task]:
         """The objects to be stored, row by row."""

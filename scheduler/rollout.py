@@ -76,7 +76,7 @@ def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
     monitor = work.policy.monitor
     for slot in slots:
         newest = slot.active[-1] if slot.active else None
-        if newest is not None and newest.task.rollout and newest.state < TaskState.RUNNING:
+        if newest is not None and newest.task.rollout and newest.state < TaskState.RUNNING and not _surplus(work, slot, newest):
             standing.flying.add(slot.key)
         if slot.key in left_alone:
             outdated = False
@@ -93,6 +93,11 @@ def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
             (standing.retried if tried else standing.waiting).append(slot)
         standing.total += outdated or bool(tried)
     return standing
+
+
+def _surplus(work: Work, slot: Slot, newest: restart.Attempt) -> bool:
+    """Whether a former rollout made it, and what it was to follow is as the service asks for again: it is given up now."""
+    return work.outdated(newest.task) and any(not work.outdated(a.task) for a in slot.active)
 
 
 def _settled_at(work: Work, attempt: restart.Attempt) -> float:
@@ -131,16 +136,13 @@ def _replace(work: Work, slot: Slot, cause: str) -> None:
         return
     kept = max(slot.active, key=lambda a: (a.state >= TaskState.RUNNING, a.task.attempt))
     surplus = [a.task for a in slot.active if a is not kept]
-    start_first = work.policy.order == "start-first"
-    if len(surplus) > (1 if start_first else 0):
-        # One at a time: the surplus and the successor are not written together.
-        work.shut_down(surplus, cause)
-    elif start_first:
-        work.create(slot.key, replaces=surplus[0].id if surplus else "", cause=cause, marks=marks)
+    if work.policy.order == "start-first":
+        first, more = (surplus[0].id, surplus[1:]) if surplus else ("", [])
+        work.create(slot.key, replaces=first, cause=cause, marks=marks, retires=more)
     else:
-        at_once = work.gone(kept.task.id) and work.vacated(slot)
+        at_once = all(work.gone(a.task.id) for a in slot.active) and work.vacated(slot)
         desired = TaskState.RUNNING if at_once else TaskState.READY
-        work.create(slot.key, replaces=kept.task.id, cause=cause, desired=desired, marks=marks)
+        work.create(slot.key, replaces=kept.task.id, cause=cause, desired=desired, marks=marks, retires=surplus)
 
 
 def _retry(work: Work, slot: Slot) -> bool:

@@ -139,6 +139,7 @@ def _create(check: _Check, change: CreateTasks) -> Change | None:
         attempts=_pick(change.attempts, rows),
         replaces=_pick(change.replaces, rows),
         networks=_pick(change.networks, rows) if change.networks else (),
+        retires=_pick(change.retires, rows) if change.retires else (),
     )
 
 

@@ -75,12 +75,13 @@ def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, 
 
 
 def _create(change: CreateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
-    for task in change.tasks():
-        retired: tuple[Write, ...] = ()
-        old = snapshot.tasks.get(task.replaces)
-        if old is not None and old.desired < TaskState.SHUTDOWN:
-            retired = _changed(old, now, change.cause, desired=TaskState.SHUTDOWN)
-        yield (Write("task", task.id, 0, task), *retired)
+    for row, task in enumerate(change.tasks()):
+        writes = [Write("task", task.id, 0, task)]
+        for old_id in (task.replaces, *(change.retires[row] if change.retires else ())):
+            old = snapshot.tasks.get(old_id)
+            if old is not None and old.desired < TaskState.SHUTDOWN:
+                writes += _changed(old, now, change.cause, desired=TaskState.SHUTDOWN)
+        yield tuple(writes)
 
 
 def _allocate(change: AllocateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:

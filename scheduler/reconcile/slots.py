@@ -169,12 +169,13 @@ class Work:
         desired: TaskState | None = None,
         not_before: float = 0.0,
         marks: Marks = UNMARKED,
+        retires: Iterable[Task] = (),
     ) -> None:
         """The next task of the slot ``key``; ``desired`` is how far a task of the service is to go unless given.
 
-        Tasks of one ``cause`` and ``desired`` have one set of marks.
+        Tasks of one ``cause`` and ``desired`` have one set of marks. ``retires``: those told to stop beside ``replaces``.
         """
-        row = Row(key[0], key[1], self._attempt(key), replaces)
+        row = Row(key[0], key[1], self._attempt(key), replaces, tuple(task.id for task in retires))
         desired = self.goal if desired is None else desired
         self.draft.create(self._prototype(marks), row, desired=desired, not_before=not_before, cause=cause)
 

@@ -147,7 +147,7 @@ def test_a_service_is_removed_with_all_its_tasks_and_makes_room(world: World) ->
 def test_global_services_have_nodes_for_slots(world: World) -> None:
     running(world, "agent", Mode={"Global": {}})
     outcome = only(preview(world, changed(world, "agent", template={"Placement": {"Constraints": ["node.id!=n2"]}})))
-    assert actions(outcome) == {"replace": 2, "destroy": 1}
+    assert actions(outcome) == {"keep": 2, "destroy": 1}
     gone = next(step for step in outcome.steps if step.action == "destroy")
     assert (gone.slot, gone.node_id) == (0, "n2")
 

@@ -424,3 +424,18 @@ def test_a_node_that_comes_back_with_old_tasks_of_a_global_service_is_updated_la
     world.live(10)
     assert world.images() == ["v2"] * 3
     assert world.state == "completed"
+
+
+def test_what_a_former_update_started_beside_a_task_that_is_wanted_again_takes_no_ones_turn() -> None:
+    """Found by the property test: given up in the same decision, it was still counted as under way in it, and not after it."""
+    world = Rollout(2, policy(Parallelism=0, Order="start-first"))
+    world.replicas = 3
+    world.ask("v2")
+    world.commit(world.decide("reconcile"))
+    assert [t.slot for t in world.tasks("web")] == [1, 1, 2, 2, 3]
+    world.ask("v1", UpdateConfig=policy(Parallelism=1, Order="stop-first"))
+    plan = world.decide("reconcile")
+    world.commit(plan)
+    assert not world.decide("reconcile").changes
+    world.live(5)
+    assert world.images() == ["v1"] * 3
