@@ -88,7 +88,8 @@ class NodeColumns:
 class Snapshot:
     """The cluster at ``revision``. Mappings are by id and must not be changed.
 
-    ``waiting``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py.
+    ``waiting``, ``queues``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py. ``bonded`` are
+    the specs, by service and version, of tasks that have affinities.
     ``node_infos`` and ``node_statuses`` may still hold what was written of nodes that are gone; ``nodes`` does not.
     """
 
@@ -111,6 +112,8 @@ class Snapshot:
     by_service: Mapping[str, Collection[str]]
     by_node: Mapping[str, Collection[str]]
     waiting: Mapping[Alike, Waiting]
+    queues: Mapping[str, int]
+    bonded: Mapping[tuple[str, int], TaskSpec]
     replicas: Mapping[str, Mapping[str, int]]
     failures: Mapping[tuple[str, int], Mapping[str, Failure]]
     names: Mapping[str, Name]

@@ -79,13 +79,15 @@ class _Counted(NamedTuple):
 
 
 class Tally:
-    """Waiting tasks by what makes them alike; replicas by service and node; failures by service, version and task.
+    """Waiting tasks by what makes them alike, and how many such groups a service has; replicas by service and node; failures
+    by service, version and task.
 
     A replica is a task that is wanted, has its node and is not over. Mappings are lent: they must not be changed.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[Alike, Waiting] = {}
+        self.queues: dict[str, int] = {}
         self.replicas: dict[str, dict[str, int]] = {}
         self.failures: dict[tuple[str, int], dict[str, Failure]] = {}
         self._counted: dict[str, _Counted] = {}
@@ -115,7 +117,10 @@ class Tally:
     def _take(self, task: Task, new: _Counted, known: bool) -> None:
         alike = new.alike
         if new.what == "waiting":
-            waiting = self.waiting.setdefault(alike, Waiting())
+            waiting = self.waiting.get(alike)
+            if waiting is None:
+                waiting = self.waiting[alike] = Waiting()
+                self.queues[alike.service_id] = self.queues.get(alike.service_id, 0) + 1
             if known:
                 waiting.tasks[task.id] = task
             else:
@@ -136,6 +141,9 @@ class Tally:
             del waiting.tasks[task_id]
             if not waiting.tasks:
                 del self.waiting[alike]
+                self.queues[alike.service_id] -= 1
+                if not self.queues[alike.service_id]:
+                    del self.queues[alike.service_id]
         elif old.what == "replica":
             nodes = self.replicas[alike.service_id]
             nodes[alike.node_id] -= 1

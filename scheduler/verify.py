@@ -6,8 +6,7 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -60,7 +59,7 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self._versions[task.service_id] > 1)
+            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self.snapshot.queues.get(task.service_id, 0) > 1)
             if found.allowed is None:  # else it depends on what has been accepted meanwhile
                 self._requests[name] = found
         return found
@@ -68,11 +67,6 @@ class _Check:
     @cached_property
     def _bonds(self) -> Bonds:
         return Bonds(self.capacity)
-
-    @cached_property
-    def _versions(self) -> Mapping[str, int]:
-        """How many groups of like tasks of each service wait: one may count against another's limit."""
-        return Counter(alike.service_id for alike in self.snapshot.waiting)
 
     @property
     def capacity(self) -> Capacity:
