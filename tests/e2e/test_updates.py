@@ -22,6 +22,8 @@ from .test_services import DOCKERS, PROGRAMS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
+PROFILE = "default"
+
 GOOD = ["sleep", "1000"]
 BETTER = ["sleep", "2000"]
 BAD = ["sh", "-c", "echo this will not do; exit 3"]
