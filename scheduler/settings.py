@@ -41,6 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failure_limit: int = 5
     failure_window: float = 300.0
 
+    #: How fast the time of cron schedules passes: a test need not wait for minutes.
+    cron_speed: float = 1.0
+
     #: So many tasks are placed in one pass: a pass must not hold the event loop for long (rule 15 of the house).
     pass_tasks: int = 400
 
@@ -78,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             backoff_first=0.02,
             backoff_last=0.5,
             restart_delay=0.0,
+            cron_speed=30.0,
         )
 
     @classmethod

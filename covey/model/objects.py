@@ -57,6 +57,8 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from.
 
     ``job_iteration`` counts the executions of a job from 1 (0: not a job): every update is one. ``executed_at`` is the last.
+    ``offsets`` are the rules of the time zone its schedule is in, as the API found them (covey.model.schedule): all managers
+    decide by the same, whatever files they have.
     """
 
     kind: ClassVar[str] = "service"
@@ -67,6 +69,7 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     spec_version: int = 1
     job_iteration: int = 0
     executed_at: float = 0.0
+    offsets: tuple[tuple[int, int], ...] = ()
     created_at: float = 0.0
     updated_at: float = 0.0
 

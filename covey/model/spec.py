@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from covey.model.cron import Cron, parse_cron
 from covey.model.dependencies import Dependency, parse_dependencies
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
@@ -89,6 +90,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()
     endpoint_mode: str = "vip"
     depends_on: tuple[Dependency, ...] = ()
+    cron: Cron | None = None
 
     @property
     def is_job(self) -> bool:
@@ -213,4 +215,5 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         ports=read_ports(endpoint),
         endpoint_mode=endpoint.get("Mode") or "vip",
         depends_on=parse_dependencies(raw),
+        cron=parse_cron(raw),
     )

@@ -11,11 +11,12 @@ from typing import Any
 
 import msgspec
 
-from covey import names
+from covey import names, zones
 from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
+from covey.model.cron import parse_cron
 from covey.model.dependencies import parse_dependencies
 from covey.model.filters import parse_constraint
 from covey.model.objects import PortConfig, Service
@@ -180,6 +181,8 @@ class Services:
         spec = validate_service_spec(raw, parse_constraint).stored()
         try:
             parse_dependencies(spec)
+            if (cron := parse_cron(spec)) is not None:
+                zones.zone_of(cron.zone)
         except ValueError as error:
             raise InvalidArgument(str(error)) from None
         return spec
@@ -222,18 +225,26 @@ def _updated(service: Service, spec: dict[str, Any], now: float) -> Service:
         spec_version=service.spec_version + changed,
         updated_at=now,
         version=0,
-        **next_execution(service, now),
+        **next_execution(service, spec, now),
     )
 
 
 def first_execution(spec: Mapping[str, Any], now: float) -> dict[str, Any]:
     """Fields of a new Service; a job begins with its creation."""
-    return {"job_iteration": 1, "executed_at": now} if read_service_spec(spec).is_job else {}
+    return {"job_iteration": 1, "executed_at": now, **_offsets(spec, now)} if read_service_spec(spec).is_job else {}
 
 
-def next_execution(service: Service, now: float) -> dict[str, Any]:
+def next_execution(service: Service, spec: Mapping[str, Any], now: float) -> dict[str, Any]:
     """Fields that an update of ``service`` changes: whatever is updated of a job, it is executed again, as in Docker."""
-    return {"job_iteration": service.job_iteration + 1, "executed_at": now} if service.job_iteration else {}
+    if not service.job_iteration:
+        return {}
+    return {"job_iteration": service.job_iteration + 1, "executed_at": now, **_offsets(spec, now)}
+
+
+def _offsets(spec: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """The rules of a schedule's time zone."""
+    cron = read_service_spec(spec).cron
+    return {"offsets": () if cron is None or cron.zone == "UTC" else zones.offsets(cron.zone, now)}
 
 
 def _warnings(networks: Iterable[str]) -> Any:

@@ -8,7 +8,7 @@ from covey.model.task_states import TaskState
 from scheduler import drain
 from scheduler.draft import Draft
 from scheduler.plan import Plan
-from scheduler.reconcile import global_, jobs, replicated
+from scheduler.reconcile import cron, global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -29,7 +29,8 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     if leaving.wake_at is not None:
         draft.wake(leaving.wake_at)
     for service_id, service in snapshot.services.items():
-        mode = MODES.get(snapshot.service_specs[service_id].mode)
+        spec = snapshot.service_specs[service_id]
+        mode = cron.decide if spec.cron is not None else MODES.get(spec.mode)
         if mode is not None:
             mode(Work(snapshot, service, now, settings, draft, leaving=leaving))
     for service_id, ids in snapshot.by_service.items():

@@ -172,7 +172,7 @@ class Client:
                 previous_spec=held.spec,
                 spec_version=held.spec_version + 1,
                 updated_at=self.clock.now(),
-                **next_execution(held, self.clock.now()),
+                **next_execution(held, spec, self.clock.now()),
             )
             await self._write("service", service.id, held, new)
 
