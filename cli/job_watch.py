@@ -38,7 +38,7 @@ class JobWatch(Watch):
             verdict.lines.append(f"{self.name}.{key} complete")
         self._done |= done
         verdict.running = len(done)
-        verdict.wanted = _wanted(service, len(slots))
+        verdict.wanted = 0 if _by_schedule(service) else _wanted(service, len(slots))
         verdict.converged = verdict.running >= verdict.wanted
         if not verdict.converged:
             self._judge({key: held for key, held in slots.items() if key not in done}, verdict)
@@ -62,6 +62,12 @@ class JobWatch(Watch):
 
 def _iteration(holder: Mapping[str, Any]) -> int:
     return int((holder.get("JobIteration") or {}).get("Index") or 0)
+
+
+def _by_schedule(service: Mapping[str, Any]) -> bool:
+    """Whether it runs when its time has come: nobody waits for that."""
+    spec = service.get("Spec") or {}
+    return "Cron" in (spec.get("Mode") or {}) or "covey.cron.schedule" in (spec.get("Labels") or {})
 
 
 def _wanted(service: Mapping[str, Any], slots: int) -> int:

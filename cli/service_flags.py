@@ -74,6 +74,15 @@ def _dependencies(value: Any, option: str) -> str:
     return str(value)
 
 
+def _cron(key: str) -> Path:
+    return ("Labels", f"covey.cron.{key}")
+
+
+def _count(value: Any, option: str) -> str:
+    """A label is a text."""
+    return str(_natural(value, option))
+
+
 def _policy(prefix: str, key: str) -> tuple[Scalar, ...]:
     """The options of UpdateConfig or RollbackConfig."""
     actions = ("pause", "continue", "rollback") if prefix == "update" else ("pause", "continue")
@@ -119,6 +128,16 @@ SCALARS: tuple[Scalar, ...] = (
         ("Labels", DEPENDS_ON_LABEL),
         _dependencies,
     ),
+    Scalar(Flag("--schedule", str, "When a cron job runs, as '*/5 * * * *' or @daily"), _cron("schedule"), _as_is),
+    Scalar(Flag("--timezone", str, "Of the schedule, as Europe/Berlin; UTC unless given"), _cron("timezone"), _as_is),
+    Scalar(
+        Flag("--overlap", str, "A run that is due while another goes on: allow, forbid or replace"),
+        _cron("overlap"),
+        _one_of("allow", "forbid", "replace"),
+    ),
+    Scalar(Flag("--history", str, "How many runs of a cron job are kept"), _cron("history"), _count),
+    Scalar(Flag("--failed-history", str, "How many failed ones"), _cron("failed-history"), _count),
+    Scalar(Flag("--catch-up", str, "How many missed runs are made up for"), _cron("catch-up"), _count),
     Scalar(Flag("--endpoint-mode", str, "vip or dnsrr"), ("EndpointSpec", "Mode"), _one_of("vip", "dnsrr")),
     Scalar(Flag("--log-driver", str, "json-file, local or none"), (*TASK, "LogDriver", "Name"), _as_is),
     *_policy("update", "UpdateConfig"),
@@ -269,7 +288,7 @@ def _many(one: Collection, suffix: str) -> Flag:
 
 CREATE = (
     Flag("--name", str, "Its name"),
-    Flag("--mode", str, "replicated, global, replicated-job or global-job"),
+    Flag("--mode", str, "replicated, global, replicated-job, global-job or cron"),
     Flag("--env-file", list, "A file of KEY=value lines"),
     *(_many(one, "") for one in COLLECTIONS),
     *_ALWAYS,

@@ -56,6 +56,9 @@ def created(image: str, words: Sequence[str], flags: Flags) -> Spec:
 def _mode(flags: Flags) -> dict[str, Any]:
     mode, replicas = flags["mode"] or "replicated", flags["replicas"]
     most = flags["max_concurrent"]
+    if (mode == "cron") != (flags["schedule"] is not None) and not mode.endswith("-job"):
+        raise InvalidArgument("--mode cron and --schedule go together, as --schedule '*/5 * * * *'")
+    mode = "replicated-job" if mode == "cron" else mode
     if most is not None and mode != "replicated-job":
         raise InvalidArgument("--max-concurrent can only be used with replicated-job mode")
     if mode in ("global", "global-job"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from covey.model.dependencies import Dependency
 from covey.model.objects import Service, Task
 from covey.model.task_states import TaskState
+from scheduler.reconcile.cron import last_run
 from scheduler.snapshot import Snapshot
 
 
@@ -36,7 +37,8 @@ def _unmet(snapshot: Snapshot, dependency: Dependency) -> str:
 
 
 def _tasks(snapshot: Snapshot, service: Service) -> Iterable[Task]:
-    return (task for task in snapshot.tasks_of(service.id) if task.job_iteration == service.job_iteration)
+    iteration = last_run(snapshot, service)
+    return (task for task in snapshot.tasks_of(service.id) if task.job_iteration == iteration)
 
 
 def _started(snapshot: Snapshot, service: Service) -> bool:

@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pass_tasks: int = 2000
     #: So many tasks are made in one pass: the rest in the next.
     pass_creates: int = 10_000
+    #: How fast the time of cron schedules passes: a test need not wait for minutes.
+    cron_speed: float = 1.0
 
     #: binpack, spread, pack or pack-small, where a service does not say (docs/placement.md).
     strategy: str = "binpack"
@@ -91,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             backoff_first=0.02,
             backoff_last=0.5,
             restart_delay=0.0,
+            cron_speed=30.0,
         )
 
     @classmethod

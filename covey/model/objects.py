@@ -61,6 +61,8 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     asked for (a rollback goes back to a former one, never to another content); tasks say which of them they were made from.
     ``rolling_back``: the last change took a former spec back, and the rollback policy governs how it reaches the tasks.
     ``job_iteration`` counts the executions of a job from 1 (0: not a job): every update is one. ``executed_at`` is the last.
+    ``offsets`` are the rules of the time zone its schedule is in, as the API found them (covey.model.schedule): all managers
+    decide by the same, whatever files they have.
     """
 
     kind: ClassVar[str] = "service"
@@ -74,6 +76,7 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     rolling_back: bool = False
     job_iteration: int = 0
     executed_at: float = 0.0
+    offsets: tuple[tuple[int, int], ...] = ()
     created_at: float = 0.0
     updated_at: float = 0.0
 

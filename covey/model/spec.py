@@ -13,6 +13,7 @@ import msgspec
 
 from covey.model import durations
 from covey.model.affinity import Affinity, read_affinities
+from covey.model.cron import Cron, parse_cron
 from covey.model.dependencies import Dependency, parse_dependencies
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
@@ -121,6 +122,7 @@ class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
     endpoint_mode: str = "vip"
     stopped: bool = False
     depends_on: tuple[Dependency, ...] = ()
+    cron: Cron | None = None
 
     @property
     def is_job(self) -> bool:
@@ -298,4 +300,5 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         endpoint_mode=endpoint.get("Mode") or "vip",
         stopped=labels.get(STOPPED_LABEL) == "true",
         depends_on=parse_dependencies(raw),
+        cron=parse_cron(raw),
     )

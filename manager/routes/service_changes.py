@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
+from covey import zones
 from covey.errors import InvalidArgument
 from covey.model import versions
 from covey.model.objects import PastSpec, Service
+from covey.model.spec import read_service_spec
 from manager.routes.door import Door, out_of_sequence
 from manager.store.codec import encode
 from manager.store.interface import Compare, Delete, Operation, Put, mod_is
@@ -25,8 +29,16 @@ def reserve(door: Door, owner: str, name: str, new: Iterable[str], old: Iterable
     return [compare for compare, _ in pairs], [operation for _, operation in pairs] + freed
 
 
+def zoned(service: Service) -> Service:
+    """``service`` with the rules of the time zone that its schedule is in, which decisions may not look up."""
+    cron = read_service_spec(service.spec).cron
+    rules = () if cron is None or cron.zone == "UTC" else zones.offsets(cron.zone, service.executed_at)
+    return service if rules == service.offsets else msgspec.structs.replace(service, offsets=rules)
+
+
 async def put(door: Door, service: Service, new: Service) -> None:
     """Write ``new`` in place of ``service``. Raises Conflict when the service has changed since it was read."""
+    new = zoned(new)
     key = door.keys.key("service", service.id)
     compares, operations = reserve(door, service.id, "", versions.port_names(new.spec), versions.port_names(service.spec))
     operations = [Put(key, encode(new)), *operations, *_history(door, service, new)]

@@ -17,6 +17,7 @@ from covey.model.task_states import TaskState
 from manager.dispatcher.assignments import chosen_ports
 from manager.routes.shapes import show_network, stamps
 from scheduler import update_status
+from scheduler.reconcile.cron import last_run
 from scheduler.snapshot import Snapshot
 
 _UPDATE_DEFAULTS: dict[str, Any] = {
@@ -122,8 +123,8 @@ def show_service(
         shown["UpdateStatus"] = _show_update(update)
     if service.job_iteration:
         shown["JobStatus"] = {
-            "JobIteration": _iteration(service.job_iteration),
-            "LastExecution": rfc3339(service.executed_at),
+            "JobIteration": _iteration(last_run(snapshot, service)),
+            "LastExecution": rfc3339(_last_execution(snapshot, service)),
         }
     if status:
         shown["ServiceStatus"] = service_status(snapshot, service.id)
@@ -132,7 +133,7 @@ def show_service(
 
 def service_status(snapshot: Snapshot, service_id: str) -> dict[str, int]:
     """Counts of a service's tasks as ``service ls`` shows them; of a job, those of its last execution."""
-    spec, iteration = snapshot.service_specs[service_id], snapshot.services[service_id].job_iteration
+    spec, iteration = snapshot.service_specs[service_id], last_run(snapshot, snapshot.services[service_id])
     running = desired = completed = 0
     for task in snapshot.tasks_of(service_id):
         if task.job_iteration != iteration:
@@ -181,7 +182,16 @@ def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
 
 def _iteration(count: int) -> dict[str, int]:
     """An ObjectVersion: Docker counts the executions of a job from 0."""
-    return {"Index": count - 1}
+    return {"Index": max(count - 1, 0)}
+
+
+def _last_execution(snapshot: Snapshot, service: Service) -> float:
+    """Of a job by schedule, when its last run was begun."""
+    if snapshot.service_specs[service.id].cron is None:
+        return service.executed_at
+    run = last_run(snapshot, service)
+    begun = (task.created_at for task in snapshot.tasks_of(service.id) if task.job_iteration == run)
+    return min(begun, default=service.executed_at)
 
 
 def _attached_network(version: int, network: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from covey import names
+from covey import names, zones
 from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model import versions
+from covey.model.cron import parse_cron
 from covey.model.dependencies import parse_dependencies
 from covey.model.filters import parse_constraint
 from covey.model.objects import PastSpec, PortConfig, Service
@@ -115,7 +116,8 @@ class Services:
                 raise Conflict(f"name conflicts with an existing object: service {name} already exists ({taken.id})")
             check_ports(snapshot, spec, "")
             now = door.clock.now()
-            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now, **versions.first_execution(spec, now))
+            made = Service(id=object_id(), spec=spec, created_at=now, updated_at=now, **versions.first_execution(spec, now))
+            service = service_changes.zoned(made)
             key = door.keys.key("service", service.id)
             compares, operations = service_changes.reserve(door, service.id, name, versions.port_names(spec), ())
             result = await door.commit([absent(key), *compares], [Put(key, encode(service)), *operations])
@@ -183,9 +185,10 @@ class Services:
         now = self._door.clock.now()
         if held is None:
             execution = versions.first_execution(spec, now)
-            return Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now, **execution)
+            made = Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now, **execution)
+            return service_changes.zoned(made)
         _check_unchangeable(held, spec)
-        return versions.updated(held, spec, now)
+        return service_changes.zoned(versions.updated(held, spec, now))
 
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
@@ -193,6 +196,8 @@ class Services:
         spec = validate_service_spec(raw, parse_constraint).stored()
         try:
             parse_dependencies(spec)
+            if (cron := parse_cron(spec)) is not None:
+                zones.zone_of(cron.zone)
         except ValueError as error:
             raise InvalidArgument(str(error)) from None
         return spec

@@ -11,7 +11,7 @@ from covey.model.task_states import TaskState
 from scheduler import drain
 from scheduler.draft import Draft
 from scheduler.plan import Plan
-from scheduler.reconcile import global_, jobs, replicated
+from scheduler.reconcile import cron, global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -48,7 +48,8 @@ def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None,
         draft.wake(leaving.wake_at)
     looked = 0
     for service_id, service in snapshot.services.items():
-        mode = MODES.get(snapshot.service_specs[service_id].mode)
+        spec = snapshot.service_specs[service_id]
+        mode = cron.decide if spec.cron is not None else MODES.get(spec.mode)
         if mode is not None:
             mode(Work(snapshot, service, now, settings, draft, leaving=leaving))
         looked += len(snapshot.by_service.get(service_id, ()))

@@ -84,3 +84,25 @@ def test_scaling_a_job_runs_it_anew_and_what_every_node_has_cannot_be_scaled(lab
     for program in PROGRAMS:
         refused = command(lab.manager, program, "service", "scale", "every=2", code=1)
         assert "scale can only be used with replicated or replicated-job mode" in refused.stderr
+
+
+def test_a_cron_job_runs_every_virtual_minute_and_docker_shows_it_as_the_job_it_is(lab: Lab) -> None:
+    """The lab's profile lets the time of schedules pass 30 times as fast: a minute takes two seconds."""
+    options = ("--name", "tick", "--mode", "cron", "--schedule", "* * * * *", "--timezone", "Europe/Berlin", "--history", "2")
+    command(lab.manager, "cluster", "service", "create", *options, IMAGE, "echo", "tick")
+
+    def complete() -> list[int]:
+        tasks = lab.tasks("tick")
+        return sorted(task["JobIteration"]["Index"] for task in tasks if task["Status"]["State"] == "complete")
+
+    first = lab.wait_until(lambda: complete()[:1], 15, "it runs")
+    last = lab.wait_until(lambda: [run for run in complete() if run >= first[0] + 180], 30, "it runs again and again")
+    assert (last[0] - first[0]) % 60 == 0
+    lab.wait_until(lambda: 2 <= len(lab.tasks("tick")) <= 3, 10, "two runs are kept, and one that goes on")
+    assert "replicated job" in command(lab.manager, "docker", "service", "ls").stdout
+    command(lab.manager, "docker", "service", "update", "--detach", "--label-add", "covey.cron.schedule=0 0 1 1 *", "tick")
+    assert inspect(lab, "tick")["Spec"]["Labels"]["covey.cron.timezone"] == "Europe/Berlin"
+    for words, flags in (("has 1 fields", ("--schedule", "often")), ("is unknown", ("--timezone", "Mars/Base"))):
+        bad = ("--mode", "cron", "--schedule", "@daily", *flags)
+        refused = command(lab.manager, "cluster", "service", "create", *bad, IMAGE, "true", code=1)
+        assert words in refused.stderr

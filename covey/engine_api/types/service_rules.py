@@ -187,7 +187,7 @@ def _check_mode(mode: ServiceMode | None) -> None:
     if mode is None:
         return
     given = [name for name in MODES if getattr(mode, name) is not None]
-    unknown = sorted(mode.model_extra or {})
+    unknown = sorted(set(mode.model_extra or {}) - {"Cron"})
     if unknown:
         raise refuse(f"Mode.{unknown[0]}", f"unknown service mode: use one of {', '.join(MODES)}")
     if len(given) > 1:
