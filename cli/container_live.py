@@ -13,33 +13,11 @@ import typer
 from cli.connection import client
 from cli.flags import Flag, Format, with_flags
 from cli.output import Listing, binary_size, size, warn
+from cli.run_flags import LIMITS, RESTART
 
 app = typer.Typer()
 
-UPDATE = (
-    Flag("--memory -m", str, "Limit, as 64m"),
-    Flag("--memory-reservation", str, "Soft limit"),
-    Flag("--memory-swap", str, "Memory and swap; -1 is without limit"),
-    Flag("--cpus", str, "Limit, as 0.5"),
-    Flag("--cpu-shares -c", int, "Weight against others"),
-    Flag("--cpu-period", int, "Period of the CPU limit, in µs"),
-    Flag("--cpu-quota", int, "Quota of the CPU limit, in µs"),
-    Flag("--cpuset-cpus", str, "On these CPUs, as 0-1"),
-    Flag("--cpuset-mems", str, "On these memory nodes"),
-    Flag("--pids-limit", int, "How many processes; -1 is without limit"),
-    Flag("--blkio-weight", int, "Weight of its block I/O, 10 to 1000"),
-    Flag("--restart", str, "no, always, unless-stopped, on-failure[:times]"),
-)
-_FIELDS = {
-    "cpu_shares": "CpuShares",
-    "cpu_period": "CpuPeriod",
-    "cpu_quota": "CpuQuota",
-    "cpuset_cpus": "CpusetCpus",
-    "cpuset_mems": "CpusetMems",
-    "pids_limit": "PidsLimit",
-    "blkio_weight": "BlkioWeight",
-}
-_SIZES = {"memory": "Memory", "memory_reservation": "MemoryReservation"}
+UPDATE = (*LIMITS, Flag("--blkio-weight", int, "Weight of its block I/O, 10 to 1000"), RESTART)
 STATS = Listing(
     {
         "CONTAINER ID": "ID",
@@ -58,19 +36,12 @@ _CLEAR = "\033[H\033[2J"
 
 def update_body(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The body of an update. Raises InvalidArgument by option, also when nothing is to be changed."""
-    from cli.run_spec import restart_policy
-    from cli.stack.units import nano_cpus
-    from cli.stack.units import size as bytes_of
+    from cli.run_spec import limits, restart_policy
     from covey.errors import InvalidArgument
 
-    body: dict[str, Any] = {field: flags[name] for name, field in _FIELDS.items() if flags[name] is not None}
-    for name, field in _SIZES.items():
-        if flags[name] is not None:
-            body[field] = bytes_of(flags[name], f"--{name.replace('_', '-')}")
-    if flags["memory_swap"] is not None:
-        body["MemorySwap"] = -1 if flags["memory_swap"] == "-1" else bytes_of(flags["memory_swap"], "--memory-swap")
-    if flags["cpus"] is not None:
-        body["NanoCpus"] = nano_cpus(flags["cpus"], "--cpus")
+    body = limits(flags)
+    if flags["blkio_weight"] is not None:
+        body["BlkioWeight"] = flags["blkio_weight"]
     if flags["restart"]:
         body["RestartPolicy"] = restart_policy(flags["restart"])
     if not body:

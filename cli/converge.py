@@ -50,13 +50,17 @@ class Verdict:
     converged: bool = False
     failure: str = ""
     culprit: Task | None = None
+    noun: str = "running"
 
 
 class Watch:
     """One service on its way. Feed it with ``observe``; times are seconds of any clock that only rises."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, rollback: bool = False) -> None:
+        """``rollback``: the change takes a former spec back; when it does not, a rollback is the failure of an update."""
         self.name = name
+        self._rollback = rollback
+        self._reason = ""
         self.slots: dict[str, SlotView] = {}
         self._before: set[str] = set()
         self._counted: set[str] = set()
@@ -66,7 +70,7 @@ class Watch:
 
     def prime(self, service: Mapping[str, Any], tasks: Sequence[Task], nodes: Mapping[str, str]) -> None:
         """What is the case before a change: history, not news."""
-        self._before = {task["ID"] for task in tasks if _state(task) in _OVER}
+        self._before = {task["ID"] for task in tasks if state_of(task) in _OVER}
         self._counted |= self._before
         self._slots(tasks, nodes, Verdict())
         self._update = _update_of(service)
@@ -76,7 +80,7 @@ class Watch:
         verdict = Verdict()
         self._slots(tasks, nodes, verdict)
         live = [task for task in tasks if _wanted(task)]
-        verdict.running = sum(_state(task) == "running" and task.get("NodeID", "") in nodes for task in live)
+        verdict.running = sum(state_of(task) == "running" and task.get("NodeID", "") in nodes for task in live)
         verdict.wanted = self._count(service, live)
         self._forget_surplus(live, verdict.wanted, verdict)
         self._ran = self._ran or verdict.running > 0
@@ -86,13 +90,16 @@ class Watch:
             whole = False
         self._all_since = (now if self._all_since is None else self._all_since) if whole else None
         verdict.converged = self._all_since is not None and (now - self._all_since >= STABLE or verdict.wanted == 0)
-        if not verdict.converged and not verdict.failure:
+        if not verdict.converged and not verdict.failure and self._update[0] != "rollback_started":
             self._give_up(service, tasks, verdict)
         return verdict
 
     @staticmethod
     def _count(service: Mapping[str, Any], live: Sequence[Task]) -> int:
-        mode = (service.get("Spec") or {}).get("Mode") or {}
+        spec = service.get("Spec") or {}
+        mode = spec.get("Mode") or {}
+        if (spec.get("Labels") or {}).get("covey.stopped") == "true":
+            return 0
         if "Global" in mode:
             # One that fits no node stays without tasks; until the first appears it is not converged.
             return max(1, len(live))
@@ -106,20 +113,26 @@ class Watch:
     @staticmethod
     def _leaving(tasks: Sequence[Task]) -> bool:
         """Whether a surplus task still runs."""
-        return any(not _wanted(task) and _state(task) in ("running", "starting") for task in tasks)
+        return any(not _wanted(task) and state_of(task) in ("running", "starting") for task in tasks)
 
     def _slots(self, tasks: Sequence[Task], nodes: Mapping[str, str], verdict: Verdict) -> None:
         for task in sorted(tasks, key=lambda task: str(task.get("CreatedAt") or "")):
-            key = str(task.get("Slot") or nodes.get(task.get("NodeID", ""), task.get("NodeID", "")) or task["ID"])
+            key = self.slot_of(task, nodes)
             slot = self.slots.setdefault(key, SlotView(f"{self.name}.{key}"))
-            state = _state(task)
+            state = state_of(task)
             if state in ("failed", "rejected") and task["ID"] not in self._counted:
                 self._counted.add(task["ID"])
                 slot.failures += 1
                 slot.rejections += state == "rejected"
-                verdict.lines.append(f"{slot.name} {state}{_on(task, nodes)}: {_error(task) or state}")
+                verdict.lines.append(f"{slot.name} {state}{_on(task, nodes)}: {error_of(task) or state}")
             if _wanted(task):
                 self._newest(slot, task, state, nodes, verdict)
+
+    @staticmethod
+    def slot_of(task: Task, nodes: Mapping[str, str]) -> str:
+        """A slot as it is shown: its number, or the name of its node."""
+        slot = task.get("Slot")
+        return str(nodes.get(task.get("NodeID", ""), task.get("NodeID", "")) or task["ID"] if slot is None else slot)
 
     def _forget_surplus(self, live: Sequence[Task], wanted: int, verdict: Verdict) -> None:
         """Slots beyond the number wanted are gone; one that only waits for its next task is not."""
@@ -130,7 +143,7 @@ class Watch:
 
     @staticmethod
     def _newest(slot: SlotView, task: Task, state: str, nodes: Mapping[str, str], verdict: Verdict) -> None:
-        error, node = _error(task), nodes.get(task.get("NodeID", ""), "")
+        error, node = error_of(task), nodes.get(task.get("NodeID", ""), "")
         if (slot.task, slot.state, slot.error) == (task["ID"], state, error) and slot.node == node:
             return
         told_before = (slot.task, slot.state) == (task["ID"], state)
@@ -146,13 +159,16 @@ class Watch:
         state = self._update[0]
         if state and self._update != known:
             message = str((service["UpdateStatus"] or {}).get("Message") or "")
+            self._reason = message if state == "rollback_started" else self._reason
             verdict.lines.append(f"{self.name} {state.replace('_', ' ')}{': ' + message if message else ''}")
-            if state in ("paused", "rollback_paused", "rollback_completed"):
+            if state == "rollback_completed" and not self._rollback:
+                verdict.failure = f"service {self.name}: {self._reason or message}"
+            elif state in ("paused", "rollback_paused"):
                 verdict.failure = f"service {self.name}: {message or state.replace('_', ' ')}"
 
     def _give_up(self, service: Mapping[str, Any], tasks: Sequence[Task], verdict: Verdict) -> None:
         """A crash loop, tasks rejected, or a slot that will not be filled again."""
-        failed = [task for task in tasks if task["ID"] not in self._before and _state(task) in ("failed", "rejected")]
+        failed = [task for task in tasks if task["ID"] not in self._before and state_of(task) in ("failed", "rejected")]
         if not failed:
             return
         worst = max(self.slots.values(), key=lambda slot: (slot.failures, slot.rejections))
@@ -167,7 +183,7 @@ class Watch:
         elif (over := self._abandoned(service, tasks, culprit)) is not None:
             why, culprit = over
         if why:
-            verdict.failure = f"service {self.name} does not converge: {why}: {_error(culprit) or _state(culprit)}"
+            verdict.failure = f"service {self.name} does not converge: {why}: {error_of(culprit) or state_of(culprit)}"
             verdict.culprit = culprit
 
     def _abandoned(self, service: Mapping[str, Any], tasks: Sequence[Task], culprit: Task) -> tuple[str, Task] | None:
@@ -187,16 +203,18 @@ def _update_of(service: Mapping[str, Any]) -> tuple[str, str]:
     return str(update.get("State") or ""), str(update.get("StartedAt") or "")
 
 
-def _state(task: Task) -> str:
+def state_of(task: Task) -> str:
+    """The state a task shows."""
     return str((task.get("Status") or {}).get("State", "new"))
 
 
 def _wanted(task: Task) -> bool:
     """Whether the cluster wants this task to run, now or once it is ready."""
-    return task.get("DesiredState") in ("ready", "running") and _state(task) not in _OVER
+    return task.get("DesiredState") in ("ready", "running", "complete") and state_of(task) not in _OVER
 
 
-def _error(task: Task) -> str:
+def error_of(task: Task) -> str:
+    """What is wrong with a task, "" for nothing."""
     return str((task.get("Status") or {}).get("Err") or "").strip()
 
 

@@ -49,6 +49,7 @@ TABLE: dict[str, Entry] = {
     "events": Entry("cli.system", "events", "Show what happens, as it happens", _NODE),
     "info": Entry("cli.system", "info", "Show this node and its part in the cluster", _NODE),
     "version": Entry("cli.system", "version", "Show the versions of client and daemon", _NODE),
+    "rebalance": Entry("cli.drain", "rebalance", "Move replicas that stand together to nodes with fewer of them", _CLUSTER),
     "daemon": Entry("cli.process", "daemon", "Run the node daemon", _PROCESSES),
     "manager": Entry("cli.process", "manager", "Run a manager process alone", _PROCESSES),
     "worker": Entry("cli.process", "worker", "Run a worker alone: a node daemon without client listeners", _PROCESSES),

@@ -111,6 +111,27 @@ def update(
     print(node)
 
 
+@app.command("drain")
+def drain(
+    node: str,
+    parallelism: Annotated[int, typer.Option(help="How many tasks move at a time; 0 is all")] = 1,
+    order: Annotated[
+        str | None, typer.Option(help="start-first or stop-first; each service's own unless given", show_default=False)
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help="Then what is left moves at once, jobs included, as 10m", show_default=False)
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait until it is empty")] = False,
+    timeout: Annotated[str | None, typer.Option(help="How long to wait, as 2m", show_default=False)] = None,
+) -> None:
+    """Empty a node step by step: a task leaves once there is room for it elsewhere."""
+    from cli import drain as moving
+
+    how = moving.policy(order, parallelism, deadline)
+    with client() as api:
+        moving.drain(api, api.get(f"/nodes/{_id(api, node)}"), how, detach=detach, timeout=timeout)
+
+
 @app.command("ps")
 def tasks(
     nodes: Annotated[list[str] | None, typer.Argument(show_default=False)] = None,

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from cli.connection import filters
 from cli.converge import SlotView, Verdict, Watch
+from cli.job_watch import watch_of
 from cli.output import clean, clipped
 from covey.engine_api.framing import Decoder, FramingError
 from covey.engine_api.light import Client
@@ -62,7 +63,7 @@ class Display:
 
 def _bars(watch: Watch, verdict: Verdict) -> list[str]:
     slots: list[SlotView] = list(watch.slots.values())
-    lines = [f"{watch.name}: {verdict.running}/{verdict.wanted} running"]
+    lines = [f"{watch.name}: {verdict.running}/{verdict.wanted} {verdict.noun}"]
     if len(slots) <= MOST_LINES:
         for slot in slots:
             where = f" on {slot.node}" if slot.node else ""
@@ -70,13 +71,13 @@ def _bars(watch: Watch, verdict: Verdict) -> list[str]:
     return lines
 
 
-def watch_before(api: Client, services: Sequence[str]) -> dict[str, Watch]:
+def watch_before(api: Client, services: Sequence[str], rollback: bool = False) -> dict[str, Watch]:
     """Services (ids) as they are before a change, so that only what comes of it is news."""
     nodes = alive_nodes(api)
     watches: dict[str, Watch] = {}
     for service_id in services:
         service = api.get(f"/services/{service_id}")
-        watch = watches[service_id] = Watch(service["Spec"]["Name"])
+        watch = watches[service_id] = watch_of(service, rollback=rollback)
         watch.prime(service, api.get("/tasks", {"filters": filters([], service=service_id)}), nodes)
     return watches
 
@@ -130,7 +131,7 @@ def _round(
         if verdict.failure:
             return still, verdict
         if verdict.converged:
-            display.line(f"{watch.name} converged: {verdict.running}/{verdict.wanted} running")
+            display.line(f"{watch.name} converged: {verdict.running}/{verdict.wanted} {verdict.noun}")
             continue
         still.append(service_id)
         painted += _bars(watch, verdict)
@@ -140,7 +141,7 @@ def _round(
 
 def _look(api: Client, service_id: str, nodes: dict[str, str], watches: dict[str, Watch]) -> tuple[Verdict, Watch]:
     service = _patiently(lambda: api.get(f"/services/{service_id}"))
-    watch = watches.setdefault(service_id, Watch(service["Spec"]["Name"]))
+    watch = watches.setdefault(service_id, watch_of(service))
     query = {"filters": filters([], service=service_id, **{"_up-to-date": "true"})}
     tasks = _patiently(lambda: api.get("/tasks", query))
     return watch.observe(service, tasks, nodes, time.monotonic()), watch

@@ -14,6 +14,22 @@ HEALTH = (
     Flag("--no-healthcheck", bool, "Without the image's check"),
 )
 
+LIMITS = (
+    Flag("--memory -m", str, "Limit, as 64m"),
+    Flag("--memory-reservation", str, "Soft limit"),
+    Flag("--memory-swap", str, "Memory and swap; -1 is without limit"),
+    Flag("--cpus", str, "Limit, as 0.5"),
+    Flag("--cpu-shares -c", int, "Weight against others"),
+    Flag("--cpu-period", int, "Period of the CPU limit, in µs"),
+    Flag("--cpu-quota", int, "Quota of the CPU limit, in µs"),
+    Flag("--cpuset-cpus", str, "On these CPUs, as 0-1"),
+    Flag("--cpuset-mems", str, "On these memory nodes"),
+    Flag("--pids-limit", int, "How many processes; -1 is without limit"),
+)
+"""What ``cluster update`` can change, too."""
+
+RESTART = Flag("--restart", str, "no, always, unless-stopped, on-failure[:times]")
+
 RUN = (
     Flag("--detach -d", bool, "In the background; prints its id"),
     Flag("--interactive -i", bool, "Give it stdin"),
@@ -44,21 +60,12 @@ RUN = (
     Flag("--entrypoint", str, "In place of the image's"),
     Flag("--label -l", list, "key=value"),
     Flag("--label-file", list, "A file of key=value lines"),
-    Flag("--memory -m", str, "Limit, as 64m"),
-    Flag("--memory-reservation", str, "Soft limit"),
-    Flag("--memory-swap", str, "Memory and swap; -1 is without limit"),
-    Flag("--cpus", str, "Limit, as 0.5"),
-    Flag("--cpu-shares -c", int, "Weight against others"),
-    Flag("--cpu-period", int, "Period of the CPU limit, in µs"),
-    Flag("--cpu-quota", int, "Quota of the CPU limit, in µs"),
-    Flag("--cpuset-cpus", str, "On these CPUs, as 0-1"),
-    Flag("--cpuset-mems", str, "On these memory nodes"),
-    Flag("--pids-limit", int, "How many processes; -1 is without limit"),
+    *LIMITS,
     Flag("--shm-size", str, "Size of /dev/shm"),
     Flag("--oom-kill-disable", bool, "Do not kill it when memory runs out"),
     Flag("--oom-score-adj", int, "-1000 to 1000"),
     Flag("--ulimit", list, "name=soft[:hard]"),
-    Flag("--restart", str, "no, always, unless-stopped, on-failure[:times]"),
+    RESTART,
     Flag("--stop-signal", str, "What ends it"),
     Flag("--stop-timeout", int, "Seconds from it to SIGKILL"),
     Flag("--init", bool, "With an init that reaps processes"),

@@ -30,12 +30,6 @@ _CONFIG = {
     "stop_timeout": "StopTimeout",
 }
 _HOST = {
-    "cpu_shares": "CpuShares",
-    "cpu_period": "CpuPeriod",
-    "cpu_quota": "CpuQuota",
-    "cpuset_cpus": "CpusetCpus",
-    "cpuset_mems": "CpusetMems",
-    "pids_limit": "PidsLimit",
     "oom_score_adj": "OomScoreAdj",
     "publish_all": "PublishAllPorts",
     "oom_kill_disable": "OomKillDisable",
@@ -58,7 +52,15 @@ _HOST = {
     "runtime": "Runtime",
     "rm": "AutoRemove",
 }
-_SIZES = {"memory": "Memory", "memory_reservation": "MemoryReservation", "shm_size": "ShmSize"}
+_LIMITS = {
+    "cpu_shares": "CpuShares",
+    "cpu_period": "CpuPeriod",
+    "cpu_quota": "CpuQuota",
+    "cpuset_cpus": "CpusetCpus",
+    "cpuset_mems": "CpusetMems",
+    "pids_limit": "PidsLimit",
+}
+_SIZES = {"memory": "Memory", "memory_reservation": "MemoryReservation"}
 
 
 def container_body(image: str, words: Sequence[str], flags: Flags) -> dict[str, Any]:
@@ -128,13 +130,22 @@ def _label_files(files: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def limits(flags: Flags) -> dict[str, Any]:
+    """The fields of ``run_flags.LIMITS``, those that were given."""
+    found: dict[str, Any] = {field: flags[name] for name, field in _LIMITS.items() if flags[name] is not None}
+    found.update({field: size(flags[name], _option(name)) for name, field in _SIZES.items() if flags[name] is not None})
+    if flags["memory_swap"] is not None:
+        found["MemorySwap"] = -1 if flags["memory_swap"] == "-1" else size(flags["memory_swap"], "--memory-swap")
+    if flags["cpus"] is not None:
+        found["NanoCpus"] = nano_cpus(flags["cpus"], "--cpus")
+    return found
+
+
 def _host_config(flags: Flags) -> dict[str, Any]:
     host: dict[str, Any] = {field: flags[name] for name, field in _HOST.items() if flags[name]}
-    host.update({field: size(flags[name], _option(name)) for name, field in _SIZES.items() if flags[name] is not None})
-    if flags["memory_swap"] is not None:
-        host["MemorySwap"] = -1 if flags["memory_swap"] == "-1" else size(flags["memory_swap"], "--memory-swap")
-    if flags["cpus"] is not None:
-        host["NanoCpus"] = nano_cpus(flags["cpus"], "--cpus")
+    host.update({field: limit for field, limit in limits(flags).items() if limit})
+    if flags["shm_size"] is not None:
+        host["ShmSize"] = size(flags["shm_size"], "--shm-size")
     if flags["init"]:
         host["Init"] = True
     for name, field, read in _PARSED:

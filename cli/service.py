@@ -11,47 +11,16 @@ from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet, References, with_flags
 from cli.output import Listing, each, show_objects, warn
 from cli.service_flags import CREATE, UPDATE
+from cli.service_verbs import register
+from cli.waiting import Detach, Quietly, Timeout, Wait
 from covey.engine_api.light import Client
 from covey.errors import InvalidArgument, NotFound
 
 app = typer.Typer()
+register(app)
 
 LISTING = Listing({"ID": "ID", "NAME": "Name", "MODE": "Mode", "REPLICAS": "Replicas", "IMAGE": "Image", "PORTS": "Ports"})
-Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait until it has converged")]
-Timeout = Annotated[str | None, typer.Option("--timeout", help="How long to wait, as 2m", show_default=False)]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[COMMAND] [ARG]...", show_default=False)]
-
-
-def seconds(text: str | None) -> float | None:
-    """A ``--timeout``; None for none."""
-    from cli.stack.units import nanoseconds
-
-    return None if text is None else nanoseconds(text, "--timeout") / 1e9
-
-
-class _Wait:
-    """Shows the way to convergence of a change unless ``detach``; the command's exit status is its outcome's."""
-
-    def __init__(
-        self, api: Client, present: list[str], *, detach: bool, quiet: bool = False, timeout: str | None = None
-    ) -> None:
-        """``present``: ids of the services that the change will be made to."""
-        self._api = api
-        self._detach, self._quiet, self._timeout = detach, quiet, seconds(timeout)
-        self._before = {}
-        if present and not detach:
-            from cli.progress import watch_before
-
-            self._before = watch_before(api, present)
-
-    def end(self, services: list[str]) -> None:
-        """Wait for ``services`` (ids). Raises typer.Exit when they do not converge."""
-        if self._detach:
-            return
-        from cli.progress import wait_converged
-
-        if status := wait_converged(self._api, services, self._before, quiet=self._quiet, timeout=self._timeout):
-            raise typer.Exit(status)
 
 
 def _warn(answer: Mapping[str, Any] | None) -> None:
@@ -77,7 +46,7 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
     _shown_only_as_plan(flags["format"])
     spec = created(image, words or [], flags)
     with client() as api:
-        wait = _Wait(api, [], **_waiting(flags))
+        wait = Wait(api, [], **_waiting(flags))
         _resolve(api, spec)
         answer = api.post("/services/create", json=spec)
         _warn(answer)
@@ -145,12 +114,17 @@ def _row(one: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]] | None)
     if "Replicated" in mode and counts is not None:
         wanted = (mode["Replicated"] or {}).get("Replicas", 1)
     most = ((spec.get("TaskTemplate") or {}).get("Placement") or {}).get("MaxReplicas")
+    beside = f" (max {most} per node)" if most else ""
+    if name.endswith("job"):
+        done = status.get("CompletedTasks", 0)
+        total = mode["ReplicatedJob"]["TotalCompletions"] if "ReplicatedJob" in mode else wanted + done
+        beside = f" ({done}/{total} completed)"
     container = (spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}
     return {
         "ID": one["ID"][:12],
         "Name": spec["Name"],
         "Mode": name,
-        "Replicas": f"{status.get('RunningTasks', 0)}/{wanted}" + (f" (max {most} per node)" if most else ""),
+        "Replicas": f"{status.get('RunningTasks', 0)}/{wanted}{beside}",
         "Image": str(container.get("Image") or "").partition("@")[0],
         "Ports": ports_text((one.get("Endpoint") or {}).get("Ports") or []),
     }
@@ -222,7 +196,7 @@ def update(service: str, **flags: Any) -> None:
     with client() as api:
         found = api.get(f"/services/{service}")
         spec = _changed(api, found, flags)
-        wait = _Wait(api, [found["ID"]], **_waiting(flags))
+        wait = Wait(api, [found["ID"]], **_waiting(flags))
         _put(api, found, spec)
         print(service, flush=True)
         wait.end([found["ID"]])
@@ -244,12 +218,13 @@ def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query
     _warn(api.post(f"/services/{found['ID']}/update", {"version": found["Version"]["Index"], **query}, spec))
 
 
-def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None) -> None:
+def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None, to: int = 0) -> None:
     with client() as api:
         found = api.get(f"/services/{service}")
-        _previous(found)
-        wait = _Wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout)
-        _put(api, found, found["Spec"], rollback="previous")
+        if not to:
+            _previous(found)
+        wait = Wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout, rollback=True)
+        _put(api, found, found["Spec"], rollback="previous", **({"to": str(to)} if to else {}))
         print(service, flush=True)
         wait.end([found["ID"]])
 
@@ -261,9 +236,15 @@ def _previous(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @app.command("rollback")
-def rollback(service: str, detach: Detach = False, quiet: Quiet = False, timeout: Timeout = None) -> None:
-    """Take back a service's last update."""
-    _rollback(service, detach, quiet, timeout)
+def rollback(
+    service: str,
+    to: Annotated[int, typer.Option("--to", help="A version of `service history`", show_default=False)] = 0,
+    detach: Detach = False,
+    quiet: Quietly = False,
+    timeout: Timeout = None,
+) -> None:
+    """Take back a service's last update, or all since a version."""
+    _rollback(service, detach, quiet, timeout, to)
 
 
 @app.command("scale")
@@ -286,7 +267,7 @@ def scale(
         for name, service in found.items():
             set_replicas(service["Spec"], wanted[name])
         ids = [service["ID"] for service in found.values()]
-        wait = _Wait(api, ids, detach=detach, timeout=timeout)
+        wait = Wait(api, ids, detach=detach, timeout=timeout)
         for name, service in found.items():
             _put(api, service, service["Spec"])
             print(f"{name} scaled to {wanted[name]}", flush=True)

@@ -21,6 +21,7 @@ TASK = ("TaskTemplate",)
 CONTAINER = (*TASK, "ContainerSpec")
 PLACEMENT = (*TASK, "Placement")
 STRATEGY_LABEL = "covey.placement.strategy"
+DEPENDS_ON_LABEL = "covey.depends_on"
 
 Path = tuple[str, ...]
 
@@ -63,6 +64,25 @@ def _ratio(value: Any, option: str) -> float:
     return number
 
 
+def _dependencies(value: Any, option: str) -> str:
+    from covey.model.dependencies import parse_dependencies
+
+    try:
+        parse_dependencies({"Labels": {DEPENDS_ON_LABEL: value}})
+    except ValueError as error:
+        raise InvalidArgument(f"{option}: {error}") from None
+    return str(value)
+
+
+def _cron(key: str) -> Path:
+    return ("Labels", f"covey.cron.{key}")
+
+
+def _count(value: Any, option: str) -> str:
+    """A label is a text."""
+    return str(_natural(value, option))
+
+
 def _policy(prefix: str, key: str) -> tuple[Scalar, ...]:
     """The options of UpdateConfig or RollbackConfig."""
     actions = ("pause", "continue", "rollback") if prefix == "update" else ("pause", "continue")
@@ -103,6 +123,21 @@ SCALARS: tuple[Scalar, ...] = (
         ("Labels", STRATEGY_LABEL),
         _one_of("binpack", "spread", "pack", "pack-small"),
     ),
+    Scalar(
+        Flag("--depends-on", str, "Services its tasks wait for, as db=healthy,migrate=completed"),
+        ("Labels", DEPENDS_ON_LABEL),
+        _dependencies,
+    ),
+    Scalar(Flag("--schedule", str, "When a cron job runs, as '*/5 * * * *' or @daily"), _cron("schedule"), _as_is),
+    Scalar(Flag("--timezone", str, "Of the schedule, as Europe/Berlin; UTC unless given"), _cron("timezone"), _as_is),
+    Scalar(
+        Flag("--overlap", str, "A run that is due while another goes on: allow, forbid or replace"),
+        _cron("overlap"),
+        _one_of("allow", "forbid", "replace"),
+    ),
+    Scalar(Flag("--history", str, "How many runs of a cron job are kept"), _cron("history"), _count),
+    Scalar(Flag("--failed-history", str, "How many failed ones"), _cron("failed-history"), _count),
+    Scalar(Flag("--catch-up", str, "How many missed runs are made up for"), _cron("catch-up"), _count),
     Scalar(Flag("--endpoint-mode", str, "vip or dnsrr"), ("EndpointSpec", "Mode"), _one_of("vip", "dnsrr")),
     Scalar(Flag("--log-driver", str, "json-file, local or none"), (*TASK, "LogDriver", "Name"), _as_is),
     *_policy("update", "UpdateConfig"),
@@ -231,7 +266,8 @@ _ALWAYS = (
     Flag("--cap-drop", list, "A capability less"),
     Flag("--log-opt", list, "key=value"),
     Flag("--entrypoint", str, "In place of the image's"),
-    Flag("--replicas", str, "How many tasks"),
+    Flag("--replicas", str, "How many tasks; of a job, how many completions"),
+    Flag("--max-concurrent", str, "Of a job, how many tasks at a time; all of them unless given"),
     *HEALTH,
     Flag("--detach -d", bool, "Do not wait until it has converged"),
     Flag("--quiet -q", bool, "No progress"),
@@ -252,7 +288,7 @@ def _many(one: Collection, suffix: str) -> Flag:
 
 CREATE = (
     Flag("--name", str, "Its name"),
-    Flag("--mode", str, "replicated or global"),
+    Flag("--mode", str, "replicated, global, replicated-job, global-job or cron"),
     Flag("--env-file", list, "A file of KEY=value lines"),
     *(_many(one, "") for one in COLLECTIONS),
     *_ALWAYS,

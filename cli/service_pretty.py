@@ -28,6 +28,8 @@ def pretty_text(service: Mapping[str, Any]) -> str:
         ("Labels", labels_text(spec.get("Labels"))),
         ("Service Mode", next(iter(mode), "Replicated")),
         (" Replicas", (mode.get("Replicated") or {}).get("Replicas")),
+        (" Max Concurrent", (mode.get("ReplicatedJob") or {}).get("MaxConcurrent")),
+        (" Total Completions", (mode.get("ReplicatedJob") or {}).get("TotalCompletions")),
         ("UpdateStatus", " ".join(filter(None, (update.get("State"), update.get("Message"))))),
         ("Placement", ", ".join(placement.get("Constraints") or ())),
         (" Max Replicas Per Node", placement.get("MaxReplicas")),

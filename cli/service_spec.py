@@ -55,6 +55,12 @@ def created(image: str, words: Sequence[str], flags: Flags) -> Spec:
 
 def _mode(flags: Flags) -> dict[str, Any]:
     mode, replicas = flags["mode"] or "replicated", flags["replicas"]
+    most = flags["max_concurrent"]
+    if (mode == "cron") != (flags["schedule"] is not None) and not mode.endswith("-job"):
+        raise InvalidArgument("--mode cron and --schedule go together, as --schedule '*/5 * * * *'")
+    mode = "replicated-job" if mode == "cron" else mode
+    if most is not None and mode != "replicated-job":
+        raise InvalidArgument("--max-concurrent can only be used with replicated-job mode")
     if mode in ("global", "global-job"):
         if replicas is not None:
             raise InvalidArgument(f"--replicas goes with replicated mode only: a {mode} service has one task a node")
@@ -63,7 +69,8 @@ def _mode(flags: Flags) -> dict[str, Any]:
     if mode == "replicated":
         return {"Replicated": {"Replicas": count}}
     if mode == "replicated-job":
-        return {"ReplicatedJob": {"MaxConcurrent": count, "TotalCompletions": count}}
+        at_once = count if most is None else replica_count(most, "--max-concurrent")
+        return {"ReplicatedJob": {"MaxConcurrent": at_once, "TotalCompletions": count}}
     raise InvalidArgument(f"--mode {mode!r} is none of replicated, global, replicated-job, global-job")
 
 
@@ -85,6 +92,11 @@ def updated(present: Spec, flags: Flags) -> Spec:
         container["Args"] = words_of(flags["args"])
     if flags["replicas"] is not None:
         set_replicas(spec, replica_count(flags["replicas"], "--replicas"))
+    if flags["max_concurrent"] is not None:
+        job = (spec.get("Mode") or {}).get("ReplicatedJob")
+        if job is None:
+            raise InvalidArgument("--max-concurrent can only be used with replicated-job mode")
+        job["MaxConcurrent"] = replica_count(flags["max_concurrent"], "--max-concurrent")
     for one in COLLECTIONS:
         name = one.name.split()[0]
         key = name.replace("-", "_")
@@ -106,7 +118,9 @@ def set_replicas(spec: Spec, count: int) -> None:
         mode["ReplicatedJob"] = {**(mode["ReplicatedJob"] or {}), "TotalCompletions": count}
         return
     if mode and "Replicated" not in mode:
-        raise InvalidArgument(f"service {spec.get('Name')} is in global mode: only replicated services can be scaled")
+        raise InvalidArgument(
+            f"service {spec.get('Name')} runs on every node: scale can only be used with replicated or replicated-job mode"
+        )
     spec["Mode"] = {"Replicated": {"Replicas": count}}
 
 

@@ -48,7 +48,13 @@ def service_names(client: Client) -> dict[str, str]:
 def task_name(task: Mapping[str, Any], services: Mapping[str, str]) -> str:
     """``web.3``, for global services ``web.<node id>``."""
     service = services.get(task.get("ServiceID", ""), task.get("ServiceID", ""))
-    return f"{service}.{task.get('Slot') or task.get('NodeID') or task['ID']}"
+    return f"{service}.{slot_name(task)}"
+
+
+def slot_name(task: Mapping[str, Any]) -> str:
+    """A task's slot as users see it; slots of jobs count from 0."""
+    slot = task.get("Slot")
+    return str(task.get("NodeID") or task["ID"] if slot is None else slot)
 
 
 def ports_text(ports: Sequence[Mapping[str, Any]]) -> str:
@@ -99,4 +105,4 @@ def rows(
 
 
 def _place(task: Mapping[str, Any]) -> str:
-    return "" if task.get("Slot") else str(task.get("NodeID") or "")
+    return "" if task.get("Slot") is not None else str(task.get("NodeID") or "")

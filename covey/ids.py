@@ -22,10 +22,13 @@ def base36(number: int, width: int) -> str:
     return text[1:] if width % 2 else text
 
 
-def task_id(service_id: str, slot: int, node_id: str, attempt: int) -> str:
-    """The id of the ``attempt``-th task of a slot (replicated: ``node_id`` empty) or of a node (global: ``slot`` 0)."""
-    key = f"{service_id}\0{slot}\0{node_id}\0{attempt}".encode()
-    return base36(int.from_bytes(hashlib.sha256(key).digest()[:16]), 25)
+def task_id(service_id: str, slot: int, node_id: str, attempt: int, iteration: int = 0) -> str:
+    """The id of the ``attempt``-th task of a slot (replicated: ``node_id`` empty) or of a node (global: ``slot`` 0).
+
+    ``iteration`` is the execution of a job: slots and attempts begin anew with each.
+    """
+    key = f"{service_id}\0{slot}\0{node_id}\0{attempt}" + (f"\0{iteration}" if iteration else "")
+    return base36(int.from_bytes(hashlib.sha256(key.encode()).digest()[:16]), 25)
 
 
 def tie_break(*parts: str) -> int:
@@ -33,6 +36,6 @@ def tie_break(*parts: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
 
 
-def task_name(service_name: str, slot: int, node_id: str, task: str) -> str:
+def task_name(service_name: str, place: str, task: str) -> str:
     """The container name of a task as Docker shows it: ``web.3.<task id>``, for global services ``web.<node>.<task>``."""
-    return f"{service_name}.{slot or node_id}.{task}"
+    return f"{service_name}.{place}.{task}"

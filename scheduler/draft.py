@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,12 +14,13 @@ from scheduler.plan import AssignTasks, Change, CreateTasks, DeleteTasks, MoveTa
 
 
 class Row(NamedTuple):
-    """One task to be created. ``replaces`` as in CreateTasks."""
+    """One task to be created. ``replaces`` and ``retires`` as in CreateTasks."""
 
     slot: int
     node_id: str
     attempt: int
     replaces: str
+    retires: tuple[str, ...] = ()
 
 
 class _Move(NamedTuple):
@@ -37,7 +38,7 @@ class Draft:
 
     def __init__(self, creates: int | None = None) -> None:
         self._room = creates
-        self._creates: dict[tuple[str, TaskState, float, str], tuple[Task, list[Row]]] = {}
+        self._creates: dict[tuple[Any, ...], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
         self._assigns: list[tuple[tuple[str, str, bool], list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = []
@@ -50,13 +51,14 @@ class Draft:
         return self._room == 0
 
     def create(self, prototype: Task, row: Row, *, desired: TaskState, not_before: float, cause: str) -> None:
-        """A task like ``prototype`` (whose service tells it from others)."""
+        """A task like ``prototype`` (whose service, execution and marks tell it from others)."""
         if self.full:
             self.wake(0.0)
             return
         if self._room is not None:
             self._room -= 1
-        key = (prototype.service_id, desired, not_before, cause)
+        marks = (prototype.job_iteration, prototype.rollout, prototype.crashes, prototype.avoid)
+        key = (cause, prototype.service_id, desired, not_before, *marks)
         if key not in self._creates:
             alike = msgspec.structs.replace(prototype, desired=desired, not_before=not_before)
             self._creates[key] = (alike, [])
@@ -111,8 +113,8 @@ class Draft:
     def plan(self, base_revision: int, cause: str) -> Plan:
         """Everything collected."""
         changes: list[Change] = list(self._others)
-        for (_, _, _, why), (prototype, rows) in self._creates.items():
-            changes.append(_creation(prototype, rows, why))
+        for key, (prototype, rows) in self._creates.items():
+            changes.append(_creation(prototype, rows, key[0]))
         changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
         changes += [
             AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names))
@@ -125,10 +127,11 @@ class Draft:
 def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:
     return CreateTasks(
         prototype=prototype,
-        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt) for row in rows),
+        ids=tuple(task_id(prototype.service_id, row.slot, row.node_id, row.attempt, prototype.job_iteration) for row in rows),
         slots=tuple(row.slot for row in rows),
         node_ids=tuple(row.node_id for row in rows),
         attempts=tuple(row.attempt for row in rows),
         replaces=tuple(row.replaces for row in rows),
         cause=cause,
+        retires=tuple(row.retires for row in rows) if any(row.retires for row in rows) else (),
     )

@@ -20,6 +20,7 @@ from covey.model.objects import (
     KINDS,
     Cluster,
     Leader,
+    Name,
     Network,
     NetworkAllocation,
     Node,
@@ -98,6 +99,7 @@ class Index:
         self._service_specs: dict[str, ServiceSpec] = {}
         self._task_specs: dict[str, TaskSpec] = {}
         self._shared: dict[tuple[str, int], _SharedSpec] = {}
+        self._bonded: dict[tuple[str, int], TaskSpec] = {}
         self._views: dict[str, NodeView] = {}
         self._by_service: dict[str, dict[str, None]] = {}
         self._by_node: dict[str, dict[str, None]] = {}
@@ -156,6 +158,8 @@ class Index:
         shared = self._shared.get(name)
         if shared is None:
             shared = self._shared[name] = _SharedSpec(read_task_spec(task.spec, task.service_labels))
+            if shared.view.placement.affinities:
+                self._bonded[name] = shared.view
         shared.uses += 1
         return shared.view
 
@@ -166,6 +170,7 @@ class Index:
         shared.uses -= 1
         if not shared.uses:
             del self._shared[name]
+            self._bonded.pop(name, None)
 
     @staticmethod
     def _move_key(groups: dict[str, dict[str, None]], old: str, new: str, key: str) -> None:
@@ -295,8 +300,11 @@ class Index:
             by_service=self._by_service,
             by_node=self._by_node,
             waiting=self._tally.waiting,
+            queues=self._tally.queues,
+            bonded=self._bonded,
             replicas=self._tally.replicas,
             failures=self._tally.failures,
+            names=cast("dict[str, Name]", held["name"]),
         )
 
     def checksum(self) -> int:

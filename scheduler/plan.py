@@ -27,7 +27,7 @@ class CreateTasks:
     """New tasks that are alike: ``prototype`` with these columns, all of one length.
 
     ``replaces`` rows that are not "" name a task whose desired state becomes SHUTDOWN in the same transaction.
-    ``networks`` is empty or one tuple a row.
+    ``networks`` is empty or one tuple a row; so is ``retires``: more tasks of the row's slot of which the same is true.
     """
 
     prototype: Task
@@ -38,6 +38,7 @@ class CreateTasks:
     replaces: Sequence[str]
     cause: str
     networks: Sequence[tuple[TaskNetwork, ...]] = ()
+    retires: Sequence[tuple[str, ...]] = ()
 
     def tasks(self) -> Iterator[Task]:
         """The objects to be stored, row by row."""
@@ -113,6 +114,18 @@ class PutServiceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RollBack:
+    """A service's previous spec becomes its spec again, and ``status`` its status, in one transaction.
+
+    ``generation`` is that of the spec that failed; the status is written with the next one's.
+    """
+
+    status: ServiceStatus
+    generation: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutAllocation:
     """Addresses or ports given to a network or a service."""
 
@@ -146,6 +159,7 @@ Change = (
     | DeleteTasks
     | PutNodeStatus
     | PutServiceStatus
+    | RollBack
     | PutAllocation
     | DropAllocation
     | DropStatus

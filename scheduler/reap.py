@@ -43,11 +43,11 @@ def history_limit(snapshot: Snapshot, settings: Settings) -> int:
 
 
 def _reap_service(snapshot: Snapshot, service_id: str, limit: int, now: float, draft: Draft) -> None:
-    slots: dict[tuple[int, str], list[Task]] = {}
+    slots: dict[tuple[int, int, str], list[Task]] = {}
     removed: list[str] = []
     for task in snapshot.tasks_of(service_id):
         if task.desired < TaskState.REMOVE:
-            slots.setdefault((task.slot, "" if task.slot else task.node_id), []).append(task)
+            slots.setdefault(task.slot_key, []).append(task)
         elif _finished(snapshot, task):
             removed.append(task.id)
     draft.delete(removed, "removed and over")
@@ -67,9 +67,12 @@ def _reap_slot(snapshot: Snapshot, tasks: list[Task], limit: int, now: float, dr
     if last.desired >= TaskState.SHUTDOWN and last.state < TaskState.ASSIGNED:
         draft.move((last.id,), "stopped before it had a node", state=TaskState.REMOVE)
     over: list[Task] = []
+    generation = _generation(snapshot, last.service_id)
     for task in tasks[:-1]:
         if task.desired < TaskState.SHUTDOWN:
             continue
+        if task.rollout == generation and is_terminal(snapshot.state(task)):
+            continue  # the rollout counts what became of the tasks it made
         if task.state < TaskState.ASSIGNED or task.state == TaskState.REMOVE:
             draft.delete((task.id,), "stopped before it had a node")
         elif task.state == TaskState.ORPHANED and task.node_id not in snapshot.nodes:
@@ -81,6 +84,11 @@ def _reap_slot(snapshot: Snapshot, tasks: list[Task], limit: int, now: float, dr
     kept = max(limit, _counted(snapshot.task_specs[last.id].restart, over, now))
     surplus = over[: max(len(over) - kept, 0)]
     draft.delete((task.id for task in surplus), f"more than {kept} tasks of a slot that are over")
+
+
+def _generation(snapshot: Snapshot, service_id: str) -> int:
+    service = snapshot.services.get(service_id)
+    return service.generation if service is not None else -1
 
 
 def _worker_ended(snapshot: Snapshot, task: Task) -> bool:

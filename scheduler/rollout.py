@@ -1,94 +1,163 @@
-"""How a change of a service's template reaches its slots: at most ``parallelism`` of them are being replaced at once.
+"""How a change of a service's template reaches its slots, as SwarmKit's updater has it (manager/orchestrator/update).
 
-It decides which outdated slots are replaced in this pass, and the service's update status. A slot is being replaced
-until its new task runs. (Monitor, failure action and delay between batches come with the issue "The brain".)
+It decides which outdated slots are replaced in this pass. Nothing is remembered but in what is stored: a task says which
+rollout made it (``Task.rollout``), its status since when it runs. How the whole goes, and when it stops, is decided in
+scheduler/update_status.py.
+
+A slot takes one of ``parallelism`` places from the moment its task is replaced until the new one runs or is over, and
+``delay`` longer. A slot that a former rollout took down and that does not run yet still has its place. Stop-first replaces
+a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from covey.model.objects import ServiceStatus, Task, UpdateStatus
+from covey.model.objects import Task
 from covey.model.task_states import TaskState
-from scheduler import restart
-from scheduler.plan import PutServiceStatus
+from scheduler import restart, update_status
 
 if TYPE_CHECKING:
     from scheduler.reconcile.slots import Slot, SlotKey, Work
 
 
-def decide(work: Work, slots: Sequence[Slot]) -> set[SlotKey]:
-    """Replace outdated tasks of ``slots``; the keys of the slots dealt with here, which need no tending."""
-    outdated = [slot for slot in slots if slot.active and all(work.outdated(a.task) for a in slot.active)]
-    in_flight = sum(1 for slot in slots if _in_flight(work, slot))
-    _account(work, outdated, in_flight)
-    if not outdated:
+@dataclass(slots=True)
+class Standing:
+    """How far the rollout of the service's present generation is.
+
+    ``waiting``: outdated slots it has not tried yet; ``retried``: those it has, whose new task is over while the old one
+    goes on. ``flying``: slots whose newest task a rollout made and that does not run yet. ``settled``: since when (manager's
+    time) the task made in each slot tried runs or is over. ``failed``: tasks it made that ended too soon, one a slot.
+    """
+
+    waiting: list[Slot] = field(default_factory=list)
+    retried: list[Slot] = field(default_factory=list)
+    flying: set[SlotKey] = field(default_factory=set)
+    settled: dict[SlotKey, float] = field(default_factory=dict)
+    failed: list[Task] = field(default_factory=list)
+    total: int = 0
+
+
+def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> set[SlotKey]:
+    """Replace outdated tasks of ``slots``; the keys of the slots dealt with here, which need no tending.
+
+    Slots ``left_alone`` keep what they have (their node takes nothing new), and yet those that do not run are down.
+    """
+    standing = survey(work, slots, left_alone)
+    if not update_status.follow(work, standing):
         return set()
-    parallelism = work.spec.update.parallelism
-    room = len(outdated) if parallelism == 0 else max(parallelism - in_flight, 0)
-    order = sorted(outdated, key=lambda slot: (slot.running, slot.key))
-    return {slot.key for slot in order[:room] if _replace(work, slot)}
+    chosen = {slot.key for slot in standing.retried if _retry(work, slot)}
+    cause = f"service {work.service.id} is updated to version {work.service.spec_version}"
+    if work.service.rolling_back:
+        cause = f"service {work.service.id} is rolled back to version {work.service.spec_version}"
+    taken = [slot for slot in standing.waiting if slot.key in standing.flying]
+    others = [slot for slot in standing.waiting if slot.key not in standing.flying]
+    others.sort(key=lambda slot: (slot.running, slot.key))
+    for slot in taken + others[: _room(work, standing, len(others))]:
+        _replace(work, slot, cause)
+        chosen.add(slot.key)
+    return chosen
 
 
-def _in_flight(work: Work, slot: Slot) -> bool:
-    if not slot.active:
+def stop(work: Work, slots: Iterable[Slot]) -> None:
+    """The service is stopped: its slots stay, nothing runs in them, and so nothing is left to be rolled out."""
+    work.shut_down((a.task for slot in slots for a in slot.active), f"service {work.service.id} is stopped")
+    update_status.follow(work, Standing())
+
+
+def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> Standing:
+    """How the rollout stands in ``slots``."""
+    from scheduler.reconcile.slots import spent
+
+    standing = Standing()
+    generation = work.service.generation
+    monitor = work.policy.monitor
+    for slot in slots:
+        newest = slot.active[-1] if slot.active else None
+        if newest is not None and newest.task.rollout and newest.state < TaskState.RUNNING and not _surplus(work, slot, newest):
+            standing.flying.add(slot.key)
+        if slot.key in left_alone:
+            outdated = False
+        elif newest is not None:
+            outdated = all(work.outdated(a.task) for a in slot.active)
+        else:
+            outdated = work.outdated(slot.history[-1].task) and spent(work, slot)
+        tried = [a for a in slot.history if a.task.rollout == generation]
+        if tried and slot.key not in standing.flying:
+            standing.settled[slot.key] = _settled_at(work, tried[-1])
+        if failed := next((a.task for a in tried if _ended_too_soon(work, a, monitor)), None):
+            standing.failed.append(failed)
+        if outdated:
+            (standing.retried if tried else standing.waiting).append(slot)
+        standing.total += outdated or bool(tried)
+    return standing
+
+
+def _surplus(work: Work, slot: Slot, newest: restart.Attempt) -> bool:
+    """Whether a former rollout made it, and what it was to follow is as the service asks for again: it is given up now."""
+    return work.outdated(newest.task) and any(not work.outdated(a.task) for a in slot.active)
+
+
+def _settled_at(work: Work, attempt: restart.Attempt) -> float:
+    """Since when the task runs, or when it was over without: in the managers' time, however the worker's clock goes."""
+    status = work.snapshot.statuses.get(attempt.task.id)
+    if status is None:
+        return attempt.task.updated_at
+    return (status.stored_at or status.at) - work.ran(attempt.task)
+
+
+def _ended_too_soon(work: Work, attempt: restart.Attempt, monitor: float) -> bool:
+    """Whether it ended by itself, before it ran or within ``monitor`` of that: SwarmKit's failure or early termination."""
+    if attempt.state not in restart.ENDED_BY_ITSELF:
         return False
-    newest = slot.active[-1]
-    return (
-        newest.state < TaskState.RUNNING and not work.outdated(newest.task) and any(work.outdated(a.task) for a in slot.history)
-    )
+    return work.ran(attempt.task) <= monitor
 
 
-def _replace(work: Work, slot: Slot) -> bool:
-    cause = f"service {work.service.id} was updated to version {work.service.spec_version}"
-    if work.spec.update.order == "start-first":
-        return _start_first(work, slot, cause)
-    if len(slot.active) > 1:
-        # One at a time: the surplus and the successor are not written together.
-        work.shut_down((a.task for a in slot.active[:-1]), cause)
-        return True
-    newest = slot.active[-1].task
-    desired = TaskState.RUNNING if work.gone(newest.id) else TaskState.READY
-    work.create(slot.key, replaces=newest.id, cause=cause, desired=desired)
-    return True
+def _room(work: Work, standing: Standing, waiting: int) -> int:
+    """How many more slots may be taken. Wakes the pass when the delay of one is over and there are others to take."""
+    policy = work.policy
+    if policy.parallelism == 0:
+        return waiting
+    resting = [over for at in standing.settled.values() if (over := at + policy.delay) > work.now]
+    room = max(policy.parallelism - len(standing.flying) - len(resting), 0)
+    if waiting > room and resting:
+        work.draft.wake(min(resting))
+    return room
 
 
-def _start_first(work: Work, slot: Slot, cause: str) -> bool:
-    """The old task goes on until the new one runs; new ones that end by themselves are retried by the restart policy."""
+def _replace(work: Work, slot: Slot, cause: str) -> None:
+    from scheduler.reconcile.slots import Marks
+
+    marks = Marks(rollout=work.service.generation)
+    if not slot.active:
+        work.create(slot.key, replaces=slot.history[-1].task.id, cause=cause, marks=marks)
+        return
     kept = max(slot.active, key=lambda a: (a.state >= TaskState.RUNNING, a.task.attempt))
     surplus = [a.task for a in slot.active if a is not kept]
-    if len(surplus) > 1:
-        work.shut_down(surplus, cause)
-        return True
-    history = [a for a in slot.history if not work.outdated(a.task)]
-    if surplus or not history:
-        work.create(slot.key, replaces=surplus[0].id if surplus else "", cause=cause)
-        return True
-    verdict = restart.decide(history, work.spec.task.restart, work.now, work.restart_delay())
-    last: Task = history[-1].task
+    if work.policy.order == "start-first":
+        first, more = (surplus[0].id, surplus[1:]) if surplus else ("", [])
+        work.create(slot.key, replaces=first, cause=cause, marks=marks, retires=more)
+    else:
+        at_once = all(work.gone(a.task.id) for a in slot.active) and work.vacated(slot)
+        desired = TaskState.RUNNING if at_once else TaskState.READY
+        work.create(slot.key, replaces=kept.task.id, cause=cause, desired=desired, marks=marks, retires=surplus)
+
+
+def _retry(work: Work, slot: Slot) -> bool:
+    """Start-first: the old task goes on, and what was to follow it has ended: again, if the restart policy says so."""
+    if work.policy.order != "start-first" or any(not work.outdated(a.task) for a in slot.active):
+        return False
+    fresh = [a for a in slot.history if a.task.spec_version == work.service.spec_version and a not in slot.active]
+    if not fresh:
+        return False
+    verdict, marks = work.judge(fresh)
+    last = fresh[-1].task
     if not verdict.again:
         work.shut_down([last], verdict.why)
         return False
     held_back = verdict.not_before > work.now
     desired = TaskState.READY if held_back else TaskState.RUNNING
-    work.create(slot.key, replaces=last.id, cause=verdict.why, desired=desired, not_before=verdict.not_before)
+    work.create(slot.key, replaces=last.id, cause=verdict.why, desired=desired, not_before=verdict.not_before, marks=marks)
     return True
-
-
-def _account(work: Work, outdated: Sequence[Slot], in_flight: int) -> None:
-    """Keep ``ServiceStatus.update``: updating while slots are outdated or being replaced, then completed."""
-    held = work.snapshot.service_statuses.get(work.service.id)
-    update = held.update if held is not None else None
-    going_on = update is not None and update.state == "updating"
-    if outdated and not going_on:
-        update = UpdateStatus(state="updating", started_at=work.now, message="update in progress")
-    elif going_on and update is not None and not outdated and not in_flight:
-        update = msgspec.structs.replace(update, state="completed", completed_at=work.now, message="update completed")
-    else:
-        return
-    version = held.version if held is not None else 0
-    status = ServiceStatus(id=work.service.id, update=update, version=version)
-    work.draft.add(PutServiceStatus(status, f"update of service {work.service.id} is {update.state}"))

@@ -37,7 +37,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Used where a spec's RestartPolicy has no Delay.
     restart_delay: float = 5.0
+    #: A slot whose tasks keep crashing: so many restarts at the plain delay, then each delay twice the last, up to the limit
+    #: (0: no back-off). A task that ran for ``backoff_reset`` did not crash. So many crashes on a node, and it is avoided.
+    backoff_after: int = 3
+    backoff_limit: float = 300.0
+    backoff_reset: float = 300.0
+    avoid_after: int = 5
     history: int = 5
+    #: Former specs of a service that are kept for ``rollback --to``.
+    past_specs: int = 10
     failure_limit: int = 5
     failure_window: float = 300.0
 
@@ -45,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pass_tasks: int = 2000
     #: So many tasks are made in one pass: the rest in the next.
     pass_creates: int = 10_000
+    #: How fast the time of cron schedules passes: a test need not wait for minutes.
+    cron_speed: float = 1.0
 
     #: binpack, spread, pack or pack-small, where a service does not say (docs/placement.md).
     strategy: str = "binpack"
@@ -83,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             backoff_first=0.02,
             backoff_last=0.5,
             restart_delay=0.0,
+            cron_speed=30.0,
         )
 
     @classmethod

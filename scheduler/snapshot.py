@@ -16,6 +16,7 @@ import numpy.typing as npt
 from covey.model.objects import (
     Cluster,
     Leader,
+    Name,
     Network,
     NetworkAllocation,
     Node,
@@ -31,6 +32,11 @@ from covey.model.objects import (
 from covey.model.spec import ServiceSpec, TaskSpec
 from covey.model.task_states import TaskState, shown
 from scheduler.tally import Alike, Failure, Waiting
+
+
+def name_of_port(port: str) -> str:
+    """The id of the name that holds an ingress port: as manager/store/keys.py quotes it."""
+    return "port/" + port.replace("/", "%2F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ class NodeColumns:
 class Snapshot:
     """The cluster at ``revision``. Mappings are by id and must not be changed.
 
-    ``waiting``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py.
+    ``waiting``, ``queues``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py. ``bonded`` are
+    the specs, by service and version, of tasks that have affinities.
     ``node_infos`` and ``node_statuses`` may still hold what was written of nodes that are gone; ``nodes`` does not.
     """
 
@@ -105,8 +112,16 @@ class Snapshot:
     by_service: Mapping[str, Collection[str]]
     by_node: Mapping[str, Collection[str]]
     waiting: Mapping[Alike, Waiting]
+    queues: Mapping[str, int]
+    bonded: Mapping[tuple[str, int], TaskSpec]
     replicas: Mapping[str, Mapping[str, int]]
     failures: Mapping[tuple[str, int], Mapping[str, Failure]]
+    names: Mapping[str, Name]
+
+    def port_owner(self, port: str) -> str:
+        """The id of the service that holds an ingress port (``8080/tcp``) by its number, "" for none."""
+        held = self.names.get(name_of_port(port))
+        return held.id if held is not None else ""
 
     def state(self, task: Task) -> TaskState:
         """The shown state of ``task``."""

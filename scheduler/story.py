@@ -50,7 +50,7 @@ def story(
 
 def _place(task: Task) -> str:
     name = task.service_name or task.service_id
-    return f"slot {task.slot} of service {name}" if task.slot else f"service {name} on node {task.node_id}"
+    return f"slot {task.place} of service {name}" if task.slot else f"service {name} on node {task.node_id}"
 
 
 def _before(old: Task, status: TaskStatus | None) -> Line:

@@ -14,11 +14,15 @@ from covey.model.task_states import TaskState, is_terminal, shown
 
 
 class Alike(NamedTuple):
-    """What tasks that are placed together share. ``node_id`` is "" unless they are bound to a node (global services)."""
+    """What tasks that are placed together share.
+
+    ``node_id`` is "" unless they are bound to a node (global services); ``avoid`` are the nodes on which their slot crashed.
+    """
 
     service_id: str
     spec_version: int
     node_id: str
+    avoid: tuple[str, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -75,13 +79,15 @@ class _Counted(NamedTuple):
 
 
 class Tally:
-    """Waiting tasks by what makes them alike; replicas by service and node; failures by service, version and task.
+    """Waiting tasks by what makes them alike, and how many such groups a service has; replicas by service and node; failures
+    by service, version and task.
 
     A replica is a task that is wanted, has its node and is not over. Mappings are lent: they must not be changed.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[Alike, Waiting] = {}
+        self.queues: dict[str, int] = {}
         self.replicas: dict[str, dict[str, int]] = {}
         self.failures: dict[tuple[str, int], dict[str, Failure]] = {}
         self._counted: dict[str, _Counted] = {}
@@ -111,7 +117,10 @@ class Tally:
     def _take(self, task: Task, new: _Counted, known: bool) -> None:
         alike = new.alike
         if new.what == "waiting":
-            waiting = self.waiting.setdefault(alike, Waiting())
+            waiting = self.waiting.get(alike)
+            if waiting is None:
+                waiting = self.waiting[alike] = Waiting()
+                self.queues[alike.service_id] = self.queues.get(alike.service_id, 0) + 1
             if known:
                 waiting.tasks[task.id] = task
             else:
@@ -132,6 +141,9 @@ class Tally:
             del waiting.tasks[task_id]
             if not waiting.tasks:
                 del self.waiting[alike]
+                self.queues[alike.service_id] -= 1
+                if not self.queues[alike.service_id]:
+                    del self.queues[alike.service_id]
         elif old.what == "replica":
             nodes = self.replicas[alike.service_id]
             nodes[alike.node_id] -= 1
@@ -192,7 +204,7 @@ def _classify(task: Task, status: TaskStatus | None) -> _Counted | None:
     alike = Alike(task.service_id, task.spec_version, task.node_id)
     if task.state < TaskState.ASSIGNED:
         wanted = task.state == TaskState.PENDING and task.desired <= TaskState.COMPLETE
-        return _Counted("waiting", alike) if wanted else None
+        return _Counted("waiting", alike._replace(avoid=task.avoid) if task.avoid else alike) if wanted else None
     if not task.node_id:
         return None
     state = shown(task.state, status.state if status is not None else None)

@@ -6,8 +6,7 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from scheduler.plan import (
     PutAllocation,
     PutNodeStatus,
     PutServiceStatus,
+    RollBack,
 )
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -59,7 +59,7 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self._versions[task.service_id] > 1)
+            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self.snapshot.queues.get(task.service_id, 0) > 1)
             if found.allowed is None:  # else it depends on what has been accepted meanwhile
                 self._requests[name] = found
         return found
@@ -67,11 +67,6 @@ class _Check:
     @cached_property
     def _bonds(self) -> Bonds:
         return Bonds(self.capacity)
-
-    @cached_property
-    def _versions(self) -> Mapping[str, int]:
-        """How many groups of like tasks of each service wait: one may count against another's limit."""
-        return Counter(alike.service_id for alike in self.snapshot.waiting)
 
     @property
     def capacity(self) -> Capacity:
@@ -106,9 +101,9 @@ def _pick(values: Sequence[Any], rows: list[int]) -> tuple[Any, ...]:
 def _create(check: _Check, change: CreateTasks) -> Change | None:
     snapshot = check.snapshot
     service_id = change.prototype.service_id
-    latest: dict[tuple[int, str], Task] = {}
+    latest: dict[tuple[int, int, str], Task] = {}
     for other in snapshot.tasks_of(service_id):
-        key = (other.slot, "" if other.slot else other.node_id)
+        key = other.slot_key
         if key not in latest or latest[key].attempt < other.attempt:
             latest[key] = other
 
@@ -120,7 +115,7 @@ def _create(check: _Check, change: CreateTasks) -> Change | None:
         if change.replaces[row] and change.replaces[row] not in snapshot.tasks:
             return f"task {change.replaces[row]}, which it replaces, is gone"
         slot = change.slots[row]
-        last = latest.get((slot, "" if slot else change.node_ids[row]))
+        last = latest.get((change.prototype.job_iteration, slot, "" if slot else change.node_ids[row]))
         if last is not None and last.attempt >= change.attempts[row]:
             return f"its slot has the later task {last.id}"
         return ""
@@ -138,6 +133,7 @@ def _create(check: _Check, change: CreateTasks) -> Change | None:
         attempts=_pick(change.attempts, rows),
         replaces=_pick(change.replaces, rows),
         networks=_pick(change.networks, rows) if change.networks else (),
+        retires=_pick(change.retires, rows) if change.retires else (),
     )
 
 
@@ -253,6 +249,18 @@ def _put_service_status(check: _Check, change: PutServiceStatus) -> Change | Non
     return _single(check, change, change.status.id, "the service is gone" if gone else "")
 
 
+def _roll_back(check: _Check, change: RollBack) -> Change | None:
+    service = check.snapshot.services.get(change.status.id)
+    why = ""
+    if service is None:
+        why = "the service is gone"
+    elif service.generation != change.generation:
+        why = f"its spec is of generation {service.generation}, not {change.generation}, meanwhile"
+    elif service.previous_spec is None:
+        why = "it has no previous spec"
+    return _single(check, change, change.status.id, why)
+
+
 def _put_allocation(check: _Check, change: PutAllocation) -> Change | None:
     given = change.allocation
     owners: Any = check.snapshot.networks if given.kind == "network_allocation" else check.snapshot.services
@@ -278,6 +286,7 @@ _CHECKS: dict[type[Any], Callable[[_Check, Any], Change | None]] = {
     DeleteTasks: _delete,
     PutNodeStatus: _put_node_status,
     PutServiceStatus: _put_service_status,
+    RollBack: _roll_back,
     PutAllocation: _put_allocation,
     DropAllocation: _drop,
     DropStatus: _drop,

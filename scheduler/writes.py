@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from covey.model.objects import Stored, Task
+from covey.model import versions
+from covey.model.objects import Name, Stored, Task
 from covey.model.task_states import TaskState
 from scheduler.plan import (
     AllocateTasks,
@@ -26,8 +27,9 @@ from scheduler.plan import (
     PutAllocation,
     PutNodeStatus,
     PutServiceStatus,
+    RollBack,
 )
-from scheduler.snapshot import Snapshot
+from scheduler.snapshot import Snapshot, name_of_port
 
 
 class Write(NamedTuple):
@@ -73,12 +75,13 @@ def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, 
 
 
 def _create(change: CreateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
-    for task in change.tasks():
-        retired: tuple[Write, ...] = ()
-        old = snapshot.tasks.get(task.replaces)
-        if old is not None and old.desired < TaskState.SHUTDOWN:
-            retired = _changed(old, now, change.cause, desired=TaskState.SHUTDOWN)
-        yield (Write("task", task.id, 0, task), *retired)
+    for row, task in enumerate(change.tasks()):
+        writes = [Write("task", task.id, 0, task)]
+        for old_id in (task.replaces, *(change.retires[row] if change.retires else ())):
+            old = snapshot.tasks.get(old_id)
+            if old is not None and old.desired < TaskState.SHUTDOWN:
+                writes += _changed(old, now, change.cause, desired=TaskState.SHUTDOWN)
+        yield tuple(writes)
 
 
 def _allocate(change: AllocateTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
@@ -125,6 +128,33 @@ def _put_service_status(change: PutServiceStatus, snapshot: Snapshot, now: float
     return _put(snapshot.service_statuses.get(change.status.id), change.status, change.status.id)
 
 
+def _roll_back(change: RollBack, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
+    """The service with its previous spec, the spec that failed as history, ports by name, and the status: together."""
+    service = snapshot.services.get(change.status.id)
+    if service is None or service.generation != change.generation or service.previous_spec is None:
+        return
+    old, new = versions.port_names(service.spec), versions.port_names(service.previous_spec)
+    names = [Write("name", name_of_port(port), 0, Name(id=service.id)) for port in sorted(new - old)]
+    for port in sorted(old - new):
+        if (held := snapshot.names.get(name_of_port(port))) is not None and held.id == service.id:
+            names.append(Write("name", name_of_port(port), held.version, None))
+    back = versions.rolled_back(service, now)
+    past = versions.current(service)
+    assert change.status.update is not None
+    update = msgspec.structs.replace(change.status.update, generation=back.generation)
+    status = msgspec.structs.replace(change.status, update=update)
+    yield (
+        Write("service", service.id, service.version, back),
+        Write("past_spec", past.id, 0, past),
+        *_only(_put(snapshot.service_statuses.get(service.id), status, service.id)),
+        *names,
+    )
+
+
+def _only(parts: Iterator[tuple[Write, ...]]) -> tuple[Write, ...]:
+    return next(parts, ())
+
+
 def _put_allocation(change: PutAllocation, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
     given = change.allocation
     held: Stored | None
@@ -163,6 +193,7 @@ _WRITES: dict[type[Any], Callable[[Any, Snapshot, float], Iterator[tuple[Write, 
     DeleteTasks: _delete,
     PutNodeStatus: _put_node_status,
     PutServiceStatus: _put_service_status,
+    RollBack: _roll_back,
     PutAllocation: _put_allocation,
     DropAllocation: _drop_allocation,
     DropStatus: _drop_status,

@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 RELEASE = "0.1.0"
 DEFAULT_HOST = "unix:///var/run/covey.sock"
-TLS_PORT = 2376
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,10 @@ def deploy(
 ) -> None:
     """Make a stack of compose files, or bring it up to date."""
     from cli.progress import wait_converged, watch_before
-    from cli.service import seconds
     from cli.stack import deploy as deployment
     from cli.stack.files import load
     from cli.stack.plan import make
+    from cli.waiting import seconds
 
     if plan_only:
         from cli.plan import planning

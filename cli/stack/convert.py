@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cli.stack.keys import mapping, sequence
+from cli.stack.modes import awaited, dependency_label, mode_of
 from cli.stack.ports import ports
 from cli.stack.units import integer, nano_cpus, nanoseconds, size, truth
 from cli.stack.volumes import mounts
@@ -311,21 +312,6 @@ def _strategy(deploy: Mapping[str, Any], path: str) -> dict[str, str]:
     return {STRATEGY_LABEL: strategy}
 
 
-def _mode_of(deploy: Mapping[str, Any], path: str) -> dict[str, Any]:
-    mode = str(deploy.get("mode") or "replicated")
-    replicas = deploy.get("replicas")
-    if mode == "global":
-        if replicas is not None:
-            raise InvalidArgument(f"{path}.replicas: a global service has one task a node; remove replicas or mode: global")
-        return {"Global": {}}
-    if mode != "replicated":
-        raise InvalidArgument(f"{path}.mode: {mode!r} is not supported in this release; use replicated or global")
-    count = 1 if replicas is None else integer(replicas, f"{path}.replicas")
-    if count < 0:
-        raise InvalidArgument(f"{path}.replicas: {count} is less than 0")
-    return {"Replicated": {"Replicas": count}}
-
-
 def _networks(stack: str, name: str, service: Mapping[str, Any], path: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
     given = service.get("networks")
     wanted: Mapping[str, Any]
@@ -357,8 +343,13 @@ def service_spec(
     networks: Mapping[str, str],
     volumes: Mapping[str, Any],
     ids: Ids,
+    services: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The spec of one service. ``networks``: compose name → cluster name; ``ids``: (kind, name) → (id, cluster name)."""
+    """The spec of one service. ``networks``: compose name → cluster name; ``ids``: (kind, name) → (id, cluster name).
+
+    ``services``: all of the stack, by compose name.
+    """
+    services = services or {}
     path = f"services.{name}"
     deploy = mapping(service.get("deploy"), f"{path}.deploy")
     template: dict[str, Any] = {
@@ -379,11 +370,12 @@ def service_spec(
         "Labels": {
             **labels(deploy.get("labels"), f"{path}.deploy.labels"),
             **_strategy(deploy, f"{path}.deploy.placement"),
+            **dependency_label({other: scoped(stack, other) for other in services}, service, path),
             NAMESPACE: stack,
             IMAGE: str(service.get("image")),
         },
         "TaskTemplate": template,
-        "Mode": _mode_of(deploy, f"{path}.deploy"),
+        "Mode": mode_of(deploy, f"{path}.deploy", awaited=name in awaited(services)),
         "EndpointSpec": {"Ports": ports(service.get("ports"), f"{path}.ports")},
     }
     if deploy.get("endpoint_mode"):

@@ -25,17 +25,16 @@ TOP_REFUSED = {
 }
 
 SERVICE = {
-    "cap_add", "cap_drop", "command", "configs", "deploy", "dns", "dns_opt", "dns_search", "entrypoint", "env_file",
-    "environment", "extra_hosts", "group_add", "healthcheck", "hostname", "image", "init", "labels", "logging", "networks",
-    "oom_score_adj", "ports", "read_only", "secrets", "stdin_open", "stop_grace_period", "stop_signal", "sysctls", "tmpfs",
-    "tty", "ulimits", "user", "volumes", "working_dir",
+    "cap_add", "cap_drop", "command", "configs", "depends_on", "deploy", "dns", "dns_opt", "dns_search", "entrypoint",
+    "env_file", "environment", "extra_hosts", "group_add", "healthcheck", "hostname", "image", "init", "labels", "logging",
+    "networks", "oom_score_adj", "ports", "read_only", "secrets", "stdin_open", "stop_grace_period", "stop_signal", "sysctls",
+    "tmpfs", "tty", "ulimits", "user", "volumes", "working_dir",
 }  # fmt: skip
 #: Known to compose, without effect on a cluster: said by name.
 SERVICE_IGNORED = {
     "attach": "it concerns compose up only",
     "build": "images are not built on deploy; build and load the image first",
     "container_name": "a service has several containers; they are named by service, slot and task",
-    "depends_on": "services start together; use a health check and let clients retry",
     "develop": "it concerns compose watch only",
     "expose": "containers of one network reach each other on every port",
     "external_links": "use a network",
@@ -61,8 +60,8 @@ SERVICE_NOT_YET = frozenset({
 _NOT_YET = "not supported for services of a stack in this release; remove it"
 
 DEPLOY = {
-    "endpoint_mode", "labels", "mode", "placement", "replicas", "resources", "restart_policy", "rollback_config",
-    "update_config",
+    "endpoint_mode", "labels", "max_concurrent", "mode", "placement", "replicas", "resources", "restart_policy",
+    "rollback_config", "update_config",
 }  # fmt: skip
 NETWORK = {"attachable", "driver", "driver_opts", "enable_ipv6", "external", "internal", "ipam", "labels", "name"}
 VOLUME = {"driver", "driver_opts", "external", "labels", "name"}

@@ -57,6 +57,7 @@ class Plan:
                 networks=self.network_names,
                 volumes=self.project.section("volumes"),
                 ids=ids,
+                services=self.project.services,
             )
         return specs
 

@@ -25,6 +25,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 0
 
 
+class Rebalance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Tasks that were asked to move away from where they are, at most ``parallelism`` (0: all) at once."""
+
+    tasks: tuple[str, ...] = ()
+    parallelism: int = 1
+    asked_at: float = 0.0
+
+
 class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """The one object of the cluster: who signs, which tokens admit, which address pools are ours.
 
@@ -43,10 +51,19 @@ class Cluster(Stored, frozen=True, kw_only=True, omit_defaults=True):
     address_pools: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
     data_path_port: int = 4789
+    rebalance: Rebalance | None = None
 
 
 class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """A Spec with identity. ``spec_version`` counts the changes of the spec; tasks say which of them they were made from."""
+    """A Spec with identity. How it changes is decided in covey.model.versions.
+
+    ``generation`` counts the changes of the spec. ``spec_version`` is the generation in which what tasks are made from was
+    asked for (a rollback goes back to a former one, never to another content); tasks say which of them they were made from.
+    ``rolling_back``: the last change took a former spec back, and the rollback policy governs how it reaches the tasks.
+    ``job_iteration`` counts the executions of a job from 1 (0: not a job): every update is one. ``executed_at`` is the last.
+    ``offsets`` are the rules of the time zone its schedule is in, as the API found them (covey.model.schedule): all managers
+    decide by the same, whatever files they have.
+    """
 
     kind: ClassVar[str] = "service"
 
@@ -54,6 +71,12 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
     spec: dict[str, Any]
     previous_spec: dict[str, Any] | None = None
     spec_version: int = 1
+    generation: int = 1
+    previous_spec_version: int = 0
+    rolling_back: bool = False
+    job_iteration: int = 0
+    executed_at: float = 0.0
+    offsets: tuple[tuple[int, int], ...] = ()
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -62,13 +85,30 @@ class Service(Stored, frozen=True, kw_only=True, omit_defaults=True):
         return str(self.spec.get("Name", ""))
 
 
+class PastSpec(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A spec that a service had: ``id`` is ``<service id>.<generation>``. ``created_at``: when it was asked for."""
+
+    kind: ClassVar[str] = "past_spec"
+
+    id: str
+    service_id: str
+    generation: int
+    spec_version: int
+    spec: dict[str, Any]
+    created_at: float = 0.0
+
+
 class UpdateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the last update goes: updating, paused, completed, and rollback_started, rollback_paused, rollback_completed."""
+    """How the last update goes: updating, paused, completed, and rollback_started, rollback_paused, rollback_completed.
+
+    It is about the service's spec of ``generation`` and says nothing of a later one.
+    """
 
     state: str = ""
     started_at: float = 0.0
     completed_at: float = 0.0
     message: str = ""
+    generation: int = 0
 
 
 class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,8 +120,21 @@ class ServiceStatus(Stored, frozen=True, kw_only=True, omit_defaults=True):
     update: UpdateStatus | None = None
 
 
+class DrainPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a node is drained step by step: at most ``parallelism`` (0: all) moves at once, in ``order``, until ``deadline``
+    seconds after ``since``. ``order`` is stop-first, start-first, or "" for each service's own; ``deadline`` 0 is none."""
+
+    parallelism: int = 1
+    order: str = ""
+    deadline: float = 0.0
+    since: float = 0.0
+
+
 class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """What people decide about a node, written by the API (joining through the CA counts)."""
+    """What people decide about a node, written by the API (joining through the CA counts).
+
+    ``drain`` is how a drained node is to be emptied, None for at once.
+    """
 
     kind: ClassVar[str] = "node"
 
@@ -90,6 +143,7 @@ class Node(Stored, frozen=True, kw_only=True, omit_defaults=True):
     role: str = "worker"
     availability: str = "active"
     labels: dict[str, str] = {}
+    drain: DrainPolicy | None = None
     created_at: float = 0.0
     updated_at: float = 0.0
 
@@ -239,6 +293,10 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     it was at ``spec_version``. ``state`` is the leader's part (NEW … ASSIGNED, REMOVE, ORPHANED). ``attempt`` counts from 1
     within the slot. ``not_before`` holds back RUNNING, not the preparation. ``replaces`` is the task this one follows.
     ``generic_named`` are the names of its node's generic resources that it was given, by kind.
+    ``rollout`` is the service's generation whose rollout made the task, 0 when it was made to fill its slot. ``crashes``:
+    how many tasks of the slot before it ended soon after their start, one after the other; ``avoid``: the nodes on which
+    they did, which are ranked after others.
+    ``job_iteration`` is the execution of a job it belongs to, each of which has slots of its own; 0 for services that are none.
     """
 
     kind: ClassVar[str] = "task"
@@ -263,13 +321,29 @@ class Task(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     not_before: float = 0.0
     replaces: str = ""
     generic_named: dict[str, tuple[str, ...]] = {}
+    rollout: int = 0
+    crashes: int = 0
+    avoid: tuple[str, ...] = ()
+    job_iteration: int = 0
+
+    @property
+    def slot_key(self) -> tuple[int, int, str]:
+        """What tells the slots of one service apart: execution of a job, number, node (of global ones)."""
+        return self.job_iteration, self.slot, "" if self.slot else self.node_id
+
+    @property
+    def place(self) -> str:
+        """The slot as users see it: its number, which counts from 0 for jobs as in Docker, or its node."""
+        return str(self.slot - bool(self.job_iteration)) if self.slot else self.node_id
 
 
 class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What the worker observed of a task. ``id`` is the task's. Its state's rank only rises.
 
     ``exit_code`` is None until the container has exited; ``failed_at`` is the time of the exit or refusal. ``ports`` are
-    those bound on the node (host ports chosen). ``health`` is "", starting, healthy or unhealthy.
+    those bound on the node (host ports chosen). ``health`` is "", starting, healthy or unhealthy. ``started_at`` is when it
+    was RUNNING first, 0 if never; ``at`` and ``started_at`` are the worker's time, ``stored_at``, when a manager first wrote
+    the state down, is the manager's.
     """
 
     kind: ClassVar[str] = "task_status"
@@ -287,6 +361,8 @@ class TaskStatus(Stored, frozen=True, kw_only=True, omit_defaults=True, gc=False
     ports: tuple[PortConfig, ...] = ()
     addresses: tuple[str, ...] = ()
     health: str = ""
+    started_at: float = 0.0
+    stored_at: float = 0.0
 
 
 class Leader(Stored, frozen=True, kw_only=True, omit_defaults=True):
@@ -305,6 +381,7 @@ KINDS: dict[str, type[Stored]] = {
     for struct in (
         Cluster,
         Service,
+        PastSpec,
         ServiceStatus,
         Node,
         NodeInfo,

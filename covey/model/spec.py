@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 
+from covey.model import durations
 from covey.model.affinity import Affinity, read_affinities
+from covey.model.cron import Cron, parse_cron
+from covey.model.dependencies import Dependency, parse_dependencies
 from covey.model.filters import Constraint, parse_constraints
 from covey.model.objects import PortConfig
 from covey.model.resources import NANO, Resources, read_resources
@@ -26,14 +29,29 @@ GROUP_LABEL = "covey.placement.group"
 HIGHEST_PRIORITY = 1000
 LONGEST_GROUP = 128
 
+#: The label of a service that is stopped: ``true`` keeps its tasks from running, its replica count stays as it is.
+STOPPED_LABEL = "covey.stopped"
+
+#: The labels by which clients that cannot send RestartPolicy.BackoffLimit and BackoffReset choose them, as ``5m``.
+BACKOFF_LIMIT_LABEL = "covey.restart.backoff-limit"
+BACKOFF_RESET_LABEL = "covey.restart.backoff-reset"
+
 
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """When a slot is filled again: none, on-failure or any; ``max_attempts`` 0 is without end, ``window`` 0 all time."""
+    """When a slot is filled again: none, on-failure or any; ``max_attempts`` 0 is without end, ``window`` 0 all time.
+
+    ``delay`` grows up to ``backoff_limit`` for a slot whose tasks keep crashing, 0 is never; a task that ran for
+    ``backoff_reset`` did not crash. None: as the settings say, and no back-off at all if the delay was asked for
+    (``fixed_delay``).
+    """
 
     condition: str = "any"
     delay: float = 5.0
     max_attempts: int = 0
     window: float = 0.0
+    fixed_delay: bool = False
+    backoff_limit: float | None = None
+    backoff_reset: float | None = None
 
 
 class UpdatePolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,17 +105,29 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What decisions read of a service's spec. ``mode`` is replicated, global, replicated-job or global-job."""
+    """What decisions read of a service's spec. ``mode`` is replicated, global, replicated-job or global-job.
+
+    ``replicas`` of a replicated job are the completions it wants, ``max_concurrent`` of them at a time.
+    """
 
     name: str = ""
     labels: dict[str, str] = {}
     mode: str = "replicated"
     replicas: int = 1
+    max_concurrent: int = 0
     task: TaskSpec = TaskSpec()
     update: UpdatePolicy = UpdatePolicy()
     rollback: UpdatePolicy = UpdatePolicy()
     ports: tuple[PortConfig, ...] = ()
     endpoint_mode: str = "vip"
+    stopped: bool = False
+    depends_on: tuple[Dependency, ...] = ()
+    cron: Cron | None = None
+
+    @property
+    def is_job(self) -> bool:
+        """Whether its tasks run to their end, once."""
+        return self.mode.endswith("-job")
 
 
 def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
@@ -105,14 +135,27 @@ def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
     return default if value is None else int(value) / NANO
 
 
-def read_restart(raw: Mapping[str, Any] | None) -> RestartPolicy:
-    """The restart policy of a TaskTemplate's ``RestartPolicy``."""
-    raw = raw or {}
+def _label_seconds(raw: Mapping[str, Any], key: str, labels: Mapping[str, str], label: str) -> float | None:
+    """What the extension field ``key`` says, or else the label; the door has refused labels that say nothing."""
+    if raw.get(key) is not None:
+        return int(raw[key]) / NANO
+    try:
+        return durations.seconds(labels[label]) if label in labels else None
+    except ValueError:
+        return None
+
+
+def read_restart(raw: Mapping[str, Any] | None, labels: Mapping[str, str] | None = None) -> RestartPolicy:
+    """The restart policy of a TaskTemplate's ``RestartPolicy``; ``labels`` are the service's."""
+    raw, labels = raw or {}, labels or {}
     return RestartPolicy(
         condition=raw.get("Condition") or "any",
         delay=_seconds(raw, "Delay", 5.0),
         max_attempts=int(raw.get("MaxAttempts") or 0),
         window=_seconds(raw, "Window", 0.0),
+        fixed_delay=raw.get("Delay") is not None,
+        backoff_limit=_label_seconds(raw, "BackoffLimit", labels, BACKOFF_LIMIT_LABEL),
+        backoff_reset=_label_seconds(raw, "BackoffReset", labels, BACKOFF_RESET_LABEL),
     )
 
 
@@ -188,7 +231,7 @@ def read_task_spec(template: Mapping[str, Any], labels: Mapping[str, str] | None
         image=container.get("Image") or "",
         reservations=read_resources(resources.get("Reservations")),
         limits=read_resources(resources.get("Limits")),
-        restart=read_restart(template.get("RestartPolicy")),
+        restart=read_restart(template.get("RestartPolicy"), labels),
         placement=read_placement(template.get("Placement"), labels or {}),
         networks=tuple(
             NetworkAttachment(target=str(entry.get("Target") or ""), aliases=tuple(entry.get("Aliases") or ()))
@@ -216,22 +259,30 @@ def _plugins(container: Mapping[str, Any], log: Mapping[str, Any] | None) -> tup
     return tuple(each for each in named if each[1] not in _BUILT_IN)
 
 
-def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int]:
+def read_job(raw: Mapping[str, Any] | None) -> tuple[int, int]:
+    """(completions, most at a time) of a ``ReplicatedJob``: one at a time unless said, as many in all as at a time."""
+    raw = raw or {}
+    most, total = raw.get("MaxConcurrent"), raw.get("TotalCompletions")
+    most = 1 if most is None else int(most)
+    return most if total is None else int(total), most
+
+
+def _read_mode(raw: Mapping[str, Any]) -> tuple[str, int, int]:
+    """Mode, replicas, most at a time."""
     if "Global" in raw:
-        return "global", 0
+        return "global", 0, 0
     if "GlobalJob" in raw:
-        return "global-job", 0
+        return "global-job", 0, 0
     if "ReplicatedJob" in raw:
-        job = raw["ReplicatedJob"] or {}
-        return "replicated-job", int(job.get("TotalCompletions") or job.get("MaxConcurrent") or 1)
+        return "replicated-job", *read_job(raw["ReplicatedJob"])
     replicas = (raw.get("Replicated") or {}).get("Replicas")
-    return "replicated", 1 if replicas is None else int(replicas)
+    return "replicated", 1 if replicas is None else int(replicas), 0
 
 
 def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
     """The view of a whole service spec."""
     labels = dict(raw.get("Labels") or {})
-    mode, replicas = _read_mode(raw.get("Mode") or {})
+    mode, replicas, max_concurrent = _read_mode(raw.get("Mode") or {})
     template = dict(raw.get("TaskTemplate") or {})
     if not template.get("Networks") and raw.get("Networks"):
         template["Networks"] = raw["Networks"]  # deprecated place, still sent by old clients
@@ -241,9 +292,13 @@ def read_service_spec(raw: Mapping[str, Any]) -> ServiceSpec:
         labels=labels,
         mode=mode,
         replicas=replicas,
+        max_concurrent=max_concurrent,
         task=read_task_spec(template, labels),
         update=read_update(raw.get("UpdateConfig")),
         rollback=read_update(raw.get("RollbackConfig")),
         ports=read_ports(endpoint),
         endpoint_mode=endpoint.get("Mode") or "vip",
+        stopped=labels.get(STOPPED_LABEL) == "true",
+        depends_on=parse_dependencies(raw),
+        cron=parse_cron(raw),
     )

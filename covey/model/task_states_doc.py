@@ -62,6 +62,7 @@ enter the store `assigned`.
 | `scheduler.placement` | `pending`, and a feasible node | gives the node (`assigned`), or says why there is none |
 | `manager.dispatcher` | a change of what a node should hold | sends it the difference |
 | `worker.agent.machine` | an assignment, or the end of a step | prepares, starts, stops, removes; reports each step |
+| `scheduler.rollout` | a task of a former template, and room to replace it | a successor that bears its `rollout` |
 | `scheduler.restart` | a task that is over | a successor, its `not_before` a restart delay away, or none |
 | `scheduler.liveness` | a node that is down or gone | `orphaned`: the slot counts as empty |
 | `scheduler.reap` | tasks that are over, beyond the history kept | deletes them |

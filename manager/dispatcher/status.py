@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from covey.clock import Clock
 from covey.errors import CoveyError
 from covey.model.objects import TaskStatus
@@ -72,7 +74,8 @@ def judge(snapshot: Snapshot, node_id: str, statuses: Sequence[TaskStatus]) -> V
 
 
 def _same(held: TaskStatus, status: TaskStatus) -> bool:
-    return all(getattr(held, name) == getattr(status, name) for name in TaskStatus.__struct_fields__ if name != "version")
+    reported = (name for name in TaskStatus.__struct_fields__ if name not in ("version", "stored_at"))
+    return all(getattr(held, name) == getattr(status, name) for name in reported)
 
 
 class SessionGone(Exception):
@@ -217,8 +220,14 @@ class StatusWriter:
         for status, version in verdict.write:
             key = self._keys.key("task_status", status.id)
             compares += [mod_is(key, version) if version else absent(key), exists(self._keys.key("task", status.id))]
-            operations.append(Put(key, encode(status)))
+            operations.append(Put(key, encode(self._stamped(status))))
         return compares, operations
+
+    def _stamped(self, status: TaskStatus) -> TaskStatus:
+        """With the time at which its state was written down first."""
+        held = self._mirror.snapshot().statuses.get(status.id)
+        same = held is not None and held.state == status.state and held.stored_at
+        return msgspec.structs.replace(status, stored_at=held.stored_at if held and same else self._clock.now())
 
     async def _catch_up(self) -> None:
         """See everything that may have been written by an attempt whose answer was lost."""

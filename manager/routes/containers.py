@@ -56,7 +56,7 @@ def locate(snapshot: Snapshot, reference: str) -> Located:
 
 
 def _names(task: Task) -> tuple[str, ...]:
-    return (task.id, task_name(task.service_name, task.slot, task.node_id, task.id), task_label(task))
+    return (task.id, task_name(task.service_name, task.place, task.id), task_label(task))
 
 
 def _container(snapshot: Snapshot, task: Task) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from covey.engine_api.answers import Answer, Empty
 from covey.engine_api.call import Call
 from covey.errors import InvalidArgument, NotImplementedYet
-from covey.model.objects import Node
+from covey.model.objects import DrainPolicy, Node
+from covey.model.resources import NANO
 from manager.routes.door import Door, find_node, matches_id, matches_labels, matches_name, out_of_sequence
 from manager.routes.shapes import manager_nodes, show_node
 from manager.store.codec import encode
 from manager.store.interface import Delete, Put, mod_is
 from scheduler.snapshot import NodeView, Snapshot
+
+if TYPE_CHECKING:
+    from covey.engine_api.types.cluster import NodeSpec
 
 FILTERS = ("id", "label", "membership", "name", "node.label", "role")
 
@@ -65,6 +69,7 @@ class Nodes:
             name=spec.Name or "",
             availability=spec.Availability or node.availability,
             labels=dict(spec.Labels),
+            drain=_drain(node, spec, door.clock.now()),
             updated_at=door.clock.now(),
             version=0,
         )
@@ -104,6 +109,24 @@ def _refuse_role(snapshot: Snapshot, view: NodeView, role: str) -> None:
     if view.node.role == "manager" and len(manager_nodes(snapshot)) == 1:
         raise InvalidArgument("attempting to demote the last manager of the swarm")
     raise NotImplementedYet(f"node {view.id} cannot become a {role}: changing roles comes with a later release")
+
+
+def _drain(node: Node, spec: NodeSpec, now: float) -> DrainPolicy | None:
+    """How the node is to be emptied. Clients that do not know the field leave a drain that goes on as it is."""
+    if (spec.Availability or node.availability) != "drain":
+        return None
+    if spec.Drain is None:
+        return node.drain if node.availability == "drain" else None
+    asked = spec.Drain
+    policy = DrainPolicy(
+        parallelism=1 if asked.Parallelism is None else asked.Parallelism,
+        order=asked.Order or "",
+        deadline=(asked.Deadline or 0) / NANO,
+        since=now,
+    )
+    held = node.drain
+    same = held is not None and msgspec.structs.replace(policy, since=held.since) == held
+    return held if same else policy
 
 
 def _wanted(view: NodeView, filters: Mapping[str, list[str]]) -> bool:

@@ -10,13 +10,24 @@ from covey.model.spec import read_service_spec
 from manager.dispatcher.assignments import references
 from manager.store.mirror import Mirror
 from scheduler.allocate import NODE_SCOPE
+from scheduler.depends import circle
 from scheduler.snapshot import Snapshot
 
 _FILES = (("Secrets", "SecretID", "SecretName", "secret"), ("Configs", "ConfigID", "ConfigName", "config"))
 
 
+def check_dependencies(snapshot: Snapshot, spec: Mapping[str, Any]) -> None:
+    """Raises InvalidArgument for services that would wait for each other for ever; one that is not there yet may come."""
+    graph = {view.name: [each.service for each in view.depends_on] for view in snapshot.service_specs.values()}
+    mine = read_service_spec(spec)
+    graph[mine.name] = [each.service for each in mine.depends_on]
+    if way := circle(graph, mine.name):
+        raise InvalidArgument(f"services would wait for each other: {' waits for '.join(way)} (DependsOn): leave one out")
+
+
 def check_references(snapshot: Snapshot, mirror: Mirror, spec: Mapping[str, Any]) -> list[str]:
     """Names of the overlay networks ``spec`` joins. Raises NotFound (networks) or InvalidArgument for what does not exist."""
+    check_dependencies(snapshot, spec)
     template = spec.get("TaskTemplate") or {}
     for field, id_field, name_field, kind in _FILES:
         held = mirror.objects(kind)

@@ -14,7 +14,9 @@ from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
 from manager.routes.plan import Plans
+from manager.routes.rebalance import Rebalances
 from manager.routes.secrets import KINDS, Files
+from manager.routes.service_verbs import ServiceVerbs
 from manager.routes.services import Services
 from manager.routes.swarm import Swarm
 from manager.routes.system import System
@@ -31,6 +33,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
     try:
         yield collect(
             services,
+            ServiceVerbs(door),
             Plans(door, services),
             Explain(door),
             Nodes(door),
@@ -41,6 +44,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
             System(events, door.clock),
             Containers(door),
             Logs(door),
+            Rebalances(door),
         )
     finally:
         following.cancel()

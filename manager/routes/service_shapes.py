@@ -12,10 +12,12 @@ from typing import Any
 from covey.clock import rfc3339
 from covey.model.objects import PortConfig, Service, Task, TaskStatus, UpdateStatus
 from covey.model.resources import NANO
-from covey.model.spec import read_ports
+from covey.model.spec import read_job, read_ports, read_service_spec
 from covey.model.task_states import TaskState
 from manager.dispatcher.assignments import chosen_ports
 from manager.routes.shapes import show_network, stamps
+from scheduler import update_status
+from scheduler.reconcile.cron import last_run
 from scheduler.snapshot import Snapshot
 
 _UPDATE_DEFAULTS: dict[str, Any] = {
@@ -35,7 +37,10 @@ def show_mode(raw: Mapping[str, Any] | None) -> dict[str, Any]:
         return {**raw, "Replicated": {"Replicas": 1, **{k: v for k, v in (raw["Replicated"] or {}).items() if v is not None}}}
     if "Global" in raw:
         return {**raw, "Global": raw["Global"] or {}}
-    return dict(raw)
+    if "ReplicatedJob" in raw:
+        total, most = read_job(raw["ReplicatedJob"])
+        return {**raw, "ReplicatedJob": {**(raw["ReplicatedJob"] or {}), "MaxConcurrent": most, "TotalCompletions": total}}
+    return {**raw, "GlobalJob": raw["GlobalJob"] or {}}
 
 
 def fill_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,16 +57,21 @@ def fill_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
         "ContainerSpec": container,
         "RestartPolicy": restart,
     }
+    policies = {
+        key: {**_UPDATE_DEFAULTS, **(spec.get(key) or {})}
+        for key in ("UpdateConfig", "RollbackConfig")
+        if not read_service_spec(spec).is_job
+    }
     return {
         **spec,
         "TaskTemplate": template,
-        "UpdateConfig": {**_UPDATE_DEFAULTS, **(spec.get("UpdateConfig") or {})},
-        "RollbackConfig": {**_UPDATE_DEFAULTS, **(spec.get("RollbackConfig") or {})},
+        **policies,
         "EndpointSpec": {"Mode": "vip", **(spec.get("EndpointSpec") or {})},
     }
 
 
-def _show_spec(spec: Mapping[str, Any], insert_defaults: bool) -> dict[str, Any]:
+def show_spec(spec: Mapping[str, Any], insert_defaults: bool = False) -> dict[str, Any]:
+    """A ServiceSpec."""
     shown = fill_defaults(spec) if insert_defaults else dict(spec)
     shown["Labels"] = dict(shown.get("Labels") or {})
     shown["Mode"] = show_mode(shown.get("Mode"))
@@ -104,35 +114,40 @@ def show_service(
     shown: dict[str, Any] = {
         "ID": service.id,
         **stamps(service),
-        "Spec": _show_spec(service.spec, insert_defaults),
+        "Spec": show_spec(service.spec, insert_defaults),
         "Endpoint": endpoint,
     }
     if service.previous_spec is not None:
-        shown["PreviousSpec"] = _show_spec(service.previous_spec, insert_defaults)
-    if account is not None and account.update is not None:
-        shown["UpdateStatus"] = _show_update(account.update)
+        shown["PreviousSpec"] = show_spec(service.previous_spec, insert_defaults)
+    if (update := update_status.present(service, account)) is not None:
+        shown["UpdateStatus"] = _show_update(update)
+    if service.job_iteration:
+        shown["JobStatus"] = {
+            "JobIteration": _iteration(last_run(snapshot, service)),
+            "LastExecution": rfc3339(_last_execution(snapshot, service)),
+        }
     if status:
         shown["ServiceStatus"] = service_status(snapshot, service.id)
     return shown
 
 
 def service_status(snapshot: Snapshot, service_id: str) -> dict[str, int]:
-    """Counts of a service's tasks as ``service ls`` shows them."""
-    spec = snapshot.service_specs[service_id]
+    """Counts of a service's tasks as ``service ls`` shows them; of a job, those of its last execution."""
+    spec, iteration = snapshot.service_specs[service_id], last_run(snapshot, snapshot.services[service_id])
     running = desired = completed = 0
     for task in snapshot.tasks_of(service_id):
+        if task.job_iteration != iteration:
+            continue
         state = snapshot.state(task)
-        wanted = task.desired <= TaskState.RUNNING
+        wanted = task.desired <= TaskState.COMPLETE
         desired += wanted and state < TaskState.COMPLETE
         running += wanted and state == TaskState.RUNNING
         completed += state == TaskState.COMPLETE
-    if spec.mode.startswith("replicated"):
+    if spec.mode == "replicated":
         desired = spec.replicas
-    return {
-        "RunningTasks": running,
-        "DesiredTasks": desired,
-        "CompletedTasks": completed if spec.mode.endswith("job") else 0,
-    }
+    elif spec.mode == "replicated-job":
+        desired = spec.max_concurrent
+    return {"RunningTasks": running, "DesiredTasks": desired, "CompletedTasks": completed if spec.is_job else 0}
 
 
 def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
@@ -146,10 +161,11 @@ def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
         "Labels": {},
         "Spec": task.spec,
         "ServiceID": task.service_id,
-        **({"Slot": task.slot} if task.slot else {}),
+        **({"Slot": int(task.place)} if task.slot else {}),
         **({"NodeID": task.node_id} if task.node_id else {}),
         "Status": _show_task_status(snapshot, task, status),
         "DesiredState": task.desired.label,
+        **({"JobIteration": _iteration(task.job_iteration)} if task.job_iteration else {}),
     }
     attachments = []
     for attachment in task.networks:
@@ -162,6 +178,20 @@ def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
     if attachments:
         shown["NetworksAttachments"] = attachments
     return shown
+
+
+def _iteration(count: int) -> dict[str, int]:
+    """An ObjectVersion: Docker counts the executions of a job from 0."""
+    return {"Index": max(count - 1, 0)}
+
+
+def _last_execution(snapshot: Snapshot, service: Service) -> float:
+    """Of a job by schedule, when its last run was begun."""
+    if snapshot.service_specs[service.id].cron is None:
+        return service.executed_at
+    run = last_run(snapshot, service)
+    begun = (task.created_at for task in snapshot.tasks_of(service.id) if task.job_iteration == run)
+    return min(begun, default=service.executed_at)
 
 
 def _attached_network(version: int, network: dict[str, Any]) -> dict[str, Any]:
@@ -193,8 +223,8 @@ def _show_task_status(snapshot: Snapshot, task: Task, status: TaskStatus | None)
     }
     if status is not None and status.error:
         shown["Err"] = status.error
-    elif observed is None and state == TaskState.PENDING and task.message:
-        # Docker shows in this place why a task waits for a node.
+    elif observed is None and state <= TaskState.PENDING and task.message:
+        # Docker shows in this place why a task waits for a node; ours may wait for more.
         shown["Err"] = task.message
         shown["Message"] = "pending task scheduling"
     if status is not None and status.container_id:

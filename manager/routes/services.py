@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
-from covey import names
+from covey import names, zones
 from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
+from covey.model import versions
+from covey.model.cron import parse_cron
+from covey.model.dependencies import parse_dependencies
 from covey.model.filters import parse_constraint
-from covey.model.meaning import meaning
-from covey.model.objects import PortConfig, Service
+from covey.model.objects import PastSpec, PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
 from manager.dispatcher.assignments import chosen_ports
+from manager.routes import service_changes
 from manager.routes.door import (
     Door,
     find_service,
@@ -32,7 +33,7 @@ from manager.routes.door import (
 from manager.routes.references import check_references
 from manager.routes.service_shapes import show_service
 from manager.store.codec import encode
-from manager.store.interface import Compare, Delete, Operation, Put, absent, mod_is
+from manager.store.interface import Delete, Put, absent, mod_is
 from scheduler.snapshot import Snapshot
 
 FILTERS = ("id", "label", "mode", "name", "runtime")
@@ -40,12 +41,6 @@ ATTEMPTS = 5
 OVERLAY_WARNING = (
     "network {0} is a bridge on each node until overlay networks come: tasks on different nodes do not reach each other in it"
 )
-
-
-def _reserved_ports(spec: Mapping[str, Any]) -> set[str]:
-    """Names that hold the ingress ports a spec asks for by number."""
-    ports = read_ports(spec.get("EndpointSpec"))
-    return {f"{port.published}/{port.protocol}" for port in ports if port.mode == "ingress" and port.published}
 
 
 def check_ports(snapshot: Snapshot, spec: Mapping[str, Any], service_id: str) -> None:
@@ -121,9 +116,10 @@ class Services:
                 raise Conflict(f"name conflicts with an existing object: service {name} already exists ({taken.id})")
             check_ports(snapshot, spec, "")
             now = door.clock.now()
-            service = Service(id=object_id(), spec=spec, created_at=now, updated_at=now)
+            made = Service(id=object_id(), spec=spec, created_at=now, updated_at=now, **versions.first_execution(spec, now))
+            service = service_changes.zoned(made)
             key = door.keys.key("service", service.id)
-            compares, operations = self._reserve(service.id, name, _reserved_ports(spec), set())
+            compares, operations = service_changes.reserve(door, service.id, name, versions.port_names(spec), ())
             result = await door.commit([absent(key), *compares], [Put(key, encode(service)), *operations])
             if result.ok:
                 return created({"ID": service.id, "Warnings": _warnings(networks)})
@@ -131,7 +127,7 @@ class Services:
 
     async def update(self, call: Call) -> Answer:
         asked = call.required_integer("version")
-        rollback = call.text("rollback")
+        rollback, to = call.text("rollback"), call.integer("to", 0) or 0
         if rollback not in ("", "previous"):
             raise InvalidArgument(f"rollback {rollback!r} is unknown: use previous")
         body = {} if rollback else await call.json()
@@ -140,38 +136,43 @@ class Services:
         service = find_service(snapshot, call.params["id"])
         if service.version != asked:
             raise out_of_sequence("service", service.name, service.version, asked)
+        now = door.clock.now()
         if rollback:
-            if service.previous_spec is None:
-                raise InvalidArgument(f"service {service.name} does not have a previous spec: nothing to roll back to")
-            spec = service.previous_spec
+            new = versions.reverted(service, self._past(service, to), now)
         else:
-            spec = self._validated(body)
-        _check_unchangeable(service, spec)
-        networks = check_references(snapshot, door.mirror, spec)
-        check_ports(snapshot, spec, service.id)
-        new = _updated(service, spec, door.clock.now())
-        key = door.keys.key("service", service.id)
-        compares, operations = self._reserve(service.id, "", _reserved_ports(spec), _reserved_ports(service.spec))
-        result = await door.commit([mod_is(key, asked), *compares], [Put(key, encode(new)), *operations])
-        if not result.ok:
+            new = versions.updated(service, self._validated(body), now)
+        _check_unchangeable(service, new.spec)
+        networks = check_references(snapshot, door.mirror, new.spec)
+        check_ports(snapshot, new.spec, service.id)
+        try:
+            await service_changes.put(door, service, new)
+        except Conflict:
             held = door.mirror.snapshot().services.get(service.id)
             if held is not None and held.version == asked:
-                check_ports(door.mirror.snapshot(), spec, service.id)
-            raise out_of_sequence("service", service.name, held.version if held else 0, asked)
+                check_ports(door.mirror.snapshot(), new.spec, service.id)
+            raise
         return Json({"Warnings": _warnings(networks)})
+
+    def _past(self, service: Service, generation: int) -> PastSpec:
+        """The spec to go back to: the one of ``generation``, or the previous one if it is 0."""
+        if generation:
+            return service_changes.past_spec(self._door, service, generation)
+        if service.previous_spec is None:
+            raise InvalidArgument(f"service {service.name} does not have a previous spec: nothing to roll back to")
+        return versions.previous(service)
 
     async def delete(self, call: Call) -> Answer:
         door = self._door
         service = find_service(await door.view(), call.params["id"])
-        doomed = [door.keys.key("service", service.id), door.keys.name("service", service.name)]
-        doomed += [door.keys.name("port", port) for port in sorted(_reserved_ports(service.spec))]
         for _ in range(ATTEMPTS):
+            doomed = [door.keys.key("service", service.id), door.keys.name("service", service.name)]
+            doomed += [door.keys.name("port", port) for port in sorted(versions.port_names(service.spec))]
+            doomed += [door.keys.key("past_spec", one.id) for one in service_changes.past_specs(door, service.id)]
             result = await door.commit([mod_is(doomed[0], service.version)], [Delete(key) for key in doomed])
             held = door.mirror.snapshot().services.get(service.id)
             if result.ok or held is None:
                 return Empty(200)
             service = held
-            doomed[2:] = [door.keys.name("port", port) for port in sorted(_reserved_ports(service.spec))]
         raise Unavailable(f"service {service.name} keeps changing: remove it again")
 
     def proposed(self, snapshot: Snapshot, held: Service | None, raw: dict[str, Any]) -> Service:
@@ -183,25 +184,23 @@ class Services:
         check_ports(snapshot, spec, held.id if held is not None else "")
         now = self._door.clock.now()
         if held is None:
-            return Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now)
+            execution = versions.first_execution(spec, now)
+            made = Service(id=f"planned-{spec['Name']}", spec=spec, created_at=now, updated_at=now, **execution)
+            return service_changes.zoned(made)
         _check_unchangeable(held, spec)
-        return _updated(held, spec, now)
+        return service_changes.zoned(versions.updated(held, spec, now))
 
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
         from covey.engine_api.types.service_rules import validate_service_spec
 
         spec = validate_service_spec(raw, parse_constraint).stored()
-        mode = read_service_spec(spec).mode
-        if mode.endswith("job"):
-            raise NotImplementedYet(f"Mode: {mode} services come with a later release: use Replicated or Global")
+        try:
+            parse_dependencies(spec)
+            if (cron := parse_cron(spec)) is not None:
+                zones.zone_of(cron.zone)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
         return spec
-
-    def _reserve(self, owner: str, name: str, new: Iterable[str], old: Iterable[str]) -> tuple[list[Compare], list[Operation]]:
-        """Reserve ``name`` (unless "") and the ports in ``new`` but not in ``old``; free those in ``old`` only."""
-        pairs = [self._door.reserve("service", name, owner)] if name else []
-        pairs += [self._door.reserve("port", port, owner) for port in sorted(set(new) - set(old))]
-        freed: list[Operation] = [Delete(self._door.keys.name("port", port)) for port in sorted(set(old) - set(new))]
-        return [compare for compare, _ in pairs], [operation for _, operation in pairs] + freed
 
 
 def _wanted(snapshot: Snapshot, service: Service, filters: Mapping[str, list[str]]) -> bool:
@@ -221,20 +220,6 @@ def _check_unchangeable(service: Service, spec: Mapping[str, Any]) -> None:
     old, new = read_service_spec(service.spec).mode, read_service_spec(spec).mode
     if old != new:
         raise NotImplementedYet(f"service mode change is not allowed: service {service.name} is {old}, not {new}")
-
-
-def _updated(service: Service, spec: dict[str, Any], now: float) -> Service:
-    """``service`` with ``spec``; its spec version rises only when its tasks would be made otherwise."""
-    old, new = meaning(service.spec), meaning(spec)
-    changed = any(old.get(part) != new.get(part) for part in ("TaskTemplate", "EndpointSpec"))
-    return msgspec.structs.replace(
-        service,
-        spec=spec,
-        previous_spec=service.spec,
-        spec_version=service.spec_version + changed,
-        updated_at=now,
-        version=0,
-    )
 
 
 def _warnings(networks: Iterable[str]) -> Any:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from covey.clock import rfc3339
-from covey.model.objects import Cluster, Config, Network, NetworkAllocation, Secret
-from covey.model.resources import show_resources
+from covey.model.objects import Cluster, Config, DrainPolicy, Network, NetworkAllocation, Secret
+from covey.model.resources import NANO, show_resources
 from scheduler.snapshot import NodeView, Snapshot
 
 DEFAULT_SWARM_SPEC: dict[str, Any] = {
@@ -88,6 +88,7 @@ def show_node(snapshot: Snapshot, view: NodeView, trust: Mapping[str, str]) -> d
             "Labels": dict(node.labels),
             "Role": node.role,
             "Availability": node.availability,
+            **({"Drain": _show_drain(node.drain)} if node.drain is not None else {}),
         },
         "Description": {
             "Hostname": view.hostname,
@@ -118,6 +119,14 @@ def show_node(snapshot: Snapshot, view: NodeView, trust: Mapping[str, str]) -> d
             "Addr": _manager_address(snapshot, view),
         }
     return shown
+
+
+def _show_drain(policy: DrainPolicy) -> dict[str, Any]:
+    return {
+        "Parallelism": policy.parallelism,
+        **({"Order": policy.order} if policy.order else {}),
+        **({"Deadline": int(policy.deadline * NANO)} if policy.deadline else {}),
+    }
 
 
 def show_network(network: Network, allocation: NetworkAllocation | None) -> dict[str, Any]:

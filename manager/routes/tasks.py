@@ -13,6 +13,7 @@ from covey.model.objects import Task
 from covey.model.task_states import TaskState, parse
 from manager.routes.door import Door, find, find_node, find_service, matches_id, matches_labels, matches_name
 from manager.routes.service_shapes import show_task
+from scheduler.reconcile.slots import up_to_date
 from scheduler.snapshot import Snapshot
 from scheduler.story import story
 
@@ -43,11 +44,7 @@ class Tasks:
     async def story(self, call: Call) -> Answer:
         snapshot = await self._door.view()
         task = find_task(snapshot, call.params["id"])
-        slot = [
-            other
-            for other in snapshot.tasks_of(task.service_id)
-            if (other.slot, "" if other.slot else other.node_id) == (task.slot, "" if task.slot else task.node_id)
-        ]
+        slot = [other for other in snapshot.tasks_of(task.service_id) if other.slot_key == task.slot_key]
         view = snapshot.nodes.get(task.node_id)
         history = sorted((other for other in slot if other.id != task.id), key=lambda other: other.attempt)
         lines = story(task, snapshot.statuses.get(task.id), history, snapshot.statuses, view.hostname if view else "")
@@ -71,7 +68,7 @@ def find_task(snapshot: Snapshot, reference: str) -> Task:
 
 def task_label(task: Task) -> str:
     """How users call a task: ``web.3``, for global services ``web.<node id>``."""
-    return f"{task.service_name or task.service_id}.{task.slot or task.node_id}"
+    return f"{task.service_name or task.service_id}.{task.place}"
 
 
 def _service_id(snapshot: Snapshot, reference: str) -> str:
@@ -110,8 +107,7 @@ def _filter(snapshot: Snapshot, filters: dict[str, list[str]], own: str) -> Call
     fresh_only = any(word.lower() in ("true", "1") for word in filters.get("_up-to-date", []))
 
     def wanted(task: Task) -> bool:
-        service = snapshot.services.get(task.service_id)
-        if fresh_only and (service is None or task.spec_version != service.spec_version):
+        if fresh_only and not up_to_date(snapshot, task):
             return False
         return (
             (not desired or task.desired in desired)

@@ -25,22 +25,28 @@ class Writer(enum.StrEnum):
 
 
 class Rule(NamedTuple):
-    """``writer`` alone puts keys of the kind; ``reaper`` may remove those whose owner is gone. ``single``: no id."""
+    """``writer`` alone puts keys of the kind; ``reaper`` may remove those whose owner is gone. ``single``: no id.
+
+    ``rollback``: who may put them too, in the one transaction that takes a service's previous spec back
+    (docs/adr/0009-rollback.md).
+    """
 
     writer: Writer
     single: bool = False
     leased: bool = False
     reaper: Writer | None = None
+    rollback: Writer | None = None
 
 
 TABLE: dict[str, Rule] = {
     "cluster": Rule(Writer.API, single=True),
-    "service": Rule(Writer.API),
+    "service": Rule(Writer.API, rollback=Writer.LEADER),
+    "past_spec": Rule(Writer.API, rollback=Writer.LEADER),
     "node": Rule(Writer.API),
     "secret": Rule(Writer.API),
     "config": Rule(Writer.API),
     "network": Rule(Writer.API),
-    "name": Rule(Writer.API),
+    "name": Rule(Writer.API, rollback=Writer.LEADER, reaper=Writer.LEADER),
     "node_info": Rule(Writer.DISPATCHER, reaper=Writer.LEADER),
     "task_status": Rule(Writer.DISPATCHER, reaper=Writer.LEADER),
     "session": Rule(Writer.DISPATCHER, leased=True),
@@ -53,7 +59,7 @@ TABLE: dict[str, Rule] = {
 }
 """Kind → rule, for the kinds of covey.model.objects. The dispatcher holds the node's session, which its transactions
 compare. The leader, which removes a task or sees a node gone, also removes what the dispatcher wrote of it: nobody else
-is left to do it."""
+is left to do it. A name it may remove is that of a port which a rollback gives up."""
 
 
 class Key(NamedTuple):
@@ -131,7 +137,8 @@ class Keys:
         return TABLE[self.parse(key).kind].writer
 
     def may_put(self, writer: Writer, key: str) -> bool:
-        return self.writer_of(key) is writer
+        rule = TABLE[self.parse(key).kind]
+        return writer is rule.writer or writer is rule.rollback
 
     def may_delete(self, writer: Writer, key_or_prefix: str) -> bool:
         """Whether ``writer`` may remove the key, or every key under the prefix (which must be within one kind)."""

@@ -7,7 +7,6 @@ as they are placed; it must not know strategies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,6 @@ from covey.model.affinity import Affinity
 from covey.model.spec import PlacementPolicy
 from scheduler.placement.capacity import Capacity, Mask, Rows
 from scheduler.placement.constraints import node_attributes
-from scheduler.snapshot import Snapshot
 
 
 class _Distance(NamedTuple):
@@ -36,7 +34,7 @@ class Bonds:
         self._bound = False
         self._by_topology: dict[str, Rows] = {}
         self._kept_off: dict[str, list[_Distance]] = {}
-        policies = [each for each in _policies(capacity.snapshot) if each[1].affinities]
+        policies = [(service_id, spec.placement) for (service_id, _), spec in capacity.snapshot.bonded.items()]
         if any(affinity.service for _, policy in policies for affinity in policy.affinities):
             self._ids = {spec.name: service_id for service_id, spec in capacity.snapshot.service_specs.items()}
         for service_id, policy in policies:
@@ -124,10 +122,3 @@ class Bonds:
             held = np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
             self._by_topology[topology] = held
         return held
-
-
-def _policies(snapshot: Snapshot) -> Iterator[tuple[str, PlacementPolicy]]:
-    for service_id, spec in snapshot.service_specs.items():
-        yield service_id, spec.task.placement
-    for alike, waiting in snapshot.waiting.items():
-        yield alike.service_id, snapshot.task_specs[waiting.first().id].placement

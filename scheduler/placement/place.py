@@ -7,7 +7,6 @@ placed (small groups, large ones, with preferences) never changes where its task
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -59,7 +58,6 @@ class _Pass:
         self.bonds = Bonds(self.capacity)
         self.preemption = Preemption(self.capacity)
         self.left = settings.pass_tasks
-        self.groups = Counter(alike.service_id for alike in snapshot.waiting)
         self.together: set[str] = set()
         self.singles: dict[str, Singles] = {}
         self.refused: list[tuple[Sequence[Task], Request]] = []
@@ -102,7 +100,7 @@ class _Pass:
         return rows
 
     def _request(self, alike: Alike, waiting: Waiting) -> Request:
-        shared = self.groups[alike.service_id] > 1
+        shared = self.snapshot.queues[alike.service_id] > 1
         return request_of(waiting.first(), self.capacity, self.now, self.bonds, shared=shared)
 
     def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
@@ -188,7 +186,7 @@ class _Pass:
             return _numbers(place_under_preferences(capacity, request, strategy, count))
         if self.hopeless and request.plain and self._hopeless(request):
             return []
-        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.groups) >= _MANY:
+        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.snapshot.queues) >= _MANY:
             singles = self.singles.get(strategy)
             if singles is None:
                 singles = self.singles[strategy] = Singles(capacity, strategy)

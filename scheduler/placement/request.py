@@ -82,22 +82,27 @@ def request_of(task: Task, capacity: Capacity, now: float, bonds: Bonds, *, shar
         generic_counts(asked) if asked.generic or asked.generic_named else {},
         drivers,
         replicas,
-        _failing(task, capacity, now) if snapshot.failures else None,
+        _failing(task, capacity, now) if snapshot.failures or task.avoid else None,
         bonds.allowed(task.service_id, spec.placement) if bonds else None,
         bonds.score(task.service_id, spec.placement) if spec.placement.affinities else None,
     )
 
 
 def _failing(task: Task, capacity: Capacity, now: float) -> Numbers | None:
-    """By row, how often the task's version failed there of late, where that is often enough to count."""
+    """By row, how often the task's version failed there of late, where that is often enough to count.
+
+    One more on the nodes that the task is to avoid, as those of its slot before it crashed there.
+    """
     settings = capacity.settings
-    failures = capacity.snapshot.failures.get((task.service_id, task.spec_version))
-    if failures is None or len(failures) < settings.failure_limit:
-        return None
+    failures = capacity.snapshot.failures.get((task.service_id, task.spec_version), {})
     counts = np.zeros(len(capacity.ids), dtype=np.int64)
-    for failure in failures.values():
-        row = capacity.rows.get(failure.node_id)
-        if row is not None and failure.at > now - settings.failure_window:
+    if len(failures) >= settings.failure_limit:
+        for failure in failures.values():
+            row = capacity.rows.get(failure.node_id)
+            if row is not None and failure.at > now - settings.failure_window:
+                counts[row] += 1
+        counts[counts < settings.failure_limit] = 0
+    for node_id in task.avoid:
+        if (row := capacity.rows.get(node_id)) is not None:
             counts[row] += 1
-    counts[counts < settings.failure_limit] = 0
     return counts if counts.any() else None

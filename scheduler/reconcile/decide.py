@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 
 from covey.model.task_states import TaskState
+from scheduler import drain
 from scheduler.draft import Draft
 from scheduler.plan import Plan
-from scheduler.reconcile import global_, replicated
+from scheduler.reconcile import cron, global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
@@ -19,6 +20,8 @@ from scheduler.snapshot import Snapshot
 MODES: dict[str, Callable[[Work], None]] = {
     "replicated": replicated.decide,
     "global": global_.decide,
+    "replicated-job": jobs.decide,
+    "global-job": jobs.decide,
 }
 
 
@@ -40,11 +43,15 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
 def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
     """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft(settings.pass_creates)
+    leaving = drain.leaving(snapshot, now)
+    if leaving.wake_at is not None:
+        draft.wake(leaving.wake_at)
     looked = 0
     for service_id, service in snapshot.services.items():
-        mode = MODES.get(snapshot.service_specs[service_id].mode)
+        spec = snapshot.service_specs[service_id]
+        mode = cron.decide if spec.cron is not None else MODES.get(spec.mode)
         if mode is not None:
-            mode(Work(snapshot, service, now, settings, draft))
+            mode(Work(snapshot, service, now, settings, draft, leaving=leaving))
         looked += len(snapshot.by_service.get(service_id, ()))
         if looked >= PART:
             looked = 0

@@ -20,20 +20,24 @@ def decide(work: Work) -> None:
         view = work.snapshot.nodes.get(node_id)
         if view is None:
             work.shut_down(slot.tasks(), f"node {node_id} is removed", TaskState.REMOVE)
-        elif not _wanted(work, view):
+        elif not eligible(work, view):
             work.shut_down((a.task for a in slot.active), f"service {work.service.id} is not to run on node {node_id} now")
         elif slot.active or view.ready:
             kept.append(slot)
-    chosen = rollout.decide(work, [slot for slot in kept if work.snapshot.nodes[slot.key[1]].ready])
+    if work.spec.stopped:
+        return rollout.stop(work, kept)
+    silent = {slot.key for slot in kept if not work.snapshot.nodes[slot.key[1]].ready}
+    chosen = rollout.decide(work, kept, left_alone=silent)
     for slot in kept:
         if slot.key not in chosen:
             tend(work, slot)
     for node_id, view in work.snapshot.nodes.items():
-        if (0, node_id) not in work.slots and view.ready and _wanted(work, view):
+        if (0, node_id) not in work.slots and view.ready and eligible(work, view):
             work.create((0, node_id), replaces="", cause=f"service {work.service.id} runs on every node")
 
 
-def _wanted(work: Work, view: NodeView) -> bool:
+def eligible(work: Work, view: NodeView) -> bool:
+    """Whether the service may have a task on a node, were it ready."""
     policy = work.spec.task.placement
     drained = view.node.availability == "drain"
     return not drained and allows(policy.constraints, view) and fits_platform(policy.platforms, view)

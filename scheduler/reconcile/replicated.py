@@ -19,6 +19,8 @@ def decide(work: Work) -> None:
     wanted = work.spec.replicas
     if len(slots) > wanted:
         slots = _scale_down(work, slots, wanted)
+    if work.spec.stopped:
+        return rollout.stop(work, slots)
     if len(slots) < wanted:
         _scale_up(work, slots, wanted)
     chosen = rollout.decide(work, slots)

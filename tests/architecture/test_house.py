@@ -16,6 +16,7 @@ FUNCTION = 60
 BANNED_SUFFIXES = ("Manager", "Helper", "Utils")
 PURE = ("scheduler", "covey/model", "covey/wire")
 IMPURE = {"asyncio", "time", "random", "os", "socket", "logging", "threading", "subprocess", "secrets", "uuid"}
+Trees = list[tuple[Path, ast.Module]]
 BANNED_CALLS = {"eval", "exec", "pickle", "yaml.load", "tarfile.extractall", "tarfile.extract"}
 
 
@@ -24,9 +25,9 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
-def trees() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sources():
-        yield path.relative_to(ROOT), ast.parse(path.read_text())
+@pytest.fixture(scope="module")
+def trees() -> Trees:
+    return [(path.relative_to(ROOT), ast.parse(path.read_text())) for path in sources()]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -41,14 +42,14 @@ def test_package_inits_stay_empty() -> None:
     assert not filled
 
 
-def test_every_file_says_on_top_what_it_is_for() -> None:
-    silent = [str(path) for path, tree in trees() if path.name != "__init__.py" and not ast.get_docstring(tree)]
+def test_every_file_says_on_top_what_it_is_for(trees: Trees) -> None:
+    silent = [str(path) for path, tree in trees if path.name != "__init__.py" and not ast.get_docstring(tree)]
     assert not silent
 
 
-def test_files_and_functions_keep_to_one_subject() -> None:
+def test_files_and_functions_keep_to_one_subject(trees: Trees) -> None:
     large = [f"{path}: {n} lines" for path in sources() if (n := path.read_text().count("\n")) > LINES]
-    for path, tree in trees():
+    for path, tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 size = node.end_lineno - node.lineno + 1
@@ -57,10 +58,10 @@ def test_files_and_functions_keep_to_one_subject() -> None:
     assert not large, "perhaps a room is missing:\n" + "\n".join(large)
 
 
-def test_no_class_is_called_by_a_word_that_says_nothing() -> None:
+def test_no_class_is_called_by_a_word_that_says_nothing(trees: Trees) -> None:
     vague = [
         f"{path}: {node.name}"
-        for path, tree in trees()
+        for path, tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
         and (node.name.endswith(BANNED_SUFFIXES) or (node.name.endswith("Service") and node.name != "Service"))
@@ -78,9 +79,9 @@ def test_the_brain_the_model_and_the_wire_import_nothing_impure() -> None:
     assert not impure
 
 
-def test_no_call_that_runs_what_it_reads() -> None:
+def test_no_call_that_runs_what_it_reads(trees: Trees) -> None:
     dangerous = []
-    for path, tree in trees():
+    for path, tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
@@ -90,9 +91,9 @@ def test_no_call_that_runs_what_it_reads() -> None:
     assert not dangerous
 
 
-def test_ctypes_stays_in_the_kernel_room() -> None:
+def test_ctypes_stays_in_the_kernel_room(trees: Trees) -> None:
     outside = []
-    for path, tree in trees():
+    for path, tree in trees:
         if path.parts[:2] == ("worker", "kernel"):
             continue
         for node in ast.walk(tree):
@@ -102,9 +103,9 @@ def test_ctypes_stays_in_the_kernel_room() -> None:
     assert not outside
 
 
-def test_only_the_store_imports_the_etcd_client() -> None:
+def test_only_the_store_imports_the_etcd_client(trees: Trees) -> None:
     outside = []
-    for path, tree in trees():
+    for path, tree in trees:
         if path.parts[:3] == ("manager", "store", "etcd") or path.as_posix() == "manager/store/etcd.py":
             continue
         for node in ast.walk(tree):

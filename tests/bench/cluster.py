@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,12 @@ from typing import Any
 
 import docker
 from rivals import COVEY, DOCKER, Rival, running
+from waiting import wait
 
 IMAGE = "covey/busybox:bench"
 REPLICAS = 20
 FEWER = 10
 KILLS = 3
-POLL = 0.02
-PATIENCE = 90.0
 
 Sample = dict[str, float]
 
@@ -91,17 +89,17 @@ def _round(rival: Rival, archive: Path) -> Sample:
         stop_grace_period=0,
     )
     try:
-        _wait(f"{REPLICAS} replicas to run", lambda: len(_running(client)) == REPLICAS)
+        wait(f"{REPLICAS} replicas to run", lambda: len(_running(client)) == REPLICAS)
         sample["create"] = time.monotonic() - began
         _memory(rival, sample, REPLICAS)
         sample["replace"] = statistics.median(_replaced(rival) for _ in range(KILLS))
         service.reload()
         service.scale(FEWER)
-        _wait(f"{FEWER} containers to be left", lambda: len(client.containers.list(ignore_removed=True)) == FEWER)
+        wait(f"{FEWER} containers to be left", lambda: len(client.containers.list(ignore_removed=True)) == FEWER)
         _memory(rival, sample, FEWER)
     finally:
         service.remove()
-        _wait("the containers to be gone", lambda: not client.containers.list(all=True, ignore_removed=True))
+        wait("the containers to be gone", lambda: not client.containers.list(all=True, ignore_removed=True))
     return sample
 
 
@@ -120,7 +118,7 @@ def _replaced(rival: Rival) -> float:
         running = {task["ID"] for task in _running(rival.client)}
         return victim["ID"] not in running and len(running) == REPLICAS
 
-    _wait("a killed container to be replaced", healed)
+    wait("a killed container to be replaced", healed)
     return time.monotonic() - began
 
 
@@ -130,14 +128,6 @@ def _memory(rival: Rival, sample: Sample, containers: int) -> None:
     parts = rival.memory()
     sample.update({f"{part} {containers}": amount for part, amount in parts.items()})
     sample[f"total {containers}"] = sum(parts.values())
-
-
-def _wait(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"bench: waited {PATIENCE:.0f} s for {what}")
-        time.sleep(POLL)
 
 
 def _table(samples: dict[str, list[Sample]], versions: list[str], rounds: int) -> list[str]:

@@ -12,7 +12,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,8 @@ from api import Connection
 from crun import Crun
 from processes import Process, own, pss
 from rivals import COLD, COVEY, DOCKER, Kind, Rival, running
-from start import IMAGE, crun_peer, hide_unified
+from start import IMAGE, crun_peer, hide_unified, image_archive
+from waiting import wait
 
 CONTAINERS = 50
 PATIENCE = 120.0
@@ -35,11 +35,7 @@ AIMS = {"shim": 1.1, "daemons": 60.0}
 def run(rounds: int) -> int:
     """Measure ``rounds`` times and print each; 0 also when an aim is missed, which the table says."""
     hide_unified()
-    with tempfile.TemporaryDirectory(prefix="covey-bench-") as name, ExitStack() as stack:
-        directory = Path(name)
-        directory.chmod(0o755)
-        archive = directory / "image.tar"
-        subprocess.run([sys.executable, "scripts/make-image", IMAGE, "-o", str(archive)], check=True)
+    with image_archive() as (directory, archive), ExitStack() as stack:
         for _ in range(rounds):
             lines = [f"{f'own memory of a shim, {CONTAINERS} containers (kB)':52}{'min':>8}{'median':>8}{'max':>8}"]
             for title, kind in (("Covey, warm pool", COVEY), ("Covey, pool off", COLD), ("containerd-shim", DOCKER)):
@@ -142,7 +138,8 @@ def _watched_by_conmon(crun: Crun) -> Iterator[list[int]]:
                 "--log-path", f"k8s-file:{base}/log", "--exit-dir", str(base), "--socket-dir-path", str(base),
             ]  # fmt: skip
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-            _wait_for(base / "pid")
+            pid = base / "pid"
+            wait(f"conmon to write {pid}", lambda pid=pid: pid.exists() and pid.read_text())
             subprocess.run([*crun.command, "start", ident], check=True)
             pids.append(int((base / "conmon").read_text()))
         yield pids
@@ -150,24 +147,8 @@ def _watched_by_conmon(crun: Crun) -> Iterator[list[int]]:
         for ident in idents:
             if (crun.base / ident).exists():
                 subprocess.run([*crun.command, "delete", "--force", ident], check=False, stderr=subprocess.DEVNULL)
-        _wait_ended(pids)
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 10
-    while not path.exists() or not path.read_text():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"bench: conmon wrote no {path}")
-        time.sleep(0.01)
-
-
-def _wait_ended(pids: list[int]) -> None:
-    """A conmon ends with its container."""
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/smaps_rollup").exists() and own(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            raise SystemExit("bench: a conmon outlives its container")
-        time.sleep(0.05)
+        # A conmon ends with its container.
+        wait("conmon's end", lambda: not any(Path(f"/proc/{pid}/smaps_rollup").exists() and own(pid) for pid in pids))
 
 
 def _row(title: str, kib: list[int]) -> str:

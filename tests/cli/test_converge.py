@@ -167,3 +167,30 @@ def test_without_a_terminal_nothing_is_repainted_and_quiet_says_nothing(capsys):
     quiet.paint(["one"])
     quiet.line("two")
     assert capsys.readouterr().out == ""
+
+
+STARTED = {"State": "rollback_started", "StartedAt": "2", "Message": "update rolled back due to failure of task x"}
+BACK = {"State": "rollback_completed", "StartedAt": "2", "Message": "rollback completed"}
+
+
+def test_an_update_that_is_rolled_back_has_failed_and_its_failures_are_not_counted_meanwhile():
+    watch = Watch("web")
+    watch.prime(service(1), [task("a", "running")], NODES)
+    crashed = [task(f"f{number}", "failed", err="exit 3", desired="shutdown", at=number) for number in range(1, 5)]
+    assert not drive(watch, (0, crashed), wanted=service(1, STARTED))[1].failure
+    assert drive(watch, (1, [task("a", "running")]), wanted=service(1, BACK))[1].failure == f"service web: {STARTED['Message']}"
+
+
+def test_a_rollback_that_was_asked_for_converges():
+    watch = Watch("web", rollback=True)
+    watch.prime(service(1), [task("a", "running")], NODES)
+    rounds = [(0, [task("b", "running")]), (2, [task("b", "running")])]
+    assert drive(watch, *rounds, wanted=service(1, BACK))[1].converged
+
+
+def test_a_stopped_service_has_converged_when_nothing_of_it_runs():
+    stopped = service(3)
+    stopped["Spec"]["Labels"] = {"covey.stopped": "true"}
+    leaving = [task("a", "running", desired="shutdown")]
+    assert not drive(Watch("web"), (0, leaving), wanted=stopped)[1].converged
+    assert drive(Watch("web"), (1, [task("a", "shutdown", desired="shutdown")]), wanted=stopped)[1].converged

@@ -44,6 +44,7 @@ class Box:
 
     def start(self, call):
         if self.refuse:
+            self.started.set()
             raise InvalidArgument(self.refuse)
         self.started.set()
 
@@ -59,6 +60,9 @@ class Box:
         kind = RAW if self.tty else MULTIPLEXED
         reader, writer = await call.take(101, {"Content-Type": kind})
         await self.started.wait()
+        if self.refuse:
+            writer.close()
+            return Taken()
         await self.echo(reader, writer, call.boolean("stdin"))
         return Taken()
 

@@ -190,5 +190,5 @@ def test_update(argv, path, value):
 
 
 def test_a_global_service_has_no_replicas_to_set():
-    with pytest.raises(InvalidArgument, match="global mode"):
+    with pytest.raises(InvalidArgument, match="runs on every node"):
         change(make("--mode", "global", "i"), "--replicas", "2")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from worker.containers.shim_client import Shim, Zygote, exit_record
+from worker.containers.shim_client import Shim, ShimSilent, exit_record
+from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.runtime.errors import RuntimeFault
 from worker.shim import records
 
@@ -146,6 +149,23 @@ async def test_a_shim_of_a_later_version_is_named(tmp_path: Path) -> None:
     async with await asyncio.start_unix_server(serve, tmp_path / "shim.sock"):
         with pytest.raises(RuntimeFault, match=r"speaks version 99.*later"):
             await Shim.connect(tmp_path)
+
+
+@pytest.mark.asyncio
+async def test_a_shim_that_does_not_answer_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Nor one whose queue is full of those who have given up."""
+    records.write(str(tmp_path), "shim.json", {"pid": 4711}, durable=False)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "shim.sock"))
+        listener.listen(1)
+        for _ in range(4):
+            with pytest.raises(ShimSilent, match="its shim, process 4711, does not answer: let it"):
+                await Shim.connect(tmp_path, 0.02)
+        waiting = asyncio.create_task(Shim.connect(tmp_path, None))
+        await asyncio.sleep(0)
+    # It has ended.
+    with pytest.raises(ShimGone):
+        await waiting
 
 
 @pytest.mark.parametrize("release", RELEASES)

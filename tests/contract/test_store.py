@@ -291,6 +291,7 @@ async def test_a_revoked_lease_ends_at_once_in_one_revision(store: Store) -> Non
     assert lease.lost.is_set()
 
 
+@pytest.mark.suite
 async def test_a_kept_lease_outlives_its_ttl(store: Store) -> None:
     lease = await store.grant(1)
     await put(store, "/l", lease=lease.id)

@@ -108,7 +108,9 @@ async def test_an_ingress_port_is_given_once_and_free_again_after_update_and_rem
             "nosuch",
         ),
         ({"EndpointSpec": {"Ports": [{"TargetPort": 70000}]}}, "TargetPort"),
-        ({"Mode": {"ReplicatedJob": {}}}, "Mode"),
+        ({"Mode": {"ReplicatedJob": {"MaxConcurrent": -1}}}, "Maximum concurrent jobs must not be negative"),
+        ({"Mode": {"ReplicatedJob": {"TotalCompletions": -1}}}, "Total completed jobs must not be negative"),
+        ({"Mode": {"GlobalJob": {}}, "UpdateConfig": {"Parallelism": 2}}, "Jobs may not have an update config"),
     ],
 )
 async def test_a_spec_that_cannot_be_is_refused_by_the_name_of_its_field(
@@ -332,3 +334,57 @@ async def test_a_route_without_a_handler_says_so(cluster: Cluster) -> None:
     with pytest.raises(CoveyError) as refused:
         await cluster.client.call("volume_update", {"name": "v"}, json={})
     assert refused.value.status == 501
+
+
+async def test_a_job_is_executed_by_its_creation_and_by_every_update(cluster: Cluster) -> None:
+    client = cluster.client
+    await client.call("service_create", json={**service_spec("job"), "Mode": {"ReplicatedJob": {"TotalCompletions": 3}}})
+    held = await client.call("service_inspect", {"id": "job"})
+    assert held["Spec"]["Mode"] == {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 3}}
+    assert held["JobStatus"]["JobIteration"] == {"Index": 0}
+    assert held["JobStatus"]["LastExecution"] == held["CreatedAt"]
+    version = {"version": str(held["Version"]["Index"])}
+    await client.call("service_update", {"id": "job"}, version, json={**held["Spec"], "Labels": {"a": "b"}})
+    again = await client.call("service_inspect", {"id": "job"}, {"insertDefaults": "true"})
+    assert again["JobStatus"]["JobIteration"] == {"Index": 1}
+    assert "UpdateConfig" not in again["Spec"], "a job may have none, so a client must not be shown one to send back"
+    (listed,) = await client.call("service_list", query={"status": "true"})
+    assert listed["ServiceStatus"] == {"RunningTasks": 0, "DesiredTasks": 1, "CompletedTasks": 0}
+    version = {"version": str(again["Version"]["Index"])}
+    with pytest.raises(NotImplementedYet, match="mode change"):
+        await client.call("service_update", {"id": "job"}, version, json=service_spec("job"))
+
+
+async def test_services_that_would_wait_for_each_other_are_refused(cluster: Cluster) -> None:
+    client = cluster.client
+    await client.call("service_create", json={**service_spec("web"), "DependsOn": [{"Service": "db", "Condition": "healthy"}]})
+    with pytest.raises(InvalidArgument, match="db waits for web waits for db"):
+        await client.call("service_create", json={**service_spec("db"), "Labels": {"covey.depends_on": "web"}})
+    with pytest.raises(InvalidArgument, match="'happy' is none of"):
+        await client.call("service_create", json={**service_spec("db"), "DependsOn": [{"Service": "x", "Condition": "happy"}]})
+
+
+async def test_a_drain_may_be_told_how_and_stays_so_for_clients_that_do_not_know_it(cluster: Cluster) -> None:
+    client = cluster.client
+
+    async def update(**change: Any) -> dict[str, Any]:
+        node = (await client.call("node_list"))[0]
+        spec = {**{k: v for k, v in node["Spec"].items() if k != "Drain"}, **change}
+        await client.call("node_update", {"id": node["ID"]}, {"version": str(node["Version"]["Index"])}, json=spec)
+        shown: dict[str, Any] = (await client.call("node_inspect", {"id": node["ID"]}))["Spec"]
+        return shown
+
+    how = {"Parallelism": 2, "Order": "start-first", "Deadline": 60 * 10**9}
+    assert (await update(Availability="drain", Drain=how))["Drain"] == how
+    assert (await update(Labels={"a": "b"}))["Drain"] == how
+    assert "Drain" not in await update(Availability="active", Drain=how)
+    assert "Drain" not in await update(Availability="drain")
+    with pytest.raises(InvalidArgument, match=r"Drain\.Order"):
+        await update(Drain={"Order": "sideways"})
+
+
+async def test_a_rebalance_is_told_and_its_numbers_are_checked(cluster: Cluster) -> None:
+    assert await cluster.client.call("covey_rebalance", json={"DryRun": True}) == {"DryRun": True, "Moves": []}
+    for body, words in (({"Max": 0}, "Max: 0"), ({"Parallelism": -1}, "Parallelism"), ({"Maximum": 3}, "Maximum is unknown")):
+        with pytest.raises(InvalidArgument, match=words):
+            await cluster.client.call("covey_rebalance", json=body)

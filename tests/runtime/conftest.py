@@ -25,7 +25,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from worker.containers.shim_client import Shim, ShimGone, Zygote, sweep
+from worker.containers.shim_client import Shim, sweep
+from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.kernel import process as kernel_process
 from worker.kernel.mounts import mount_points
 from worker.runtime.cgroups import Cgroup
@@ -173,7 +175,7 @@ class Boxes:
         self.zygote = zygote
         self.rootfs = rootfs
         self.parent = parent
-        self._base = base
+        self.base = base
         self._made: list[tuple[Path, int, int]] = []
 
     def bundle(self, args: list[str], ident: str, **changes: Any) -> dict[str, Any]:
@@ -183,7 +185,7 @@ class Boxes:
 
     async def shim(self) -> tuple[Shim, Path, int]:
         ident = f"box{len(self._made)}"
-        directory = self._base / ident
+        directory = self.base / ident
         directory.mkdir(mode=0o700)
         pid, started = await self.zygote.fork_shim(ident, directory, self.parent)
         self._made.append((directory, pid, started))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.containers.shim_client import Shim, ShimGone, Zygote, exit_record, sweep
+from worker.containers.shim_client import Shim, exit_record, sweep
+from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.kernel import process
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from covey.model import versions
 from covey.model.objects import (
     Cluster,
     Leader,
@@ -100,13 +101,16 @@ class World:
             "TaskTemplate": template or {"ContainerSpec": {"Image": "busybox"}},
             **spec,
         }
-        service = Service(
-            id=service_id,
-            spec=whole,
-            previous_spec=held.spec if held else None,
-            spec_version=held.spec_version + 1 if held else 1,
-            created_at=held.created_at if held else self.now,
-            updated_at=self.now,
+        service = (
+            versions.updated(held, whole, self.now)
+            if held
+            else Service(
+                id=service_id,
+                spec=whole,
+                created_at=self.now,
+                updated_at=self.now,
+                **versions.first_execution(whole, self.now),
+            )
         )
         self.put(service)
         return service
@@ -120,7 +124,10 @@ class World:
         old = held.state if held else TaskState.ASSIGNED
         assert may_move(Actor.WORKER, old, state), f"{old!r} to {state!r}"
         node_id = self.snapshot.tasks[task_id].node_id
-        self.put(TaskStatus(id=task_id, node_id=node_id, state=state, at=self.now, **fields))
+        running = state == TaskState.RUNNING
+        started_at = fields.pop("started_at", self.now if running else held.started_at if held else 0.0)
+        times = {"at": self.now, "stored_at": self.now, "started_at": started_at}
+        self.put(TaskStatus(id=task_id, node_id=node_id, state=state, **times, **fields))
 
     def decide(self, name: str, **more: Any) -> Plan:
         """One decision, on a world that is checked to stay as it is meanwhile."""

@@ -103,8 +103,7 @@ class Cluster:
         self.most_cpus = float(max([1, *(machine.cpus for machine in self.machines.values())]))
         self.most_memory = float(max([1, *(machine.memory for machine in self.machines.values())]))
         self.bonds_hold: dict[str, dict[str, bool]] = {}
-        policies = [(service_id, spec.task.placement) for service_id, spec in snapshot.service_specs.items()]
-        policies += [(tasks[0].service_id, snapshot.task_specs[tasks[0].id].placement) for tasks in self.order()]
+        policies = [(task.service_id, snapshot.task_specs[task.id].placement) for task in snapshot.tasks.values()]
         self.distances = {
             (service, wish.service, wish.topology)
             for service, policy in policies

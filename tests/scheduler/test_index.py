@@ -1,5 +1,7 @@
 """The index: what it counts by row equals what a recount finds, and what it lends is not to be changed."""
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -97,6 +99,7 @@ def check_tally(snapshot: Snapshot) -> None:
         tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
     assert {alike: list(held.ordered().values()) for alike, held in snapshot.waiting.items()} == waiting
     assert all(held.first() is waiting[alike][0] for alike, held in snapshot.waiting.items())
+    assert snapshot.queues == Counter(alike.service_id for alike in waiting)
     assert snapshot.replicas == replicas
     assert snapshot.failures == failures
 

@@ -61,8 +61,7 @@ def test_addresses_and_node_come_in_the_same_write() -> None:
     world.network("net")
     world.step()
     world.service("s", template={"ContainerSpec": {"Image": "a"}, "Networks": [{"Target": "net"}]})
-    (group,) = world.plan_pass().groups
-    (task,) = tasks_of(group)
+    (task,) = (task for group in world.plan_pass().groups for task in tasks_of(group))
     assert (task.state, task.node_id) == (S.ASSIGNED, "n1")
     assert task.networks[0].addresses
 

@@ -48,11 +48,15 @@ PREFERENCES = (["node.labels.zone"], ["node.labels.zone", "node.labels.size"], [
 
 
 class Case:
-    """A random cluster with random tasks in it; ``many`` services, or a few with many tasks each."""
+    """A random cluster with random tasks in it; ``many`` services, or a few with many tasks each.
+
+    Priorities only where ``fresh``: nothing runs yet, so nobody can be told to leave, which the reference does not know.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.many = seed % 5 == 0
+        self.fresh = seed % 7 == 0
         self.alike = self.rng.random() < 0.5
         self.settings = Settings(pass_tasks=1 << 40, strategy=self.rng.choice(STRATEGIES[1:5]))
 
@@ -100,6 +104,8 @@ class Case:
             kind, value = rng.choice((("gpu", 1), ("gpu", 2), ("fpga", 1)))
             reserved["GenericResources"] = [{"DiscreteResourceSpec": {"Kind": kind, "Value": value}}]
         placement: dict[str, Any] = {"Strategy": rng.choice(STRATEGIES)}
+        if self.fresh:
+            placement["Priority"] = rng.choice((0, 0, 1, 5))
         if self.chance(0.25):
             placement["Constraints"] = rng.sample(CONSTRAINTS, rng.randint(1, 2))
         if self.chance(0.2):
@@ -140,7 +146,7 @@ class Case:
                 id="", service_id=name, spec=self.template(), spec_version=version, ports=ports,
                 created_at=NOW - rng.randint(1, 3), state=S.PENDING,
             )  # fmt: skip
-            if not self.many or self.chance(0.1):
+            if not self.fresh and (not self.many or self.chance(0.1)):
                 for number in range(rng.randint(0, 6)):
                     yield from self.existing(made, f"{name}.{version}.old{number}", nodes)
             for number in range(rng.choice((1, 1, 1, 2, 4)) if self.many else rng.randint(0, 25)):

@@ -147,6 +147,7 @@ def test_a_service_is_removed_with_all_its_tasks_and_makes_room(world: World) ->
 def test_global_services_have_nodes_for_slots(world: World) -> None:
     running(world, "agent", Mode={"Global": {}})
     elsewhere = {"Placement": {"Constraints": ["node.id!=n2"]}}
+    assert actions(only(preview(world, changed(world, "agent", template=elsewhere)))) == {"keep": 2, "destroy": 1}
     outcome = only(preview(world, changed(world, "agent", image="busybox:2", template=elsewhere)))
     assert actions(outcome) == {"replace": 2, "destroy": 1}
     gone = next(step for step in outcome.steps if step.action == "destroy")

@@ -212,6 +212,8 @@ def test_an_update_replaces_as_many_as_it_may_at_once(order: str, most: int, par
         assert fewest == 4
     else:
         assert fewest == 4 - (parallelism or 4)
+    world.now += 5
+    world.settle()
     update = world.snapshot.service_statuses["web"].update
     assert update is not None
     assert update.state == "completed"
@@ -230,11 +232,11 @@ def test_an_update_that_changes_only_the_replicas_replaces_nothing() -> None:
 
 def test_a_start_first_update_whose_tasks_fail_keeps_the_old_ones_and_waits_between_tries() -> None:
     world = cluster()
-    config = {"Parallelism": 1, "Order": "start-first"}
+    config = {"Parallelism": 1, "Order": "start-first", "FailureAction": "continue"}
     world.service("web", replicas=1, UpdateConfig=config)
     world.run()
     world.service("web", replicas=1, UpdateConfig=config, template={"ContainerSpec": {"Image": "bad"}})
-    for _ in range(4):
+    for _ in range(3):
         world.settle()
         for task in world.tasks("web"):
             if task.spec_version == 2 and world.snapshot.state(task) < S.RUNNING and task.desired == S.RUNNING:

@@ -19,7 +19,7 @@ def test_story_of_a_task_that_failed_and_was_followed() -> None:
     told = [line.what for line in story(old, snapshot.statuses[old.id], [old, new], snapshot.statuses, "n1")]
     assert told == [
         "created as attempt 1 of slot 1 of service web",
-        "given 10.0.0.2/24 in network net",
+        "given 10.0.0.3/24 in network net",
         "assigned to node n1",
         "is failed, exit code 137, killed for lack of memory: task: non-zero exit (137)",
         f"last decision: task {old.id} is failed: restarted after 5 s; desired shutdown",

@@ -18,7 +18,8 @@ from manager.dispatcher import dispatcher, status
 from manager.dispatcher.session import Session
 from manager.store.interface import exists
 from manager.store.mirror import Mirror
-from scheduler import allocate, passes, restart, writes
+from scheduler import passes, restart, rollout, update_status, writes
+from scheduler.allocation import hosts
 from scheduler.placement.capacity import Capacity
 from scheduler.reconcile import slots
 from scheduler.restart import Verdict
@@ -200,7 +201,7 @@ def address_reuse() -> AbstractContextManager[Any]:
     def wrap(real: Any) -> Any:
         return lambda snapshot, task: task.desired < TaskState.SHUTDOWN and real(snapshot, task)
 
-    return replace(allocate, "_keeps_addresses", wrap)
+    return replace(hosts, "keeps_addresses", wrap)
 
 
 def wrong_count_on_restart() -> AbstractContextManager[Any]:
@@ -356,28 +357,100 @@ def stuck_after_crash() -> AbstractContextManager[Any]:
     return replace(AgentMachine, "_advance", wrap)
 
 
+def ignores_parallelism() -> AbstractContextManager[Any]:
+    """An update takes all outdated slots at once."""
+    return replace(rollout, "_room", lambda real: lambda work, standing, waiting: waiting)
+
+
+def forgets_its_pause_after_an_election() -> AbstractContextManager[Any]:
+    """A new leader goes on with what its predecessor had paused."""
+
+    def wrap(real: Any) -> Any:
+        def follow(work: Any, standing: Any) -> bool:
+            led_since = work.snapshot.leader.elected_at if work.snapshot.leader is not None else work.now
+            held = work.snapshot.service_statuses.get(work.service.id)
+            paused = held is not None and held.update is not None and held.update.state in update_status.HELD
+            return bool(real(work, standing)) or (paused and work.now - led_since < 15)
+
+        return follow
+
+    return replace(update_status, "follow", wrap)
+
+
+def forgets_what_a_former_update_took_down() -> AbstractContextManager[Any]:
+    """A newer spec counts only its own tasks that do not run yet."""
+
+    def wrap(real: Any) -> Any:
+        def survey(work: slots.Work, *args: Any) -> Any:
+            standing = real(work, *args)
+            generation = work.service.generation
+            standing.flying = {
+                key for key in standing.flying if any(a.task.rollout == generation for a in work.slots[key].active)
+            }
+            return standing
+
+        return survey
+
+    return replace(rollout, "survey", wrap)
+
+
+def start_first_stops_first() -> AbstractContextManager[Any]:
+    """The order of an update is not looked at."""
+
+    def wrap(real: Any) -> Any:
+        def policy(self: slots.Work) -> Any:
+            return msgspec.structs.replace(real.fget(self), order="stop-first")
+
+        return property(policy)
+
+    return replace(slots.Work, "policy", wrap)
+
+
+def nobody_watches_the_last_task() -> AbstractContextManager[Any]:
+    """An update is complete as soon as its last task runs."""
+    return replace(update_status, "_monitored", lambda real: lambda work, standing: True)
+
+
+def rolls_back_without_being_asked() -> AbstractContextManager[Any]:
+    """An update that fails is rolled back whatever its policy says."""
+
+    def wrap(real: Any) -> Any:
+        def policy(self: slots.Work) -> Any:
+            return msgspec.structs.replace(real.fget(self), failure_action="rollback")
+
+        return property(policy)
+
+    return replace(slots.Work, "policy", wrap)
+
+
 #: Bug → the seed that found it last, tried first: a history changes with the code, and then another will do.
 BUGS: dict[Plant, int] = {
     no_fence: 98,
     rank_falls: 1,
-    double_start_after_crash: 39,
+    double_start_after_crash: 55,
     stale_mirror: 1,
     lost_assignment: 13,
     split_transaction: 2,
     torn_pass: 3,
     stalled_manager: 4,
     blind_to_own_lateness: 20,
-    address_reuse: 1,
-    wrong_count_on_restart: 7,
-    orphan_not_healed: 13,
-    id_comes_again: 13,
-    capacity_is_not_spent: 22,
-    no_compare: 4,
+    address_reuse: 3,
+    wrong_count_on_restart: 9,
+    orphan_not_healed: 33,
+    id_comes_again: 10,
+    capacity_is_not_spent: 72,
+    no_compare: 1,
     acknowledged_too_soon: 1,
     status_without_session: 4,
     older_assignment: 13,
     drained_is_not_replaced: 6,
     deposed_leader_goes_on: 2,
     orphans_at_once: 2,
-    stuck_after_crash: 39,
+    stuck_after_crash: 16,
+    ignores_parallelism: 1,
+    forgets_its_pause_after_an_election: 53,
+    forgets_what_a_former_update_took_down: 227,
+    start_first_stops_first: 3,
+    nobody_watches_the_last_task: 1,
+    rolls_back_without_being_asked: 1,
 }

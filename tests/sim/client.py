@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from covey.model import versions
 from covey.model.objects import Cluster, Network, Node, Service, Stored
 from covey.model.resources import NANO
+from covey.model.spec import STOPPED_LABEL
 from manager.store.codec import decode, encode
 from manager.store.interface import Delete, Operation, OutcomeUnknown, Put, StoreUnavailable, absent, mod_is
 from manager.store.keys import Writer
 from manager.store.memory import MemoryStore, Verdict
 from manager.store.writer import WriterStore
+from tests.sim import drains, jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
+from tests.sim.updates import policy
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -55,7 +59,8 @@ class Client:
     def act(self) -> None:
         """Do one thing that a user would do."""
         rng = self.sim.rng
-        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 2 + [self.remove, self.availability, self.exchange]
+        actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 4 + [self.rollback, self.stop_or_start]
+        actions += [self.remove, self.availability, self.exchange, self.job, self.job, self.drain]
         self.sim.loop.start(self.process, self._alone(rng.choice(actions)), "client")
 
     async def _alone(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -66,27 +71,35 @@ class Client:
     async def create(self) -> None:
         if len(self.services) >= 4:
             return await self.scale()
-        self.made += 1
-        rng, name = self.sim.rng, f"service{self.made}"
+        rng = self.sim.rng
         mode: dict[str, Any] = {"Global": {}} if rng.random() < 0.25 else {"Replicated": {"Replicas": rng.randint(1, 5)}}
-        spec = {
-            "Name": name,
-            "Mode": mode,
-            "TaskTemplate": self._template("Global" in mode),
-            "UpdateConfig": {"Parallelism": rng.randint(0, 2), "Order": rng.choice(("stop-first", "start-first"))},
-        }
-        if rng.random() < 0.3:
+        await self.make(
+            mode,
+            {"Delay": rng.choice((0, 1, 5)) * NANO},
+            UpdateConfig=policy(rng, ("pause", "continue", "rollback", "rollback")),
+            RollbackConfig=policy(rng, ("pause", "continue")),
+        )
+
+    async def job(self) -> None:
+        await jobs.act(self)
+
+    async def make(self, mode: dict[str, Any], restarts: dict[str, Any], **more: Any) -> None:
+        """A new service."""
+        self.made += 1
+        name = f"service{self.made}"
+        spec = {"Name": name, "Mode": mode, "TaskTemplate": {**self._template(mode), "RestartPolicy": restarts}, **more}
+        if self.sim.rng.random() < 0.3:
             spec["EndpointSpec"] = {"Ports": [{"TargetPort": 80}]}
-        service = Service(id=name, spec=spec, created_at=self.clock.now(), updated_at=self.clock.now())
+        now = self.clock.now()
+        service = Service(id=name, spec=spec, created_at=now, updated_at=now, **versions.first_execution(spec, now))
         await self._write("service", name, None, service)
 
-    def _template(self, everywhere: bool) -> dict[str, Any]:
+    def _template(self, mode: dict[str, Any]) -> dict[str, Any]:
         """Global services reserve nothing: they must fit on a node that others have filled."""
-        rng = self.sim.rng
+        rng, everywhere = self.sim.rng, "Global" in mode or "GlobalJob" in mode
         template: dict[str, Any] = {
-            "ContainerSpec": {"Image": f"image{rng.randint(1, 9)}", "StopGracePeriod": NANO},
+            "ContainerSpec": {"Image": f"image{rng.randint(0, 8)}", "StopGracePeriod": NANO},
             "Resources": {"Reservations": {"NanoCPUs": 0 if everywhere else rng.choice((0, NANO // 2))}},
-            "RestartPolicy": {"Delay": rng.choice((0, 1, 5)) * NANO},
             "Placement": {"Strategy": rng.choice(("", "spread", "pack"))},
         }
         if rng.random() < 0.5:
@@ -99,11 +112,25 @@ class Client:
         spec = service.spec
         if "Replicated" in spec["Mode"]:
             spec = {**spec, "Mode": {"Replicated": {"Replicas": self.sim.rng.randint(0, 6)}}}
-            await self._change(service, spec)
+            await self.change(service, spec)
 
     async def update(self) -> None:
         if (service := self._pick()) is not None:
-            await self._change(service, {**service.spec, "TaskTemplate": self._template("Global" in service.spec["Mode"])})
+            template = {**service.spec["TaskTemplate"], **self._template(service.spec["Mode"])}
+            await self.change(service, {**service.spec, "TaskTemplate": template})
+
+    async def rollback(self) -> None:
+        """As the door does it: the service is read, and its previous spec comes back."""
+        service = self._pick()
+        held = await self._read("service", service.id) if service is not None else None
+        if isinstance(held, Service) and held.previous_spec is not None:
+            back = versions.reverted(held, versions.previous(held), self.clock.now())
+            await self._write("service", held.id, held, back)
+
+    async def stop_or_start(self) -> None:
+        if (service := self._pick()) is not None:
+            labels = {} if service.spec.get("Labels") else {STOPPED_LABEL: "true"}
+            await self.change(service, {**service.spec, "Labels": labels})
 
     async def remove(self) -> None:
         if (service := self._pick()) is not None and len(self.services) > 1:
@@ -117,6 +144,15 @@ class Client:
             drained = sum(1 for n in self.sim.truth("node").values() if cast("Node", n).availability != "active")
             wanted = "active" if drained > len(self.sim.manager_names) else rng.choice(("drain", "pause", "active"))
             await self._write("node", name, held, msgspec.structs.replace(held, availability=wanted))
+
+    async def drain(self) -> None:
+        await drains.act(self)
+
+    async def set_node(self, name: str, **fields: Any) -> None:
+        """People decide about a node."""
+        held = await self._read("node", name)
+        if isinstance(held, Node):
+            await self._write("node", name, held, msgspec.structs.replace(held, **fields))
 
     async def exchange(self) -> None:
         """A machine is taken out of the cluster for good, and a new one joins."""
@@ -144,17 +180,11 @@ class Client:
         services = list(self.services.values())
         return self.sim.rng.choice(services) if services else None
 
-    async def _change(self, service: Service, spec: dict[str, Any]) -> None:
+    async def change(self, service: Service, spec: dict[str, Any]) -> None:
+        """An update of a service."""
         held = await self._read("service", service.id)
         if isinstance(held, Service):
-            new = msgspec.structs.replace(
-                held,
-                spec=spec,
-                previous_spec=held.spec,
-                spec_version=held.spec_version + 1,
-                updated_at=self.clock.now(),
-            )
-            await self._write("service", service.id, held, new)
+            await self._write("service", service.id, held, versions.updated(held, spec, self.clock.now()))
 
     async def _read(self, kind: str, key: str) -> Stored | None:
         item = await self.store.get(self.sim.keys.key(kind, key))

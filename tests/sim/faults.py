@@ -19,9 +19,10 @@ class Trouble(NamedTuple):
     store_fails: float = 0.01
     prepare_fails: float = 0.03
     exits: float = 0.3
+    bad_images: bool = True
 
 
-PEACE = Trouble(0.0, 0.0, 0.0)
+PEACE = Trouble(0.0, 0.0, 0.0, False)
 
 
 def kill_manager(sim: Simulation) -> bool:

@@ -29,6 +29,7 @@ from covey.wire.messages import (
 )
 from manager.dispatcher.link import Closed
 from tests.contract.fake_runtime import FakeContainer, FakeNode, FakeRuntime
+from tests.sim import jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
 from tests.sim.net import End
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
 
 MISSED = 3
+
+#: What is made of this image ends soon after it has started, as long as there is trouble.
+BAD_IMAGE = "image0"
 
 
 @dataclass
@@ -129,6 +133,7 @@ class WeatheredRuntime(FakeRuntime):
         self.machine = machine
         self.sim = machine.sim
         self.rng: random.Random = machine.sim.rng
+        self._doomed: set[str] = set()
 
     async def describe(self) -> NodeDescription:
         return NodeDescription(
@@ -145,6 +150,8 @@ class WeatheredRuntime(FakeRuntime):
         configs: Sequence[AssignedSecret],
     ) -> str:
         task = assigned.task
+        if task.spec["ContainerSpec"]["Image"] == BAD_IMAGE:
+            self._doomed.add(task.id)
         await asyncio.sleep(self.rng.random() * 0.8)
         if self.rng.random() < self.sim.trouble.prepare_fails:
             self.sim.cover("prepare fails")
@@ -161,7 +168,12 @@ class WeatheredRuntime(FakeRuntime):
         if fresh:
             self.sim.happened(f"{self.machine.name} started {task_id}", "container started")
             self.sim.oracles.container_started(self.machine.name, task_id)
-            if self.rng.random() < self.sim.trouble.exits:
+            if task_id in self._doomed and self.sim.trouble.bad_images:
+                self.sim.cover("a bad image starts")
+                self.sim.later(self.rng.uniform(0.5, 4.0), self.machine.exit, held, 1)
+            elif (end := jobs.end_of(self.sim, task_id)) is not None:
+                self.sim.later(end[0], self.machine.exit, held, end[1])
+            elif self.rng.random() < self.sim.trouble.exits:
                 code = self.rng.choice((0, 1, 137))
                 self.sim.later(self.rng.expovariate(1 / 15), self.machine.exit, held, code)
             await asyncio.sleep(self.rng.random() * 0.05)

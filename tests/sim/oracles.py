@@ -14,8 +14,10 @@ from covey.wire.messages import StatusBatch, StatusStored
 from manager.store.interface import EventKind, WatchEvent
 from manager.store.keys import TABLE, Writer
 from scheduler.index import Index
+from tests.sim import drains, jobs
 from tests.sim.controller import Controller
 from tests.sim.loop import current
+from tests.sim.updates import UpdateOracle
 
 if TYPE_CHECKING:
     from tests.sim.simulation import Simulation
@@ -42,9 +44,11 @@ class Oracles:
         self.truth = Index()
         self.breach: Broken | None = None
         self.created: set[str] = set()
+        self.fresh: set[str] = set()
         self.starts: dict[str, str] = {}
         self.offered: dict[str, dict[int, StatusBatch]] = {}
         self.session_since: dict[str, float] = {}
+        self.updates = UpdateOracle(sim, self.truth, self.broken)
 
     def broken(self, what: str, details: str) -> None:
         if self.breach is None:
@@ -58,16 +62,20 @@ class Oracles:
 
     def committed(self, revision: int, events: list[WatchEvent]) -> None:
         """A transaction, or the end of a lease, has changed the store."""
+        self.fresh.clear()
         process = current()
         writer = self.sim.by_process.get(process) if process is not None else None
         changes: list[tuple[str, str, Stored | None]] = []
         for kind_of_event, item in events:
             kind, key = self.sim.keys.object_id(item.key)
             value = self.sim.decode(item.value, item.mod_revision) if kind_of_event is EventKind.PUT else None
-            self._judge(kind, key, cast("Stored | None", self.truth.objects(kind).get(key)), value, writer)
+            old = cast("Stored | None", self.truth.objects(kind).get(key))
+            self._judge(kind, key, old, value, writer)
+            self.updates.before(kind, key, old, value, Writer.API if writer is None else Writer.LEADER)
             changes.append((kind, key, value))
         self.truth.apply(changes, revision)
-        self._judge_whole(changes)
+        self._judge_whole(changes, writer)
+        self.updates.after(changes)
 
     def _judge(self, kind: str, key: str, old: Stored | None, new: Stored | None, writer: Controller | None) -> None:
         stored_kind = "allocation" if kind.endswith("_allocation") else kind
@@ -100,6 +108,7 @@ class Oracles:
             if key in self.created:
                 self.broken("a task id was used twice", f"{key}")
             self.created.add(key)
+            self.fresh.add(key)
             self.sim.cover("tasks created")
             self.sim.cover(f"leader: {new.state.label}")
             if new.state != S.NEW and not may_move(Actor.LEADER, S.NEW, new.state):
@@ -143,11 +152,15 @@ class Oracles:
         if quiet < QUIET:
             self.broken("a live node was declared down", f"{new.id} was heard {quiet:.3f} s ago in a session")
 
-    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]]) -> None:
+    def _judge_whole(self, changes: list[tuple[str, str, Stored | None]], writer: Controller | None) -> None:
         """What spans several objects."""
         for kind, key, value in changes:
             if kind == "task" and isinstance(value, Task):
                 self._judge_slot(value)
+                if value.id in self.fresh:
+                    drains.judge(self, value, writer)
+                    if value.job_iteration:
+                        jobs.judge(self, value, writer)
                 self._judge_capacity(value.node_id)
                 if value.networks and S.PENDING <= value.state <= S.ASSIGNED and value.desired < S.SHUTDOWN:
                     self._judge_addresses(value)
@@ -161,13 +174,10 @@ class Oracles:
         wanted = [
             other.id
             for other in snapshot.tasks_of(task.service_id)
-            if other.slot == task.slot
-            and (task.slot or other.node_id == task.node_id)
-            and other.desired < S.SHUTDOWN
-            and not is_terminal(snapshot.state(other))
+            if other.slot_key == task.slot_key and other.desired < S.SHUTDOWN and not is_terminal(snapshot.state(other))
         ]
         spec = snapshot.service_specs.get(task.service_id)
-        allowed = 2 if spec is None or spec.update.order == "start-first" else 1
+        allowed = 2 if spec is None or "start-first" in (spec.update.order, spec.rollback.order) else 1
         if len(wanted) > allowed:
             self.broken("two wanted tasks in a slot", f"{task.service_id} slot {task.slot or task.node_id}: {wanted}")
 
@@ -245,14 +255,19 @@ class Oracles:
         """The door's acknowledged writes are kept."""
         for (kind, key), expected in self.sim.client.acknowledged.items():
             held = self.truth.objects(kind).get(key)
-            if not any(_same(held, value) for value in expected):
+            if not any(_same(held, value) for value in (*expected, self.updates.reverted.get(key))):
                 self.broken("an acknowledged write is lost", f"{kind} {key}: {held}, not one of {expected}")
 
     def service_problem(self, service_id: str) -> str:
         """What a service lacks or has too much of, or "" when it is exactly as wanted: in the store and on the nodes."""
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
-        if spec.mode == "global":
+        if spec.is_job:
+            return jobs.problem(self, snapshot.services[service_id])
+        wanted: set[tuple[int, str]]
+        if spec.stopped:
+            wanted = set()
+        elif spec.mode == "global":
             active = [view.id for view in snapshot.nodes.values() if view.node.availability == "active"]
             wanted = {(0, node_id) for node_id in active if node_id in self.sim.machines}
         else:
@@ -262,7 +277,9 @@ class Oracles:
         if len(tasks) != len(wanted) or (spec.mode == "global" and set(slots) != wanted) or len(set(slots)) != len(slots):
             return f"service {service_id} ({spec.mode}, {len(wanted)} wanted) has {sorted(slots)} running"
         lacking = [t.id for t in tasks if not self._runs(t)]
-        return f"tasks {lacking} of service {service_id} run in the store only" if lacking else ""
+        if lacking:
+            return f"tasks {lacking} of service {service_id} run in the store only"
+        return self.updates.going_on(service_id)
 
     def _runs(self, task: Task) -> bool:
         machine = self.sim.machines.get(task.node_id)

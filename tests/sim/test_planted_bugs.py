@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sim.bugs import BUGS, Plant
+from tests.sim import bugs, job_bugs
+from tests.sim.bugs import Plant
 from tests.sim.oracles import Broken
 from tests.sim.simulation import run
 
 pytestmark = pytest.mark.suite
 
 SEEDS = 500
+BUGS = {**bugs.BUGS, **job_bugs.BUGS}
 
 
 @pytest.fixture(autouse=True)

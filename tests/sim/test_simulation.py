@@ -32,10 +32,16 @@ SEEN_IN_MANY = (
     *(f"leader: {state}" for state in ("new", "assigned", "orphaned")),
     *(f"worker: {state}" for state in ("preparing", "ready", "running", "complete", "shutdown", "failed", "rejected")),
     *(f"node: {state}" for state in ("ready", "unknown", "down")),
+    *(f"update: {state}" for state in ("updating", "paused", "completed", "rollback_started", "rollback_paused")),
+    "update: rollback_completed",
+    "leader: rolled back",
+    "client: service rolled back",
     "assignment: complete",
     "assignment: increment",
     "machines exchanged",
+    "moves of a drain step by step",
     "store answers lost",
+    "tasks of jobs",
     "terms",
 )
 

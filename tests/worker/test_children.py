@@ -117,6 +117,7 @@ async def test_one_that_dies_at_once_is_restarted_ever_more_slowly(tmp_path: Pat
     assert child.statistics()["fault"] == "ended with 3"
 
 
+@pytest.mark.suite
 @pytest.mark.asyncio
 async def test_one_that_does_not_come_up_is_told_with_its_last_words(tmp_path: Path) -> None:
     async def never() -> None:

@@ -58,7 +58,7 @@ _TEMPLATE = re.compile(r"\{\{\s*\.([A-Za-z.]+)(?:\s+\"?([^}\"]+)\"?)?\s*\}\}")
 
 def template_values(task: Task, node_id: str, hostname: str, platform: tuple[str, str]) -> dict[str, str]:
     """The placeholders of Env, Hostname and mounts (docs: `docker service create`, "Create services using templates")."""
-    name = task_name(task.service_name, task.slot, task.node_id, task.id)
+    name = task_name(task.service_name, task.place, task.id)
     return {
         "Service.ID": task.service_id,
         "Service.Name": task.service_name,
@@ -69,7 +69,7 @@ def template_values(task: Task, node_id: str, hostname: str, platform: tuple[str
         "Node.Platform.Architecture": platform[1],
         "Task.ID": task.id,
         "Task.Name": name,
-        "Task.Slot": str(task.slot or node_id),
+        "Task.Slot": task.place or node_id,
     }
 
 
@@ -102,7 +102,7 @@ def container_of_task(
     task = assigned.task
     spec: Mapping[str, Any] = task.spec.get("ContainerSpec") or {}
     values = template_values(task, node_id, hostname, platform)
-    name = task_name(task.service_name, task.slot, task.node_id, task.id)
+    name = task_name(task.service_name, task.place, task.id)
     attachments = tuple(
         Attachment(
             network_id=network.network_id,

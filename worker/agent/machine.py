@@ -449,7 +449,8 @@ class AgentMachine:
 
     def _raise(self, held: _Held, state: TaskState, message: str) -> None:
         if may_move(Actor.WORKER, held.state, state):
-            self._note(held, state=state, message=message, at=self._now)
+            started = {"started_at": self._now} if state == S.RUNNING else {}
+            self._note(held, state=state, message=message, at=self._now, **started)
 
     def _end(self, held: _Held, state: TaskState, message: str, *, at: float = 0.0, **facts: Any) -> None:
         if state == S.COMPLETE and held.state < S.RUNNING:

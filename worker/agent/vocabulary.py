@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from covey.model.objects import NodeDescription, PortConfig, TaskStatus
+from covey.model.objects import PortConfig, TaskStatus
 from covey.wire.messages import AssignedNetwork, AssignedSecret, AssignedTask, Assignments, StatusBatch
 
 
@@ -154,12 +154,6 @@ class StopFailed(Event, frozen=True, kw_only=True):
 
 class Tick(Event, frozen=True, kw_only=True):
     """Time has passed; what failed for a passing reason is tried again."""
-
-
-class DescriptionChanged(Event, frozen=True, kw_only=True):
-    """The node's own description changed."""
-
-    description: NodeDescription
 
 
 AnyEvent = (

@@ -1,30 +1,41 @@
 """What the engine does with what it finds at its start: running shims are taken over, ended ones settled, leftovers go.
 
-Nothing of a running container is touched. Each exit that came meanwhile is told once.
+Nothing of a running container is touched. Each exit that came meanwhile is told once. A container whose shim does not
+answer (it is stopped, or frozen) counts as running, and is taken over as soon as it does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from worker.containers import record, restart_policy, start, supervise, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, end_shim, exit_record
+from worker.containers.shim_client import Shim, ShimSilent, end_recorded, end_shim, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
+from worker.runtime.cgroups import Cgroup
+from worker.shim import records
 
 log = logging.getLogger(__name__)
+
+Answer = Shim | ShimGone | ShimSilent
+ASKED_AT_ONCE = 32
 
 
 async def adopt(host: Host) -> None:
     """Once, before any request is served."""
     await _remove_orphans(host)
     interrupted: list[Live] = []
+    answers = await _ask(host.options.run_directory(container.id) for container in host.registry)
     for container in host.registry:
         live = host.live(container)
-        if await _take_over(host, live):
+        answer = answers.get(host.options.run_directory(container.id))
+        if answer is not None and await _take_over(host, live, answer):
             continue
         if _ran(host, container):
             await _ended_unseen(host, live)
@@ -33,14 +44,17 @@ async def adopt(host: Host) -> None:
     running = {
         live.container.id: live.container.state.pid
         for live in host.lives.values()
-        if live.shim is not None and live.shim.hello["state"] != record.EXITED
+        if live.shim is not None and live.shim.hello.get("state") != record.EXITED
     }
     for failure in await host.network.reconcile(running):
         log.error("network after the restart: %s", failure)
     for live in list(host.lives.values()):
         if live.shim is not None:
             live.attachment = await host.network.attachment(live.container.id)
-            supervise.begin(host, live)
+            if live.shim.silence:
+                host.spawn(_await_answer(host, live), f"container {live.container.short}: wait for its shim")
+            else:
+                supervise.begin(host, live)
         elif live not in interrupted:
             await host.run(_clear, host, live)
     for live in list(host.lives.values()):
@@ -65,33 +79,92 @@ def _ran(host: Host, container: Container) -> bool:
     return found is None or float(found["finished_at"]) > container.state.finished_at
 
 
-async def _take_over(host: Host, live: Live) -> bool:
+async def _ask(directories: Iterable[Path]) -> dict[Path, Answer]:
+    """What the shim of each run directory says; side by side, for one that does not answer shall not hold up the others."""
+    gate = asyncio.Semaphore(ASKED_AT_ONCE)
+
+    async def ask(directory: Path) -> Answer:
+        async with gate:
+            try:
+                return await Shim.connect(directory)
+            except (ShimGone, ShimSilent) as fault:
+                return fault
+
+    asked = [directory for directory in directories if directory.exists()]
+    return dict(zip(asked, await asyncio.gather(*map(ask, asked)), strict=True))
+
+
+async def _take_over(host: Host, live: Live, answer: Answer) -> bool:
     """Whether the container has a shim that is to be supervised (its container runs, or its end is still to be told)."""
     container = live.container
     directory = host.options.run_directory(container.id)
-    if not directory.exists():
+    if isinstance(answer, ShimGone):
         return False
-    try:
-        shim = await Shim.connect(directory)
-    except ShimGone:
-        return False
-    hello = shim.hello
+    if isinstance(answer, ShimSilent):
+        if exit_record(directory) is not None or not _ran(host, container):
+            # It has told all it knows, or never ran: nothing is lost with it.
+            await end_recorded(directory)
+            return False
+        log.error("container %s runs, but %s", container.short, answer.words)
+        _note_unreachable(container.state, directory, answer)
+        live.shim = Shim.unreachable(answer)
+        host.note(container)
+        return True
+    hello = answer.hello
     state = hello["state"]
     if state in (record.RUNNING, record.PAUSED) or (state == record.EXITED and _ran(host, container)):
         # Also one that has ended: until that is settled it is what it was, or it would be taken for one that never ran.
         _note_running(container.state, hello, record.marked_running(directory))
     else:
         # A start that our own end cut: nobody was told that it ran.
-        shim.close()
+        answer.close()
         await end_shim(hello["pid"], process.start_time(hello["pid"]) or 0)
         return False
-    live.shim = shim
+    live.shim = answer
     host.note(container)
     return True
 
 
+def _note_unreachable(state: record.State, directory: Path, silent: ShimSilent) -> None:
+    """What can be known without its shim; whether it is paused only from its record."""
+    state.error = silent.words
+    state.started_at = record.marked_running(directory) or state.started_at
+    if state.running and process.is_alive(state.pid, state.pid_start):
+        return
+    if not state.running:
+        state.status = record.RUNNING
+    shim = records.read(str(directory), "shim.json") or {}
+    ages = [(process.start_time(pid) or 0, pid) for pid in Cgroup(shim["cgroup"]).pids()] if shim.get("cgroup") else []
+    # The first process of a container is the oldest.
+    state.pid_start, state.pid = min((age for age in ages if age[0]), default=(0, 0))
+
+
+async def _await_answer(host: Host, live: Live) -> None:
+    """Until the shim that did not answer does, or ends: then the container is taken over after all, or has ended."""
+    container = live.container
+    directory = host.options.run_directory(container.id)
+    answer: Answer | None = None
+    while answer is None:
+        try:
+            answer = await Shim.connect(directory, None)
+        except ShimGone as gone:
+            answer = gone
+        except OSError as error:
+            await supervise.out_of_means(host, live, error)
+    async with live.lock:
+        followed = await _take_over(host, live, answer)
+        if followed:
+            log.info("the shim of container %s answers again", container.short)
+            supervise.begin(host, live)
+    if not followed:
+        await _ended_unseen(host, live)
+        if container.host_config.get("AutoRemove") and not live.removing and not live.kept:
+            host.auto_remove(live)
+
+
 def _note_running(state: record.State, hello: dict[str, Any], since: float | None) -> None:
     state.status = record.PAUSED if hello["state"] == record.PAUSED else record.RUNNING
+    state.error = ""
     state.pid, state.pid_start = hello["init_pid"], hello["init_start_time"]
     state.started_at = since or state.started_at or hello["started_at"]
 
@@ -101,10 +174,7 @@ async def _ended_unseen(host: Host, live: Live) -> None:
     directory, state = host.options.run_directory(live.container.id), live.container.state
     state.started_at = record.marked_running(directory) or state.started_at
     found = exit_record(directory)
-    if found is not None:
-        ended = supervise.from_record(found)
-    else:
-        ended = supervise.Exit(137, False, host.clock.now(), supervise.SHIM_DIED)
+    ended = supervise.from_record(found) if found is not None else supervise.died(host)
     async with live.lock:
         await supervise.settle(host, live, None, ended)
 
@@ -127,21 +197,23 @@ async def _remove_orphans(host: Host) -> None:
     """Run directories and root file systems of containers that the registry does not know."""
     base = host.options.exec_root / "containers"
     base.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for directory in sorted(base.iterdir()):
-        if host.registry.get(directory.name) is None:
-            await _end_orphan(directory)
-            await host.run(teardown.clear_run, host, directory)
+    orphans = [directory for directory in sorted(base.iterdir()) if host.registry.get(directory.name) is None]
+    answers = await _ask(orphans)
+    for directory in orphans:
+        await _end_orphan(directory, answers.get(directory))
+        await host.run(teardown.clear_run, host, directory)
     known = {container.id for container in host.registry}
     for container_id in await host.run(host.overlay.containers):
         if container_id not in known:
             await host.run(host.overlay.remove, container_id)
 
 
-async def _end_orphan(directory: Path) -> None:
-    try:
-        shim = await Shim.connect(directory)
-    except ShimGone:
+async def _end_orphan(directory: Path, answer: Answer | None) -> None:
+    if answer is None or isinstance(answer, ShimGone):
         return
     log.warning("container %s is not registered but runs: ended", directory.name)
-    shim.close()
-    await end_shim(shim.hello["pid"], process.start_time(shim.hello["pid"]) or 0)
+    if isinstance(answer, ShimSilent):
+        await end_recorded(directory)
+        return
+    answer.close()
+    await end_shim(answer.hello["pid"], process.start_time(answer.hello["pid"]) or 0)

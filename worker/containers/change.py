@@ -11,7 +11,7 @@ from worker.containers import limits, network_requests, record, unmet
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
 from worker.containers.registry import check_name
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 UPDATABLE = (

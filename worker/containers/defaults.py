@@ -62,5 +62,3 @@ MOUNTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("/sys/fs/cgroup", "cgroup", "cgroup", ("ro", "nosuid", "noexec", "nodev")),
     ("/dev/mqueue", "mqueue", "mqueue", ("nosuid", "noexec", "nodev")),
 )
-
-NETWORK_FILES = {"hostname": "/etc/hostname", "hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}

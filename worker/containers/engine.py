@@ -35,7 +35,7 @@ from worker.containers.options import EngineOptions
 from worker.containers.pool import Pool
 from worker.containers.record import Container
 from worker.containers.registry import Registry
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.containers.zygote_link import ZygoteLink
 from worker.images.store import ImageStore
 from worker.network.node_network import NodeNetwork
@@ -122,6 +122,7 @@ class Engine:
         await zygote.open()
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
+        host.spawn(host.keep_cleared(), "removed containers: their files")
         await adopt.adopt(host)
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.
@@ -334,13 +335,15 @@ class Engine:
                 live.pending.remove(waiting)
 
     def check_attachable(self, ref: str) -> Container:
-        """The container, if one can attach to it now. Raises Conflict in Docker's words."""
+        """The container, if one can attach to it now. Raises Conflict in Docker's words, Internal (its shim is silent)."""
         live = self._host.resolve(ref)
         container = live.container
         if container.state.status == record.PAUSED:
             raise Conflict(f"container {container.id} is paused, unpause the container before attach")
         if container.state.status == record.RESTARTING:
             raise Conflict(f"container {container.id} is restarting, wait until the container is running")
+        if live.shim is not None and live.shim.silence:
+            raise Internal(f"cannot attach to container {container.id}: {live.shim.silence}")
         return container
 
     async def resize(self, ref: str, height: int, width: int) -> None:
@@ -392,14 +395,6 @@ class Engine:
     async def exec_resize(self, exec_id: str, height: int, width: int) -> None:
         live, one = execs.find(self._host, exec_id)
         await execs.resize(live, one, height, width)
-
-    async def exec_run(self, ref: str, request: Mapping[str, Any], limit: int = 1 << 20) -> tuple[int, bytes]:
-        """Create, start, collect: (exit code, at most ``limit`` bytes of stdout and stderr)."""
-        live = self._host.resolve(ref)
-        one = execs.create(self._host, live, {"AttachStdout": True, "AttachStderr": True, **request})
-        stream = await execs.begin(self._host, live, one)
-        output = await streams.collect(stream, limit) if stream is not None else b""
-        return await execs.wait_ended(live, one), output
 
     async def prune(self, filters: Mapping[str, Sequence[str]]) -> Pruned:
         """Removes stopped containers; (ids, bytes freed). ``filters``: label, label!, until (seconds since the epoch)."""

@@ -14,7 +14,8 @@ from covey.entropy import container_id as fresh_id
 from covey.errors import Conflict, Internal, InvalidArgument, NotFound
 from worker.containers import bundle, merge, record, start, streams, surroundings
 from worker.containers.host import Exec, Host, Live
-from worker.containers.shim_client import Attachment, Shim, ShimGone
+from worker.containers.shim_client import Attachment, Shim
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ ASK_SECONDS = 5.0
 
 
 def create(host: Host, live: Live, request: Mapping[str, Any]) -> Exec:
-    """A new exec of a running container. Raises Conflict, InvalidArgument."""
+    """A new exec of a running container. Raises Conflict, InvalidArgument, Internal (its shim does not answer)."""
     container = live.container
     _require_running(live)
     command = merge.as_list(request.get("Cmd"))
@@ -50,6 +51,8 @@ def _require_running(live: Live) -> Shim:
         raise Conflict(f"Container {container.id} is restarting, wait until the container is running")
     if live.shim is None or not container.state.running:
         raise Conflict(f"container {container.id} is not running")
+    if live.shim.silence:
+        raise Internal(f"cannot exec in container {container.id}: {live.shim.silence}")
     return live.shim
 
 

@@ -17,7 +17,7 @@ from covey.errors import CoveyError
 from worker.containers import execs, streams
 from worker.containers.host import Exec, Host, Live
 from worker.containers.record import Health, Probe
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,18 @@ async def watch(host: Host, live: Live) -> None:
         before = judge(health, probe, times.retries, in_start_period=in_start)
         host.note(live.container)
         if health.status != before:
+            await _balance(host, live, health.status == "healthy")
             host.publish(live.container, f"health_status: {health.status}")
+
+
+async def _balance(host: Host, live: Live, serving: bool) -> None:
+    """A task's published ports and its service's name lead to it while it is healthy; other containers' always, as Docker's."""
+    if not live.container.owner:
+        return
+    try:
+        await host.network.serve(live.container.id, serving)
+    except CoveyError as error:
+        log.info("container %s: %s", live.container.short, error.message)
 
 
 async def run(host: Host, live: Live, command: list[str], timeout: float) -> Probe:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from worker.containers.registry import Registry
 from worker.containers.shim_client import Attachment, Shim
 from worker.containers.zygote_link import ZygoteLink
 from worker.images.store import ImageStore
+from worker.kernel import trees
 from worker.network import endpoint as network_endpoint
 from worker.network.node_network import NodeNetwork
 from worker.rootfs.overlay import Overlay
@@ -35,6 +36,7 @@ from worker.runtime.errors import remedy
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SYNC_DELAY = 0.05
+DISCARD_DELAY = 0.1
 
 
 @dataclass(eq=False)
@@ -143,6 +145,8 @@ class Host:
         self.unnoted: set[str] = set()
         """Containers whose end found no room on the disk: what lies in their run directories tells it."""
         self._changed = asyncio.Event()
+        self._discarded: list[Path] = []
+        self._discarding = asyncio.Event()
         self._threads = threads
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -212,6 +216,20 @@ class Host:
             unsynced, self._unsynced = self._unsynced, set()
             await self.run(self.registry.sync, unsynced)
 
+    def discard(self, trees_aside: Iterable[Path]) -> None:
+        """Have ``keep_cleared`` delete what was set aside; a daemon that dies does it at its next start."""
+        self._discarded += trees_aside
+        self._discarding.set()
+
+    async def keep_cleared(self) -> None:
+        """Deletes what was discarded, some at a time, until cancelled."""
+        while True:
+            await self._discarding.wait()
+            await asyncio.sleep(DISCARD_DELAY)
+            self._discarding.clear()
+            discarded, self._discarded = self._discarded, []
+            await self.run(_remove_trees, discarded)
+
     def publish(self, container: Container, action: str, extra: Mapping[str, str] | None = None) -> None:
         """A container event with the attributes Docker gives: image, name, labels."""
         attributes = {**container.labels, "image": container.config.get("Image") or "", "name": container.name}
@@ -249,6 +267,14 @@ class Host:
 
     def running_ids(self) -> list[str]:
         return [container.id for container in self.registry if container.state.status in (record.RUNNING, record.PAUSED)]
+
+
+def _remove_trees(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            trees.remove_path(path)
+        except OSError as error:
+            log.warning("%s, of a removed container, stays until the daemon's next start: %s", path, error)
 
 
 async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:

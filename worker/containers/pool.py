@@ -23,7 +23,8 @@ from typing import Any
 from covey.errors import CoveyError
 from worker.containers import bundle, host_config, surroundings, unmet
 from worker.containers.options import EngineOptions
-from worker.containers.shim_client import Shim, ShimGone, end_shim, sweep
+from worker.containers.shim_client import Shim, end_shim, sweep
+from worker.containers.shim_socket import ShimGone
 from worker.containers.users import User
 from worker.containers.zygote_link import ZygoteLink
 from worker.kernel import process
@@ -101,7 +102,6 @@ class Pool:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._taken = asyncio.Event()
-        self._made = asyncio.Event()
 
     def statistics(self) -> dict[str, int]:
         """size: how many are wanted; ready: how many there are now."""
@@ -168,12 +168,6 @@ class Pool:
         """Whether a sandbox can become the container of the bundle ``config``."""
         return sandbox.fits(self._template, config)
 
-    async def wait_full(self) -> None:
-        """Until as many are ready as are wanted."""
-        while len(self._ready) < self._options.warm_pool:
-            self._made.clear()
-            await self._made.wait()
-
     async def keep(self) -> None:
         """Makes sandboxes until cancelled; those that are left then are ended."""
         await asyncio.to_thread(self._clear)
@@ -192,7 +186,6 @@ class Pool:
                 await self._clear_lost()
                 try:
                     self._ready.append(await self._make())
-                    self._made.set()
                     pause = BACKOFF[0]
                 except (CoveyError, RuntimeFault, ShimGone, OSError) as fault:
                     log.warning("no sandbox could be made ahead: %s; starts take longer; trying again in %.0f s", fault, pause)
@@ -213,7 +206,7 @@ class Pool:
         shim_pid, started = 0, 0
         try:
             shim_pid, started = await self._zygote.fork_shim(name, directory, parent)
-            shim = await Shim.connect(directory)
+            shim = Shim.newborn(directory)
             cgroup = f"/{parent.strip('/')}/{name}"
             pid = await shim.prepare({**self._template, "linux": {**self._template["linux"], "cgroupsPath": cgroup}})
             return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from covey.errors import Conflict, CoveyError, Internal, NotFound
+from covey.errors import Conflict, CoveyError, Internal
 from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
-from worker.kernel import trees
+from worker.containers.record import Container
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ async def remove(host: Host, live: Live, *, force: bool = False, volumes: bool =
         while True:
             if container.state.running:
                 container.manually_stopped = True
-                await stop.end(host, live, signal.SIGKILL, stop.KILL_PATIENCE)
+                await stop.put_down(host, live)
             async with live.lock:
                 # A start that was under way may have made it run meanwhile.
                 _check_state(live, force)
@@ -53,7 +52,9 @@ async def remove(host: Host, live: Live, *, force: bool = False, volumes: bool =
     live.drop_pending()
     live.wake_exit_waiters(container.state.exit_code)
     live.wake_removal_waiters(container.state.exit_code)
-    await _collect_image(host, container.image_id)
+    if host.images.is_leftover(container.image_id):
+        # It was removed under its containers and goes with the last of them.
+        await host.run(host.images.collect)
 
 
 def _check_state(live: Live, force: bool) -> None:
@@ -67,26 +68,21 @@ async def _delete(host: Host, live: Live) -> None:
     container = live.container
     container.state.status = record.REMOVING
     directory = host.options.run_directory(container.id)
-    ran = directory.exists()
-    if ran:
-        await teardown.release(host, container, keep_exit=True)
-        if await host.run(teardown.beside_exit, directory):
-            raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
-    asides = await host.run(_retire, host, container.id)
+    if directory.exists():
+        await teardown.detach(host, container)
+    host.discard(await host.run(_retire, host, container, directory))
     host.registry.forget(container)
-    if ran:
-        await host.run(shutil.rmtree, directory, ignore_errors=True)
-    host.spawn(host.run(_clear, asides), f"container {container.short}: its files")
 
 
-def _retire(host: Host, container_id: str) -> list[Path]:
-    places = (host.registry.retire(container_id), host.overlay.retire(container_id))
+def _retire(host: Host, container: Container, directory: Path) -> list[Path]:
+    """Blocking; where what is left of it lies. Raises Internal while something in its run directory is in use."""
+    if directory.exists():
+        teardown.clear_logged(host, container, directory, keep_exit=True)
+        if teardown.beside_exit(directory):
+            raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
+    places = (host.registry.retire(container.id), host.overlay.retire(container.id))
+    shutil.rmtree(directory, ignore_errors=True)
     return [one for one in places if one is not None]
-
-
-def _clear(asides: list[Path]) -> None:
-    for one in asides:
-        trees.remove_path(one)
 
 
 async def _remove_volumes(host: Host, live: Live) -> None:
@@ -96,14 +92,6 @@ async def _remove_volumes(host: Host, live: Live) -> None:
                 await host.run(host.volumes.remove, mount.name, True)
             except CoveyError as error:
                 log.info("volume %s of container %s stays: %s", mount.name, live.container.short, error.message)
-
-
-async def _collect_image(host: Host, image_id: str) -> None:
-    """An image that was removed under its containers goes with the last of them."""
-    try:
-        await host.run(host.images.resolve, image_id)
-    except NotFound:
-        await host.run(host.images.collect)
 
 
 async def prune(host: Host, filters: Mapping[str, Sequence[str]]) -> tuple[list[str], int]:

@@ -1,129 +1,54 @@
-"""The daemon's side of the zygote and of the shims: one object each, over their sockets, on asyncio.
+"""The daemon's side of the shims: one object each, over their sockets, on asyncio.
 
 A shim outlives the daemon: ``Shim.connect`` adopts one that runs already. What the shim refuses is RuntimeFault (code,
-message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone. It decides nothing.
+message, step); a shim that cannot be reached or ends in the middle of an answer is ShimGone, one that lets wait for its
+first answer ShimSilent. It decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import errno
+import functools
 import logging
-import os
-import signal
-import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from worker.kernel import mounts, process, syscalls
+from worker import processes
+from worker.containers.shim_socket import Client, Line, Refusing
+from worker.kernel import process
 from worker.runtime import birth
-from worker.runtime.cgroups import Cgroup
+from worker.runtime.cgroups import Cgroup, Hierarchy, hierarchies
 from worker.runtime.errors import RuntimeFault, remedy
 from worker.shim import records
 
 VERSION = 1
 log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct(">I")
+_START_REQUEST = {"op": "start"}
 _FRAME = struct.Struct(">BxxxI")
-_START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
-_GONE = (ConnectionError, FileNotFoundError, asyncio.IncompleteReadError, BrokenPipeError)
-_IDLE_LIMIT = 2
+_GONE = (ConnectionError, asyncio.IncompleteReadError)
 _FORGET_SECONDS = 10.0
-_FORK_PATIENCE = 15.0
-_END_PATIENCE, _POLL = 5.0, 0.01
+_END_PATIENCE, _AGAIN = 5.0, 0.01
+ANSWER_SECONDS = 5.0
+"""How long a shim may take to say who it is: one that is stopped or frozen would take for ever."""
 
 
-class ShimGone(Exception):
-    """The shim (or zygote) does not answer: it has ended, or never was."""
+class ShimSilent(TimeoutError):
+    """The shim of ``directory`` has not answered in time, and is not known to have ended. ``words`` say what to do."""
 
-
-async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect through the directory's descriptor: a socket address holds 107 bytes, our paths may be longer."""
-    try:
-        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ShimGone(f"there is no {path.parent}") from None
-    try:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError:
-        os.close(directory)
-        raise
-    try:
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, f"/proc/self/fd/{directory}/{path.name}")
-        return await asyncio.open_unix_connection(sock=sock)
-    except OSError as error:
-        sock.close()
-        raise ShimGone(f"nobody answers at {path}: {error.strerror}") from None
-    finally:
-        os.close(directory)
-
-
-async def _receive(reader: asyncio.StreamReader) -> dict[str, Any]:
-    (length,) = _LENGTH.unpack(await reader.readexactly(4))
-    body: dict[str, Any] = json.loads(await reader.readexactly(length))
-    if "error" in body:
-        raise RuntimeFault.from_dict(body["error"])
-    return body
-
-
-def _frame(body: dict[str, Any]) -> bytes:
-    data = json.dumps(body).encode()
-    return _LENGTH.pack(len(data)) + data
-
-
-class _Client:
-    """Requests to one socket; each takes an idle connection or opens one, so a slow answer delays no other request."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def request(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer. Raises RuntimeFault or ShimGone."""
-        reader, writer = self._idle.pop() if self._idle else await _open(self.path)
-        try:
-            writer.write(_frame(body))
-            await writer.drain()
-            answer = await _receive(reader)
-        except RuntimeFault:
-            self._idle.append((reader, writer))
-            raise
-        except _GONE as error:
-            writer.close()
-            raise ShimGone(f"{self.path} ended while it answered {body['op']}: {error}") from None
-        except BaseException:
-            # Cancelled half-way: the answer that still comes must not be taken for another request's.
-            writer.close()
-            raise
-        if len(self._idle) < _IDLE_LIMIT:
-            self._idle.append((reader, writer))
-        else:
-            writer.close()
-        return answer
-
-    async def open(self, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection of its own with ``body`` sent."""
-        reader, writer = await _open(self.path)
-        writer.write(_frame(body))
-        return reader, writer
-
-    @property
-    def lost(self) -> bool:
-        """Whether the other end has closed a connection that we kept."""
-        return any(reader.at_eof() for reader, _ in self._idle)
-
-    def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
-        self._idle.clear()
+    def __init__(self, directory: Path) -> None:
+        record = records.read(str(directory), "shim.json") or {}
+        who = f"its shim, process {record['pid']}," if "pid" in record else "its shim"
+        way_out = "let it and its child covey-shim go on (kill -CONT), or kill the container"
+        self.directory = directory
+        self.words = f"{who} does not answer: {way_out}"
+        super().__init__(errno.ETIMEDOUT, self.words, str(directory))
 
 
 class Attachment(NamedTuple):
@@ -156,25 +81,48 @@ class Attachment(NamedTuple):
 
 
 class Shim:
-    """A shim that has answered; ``hello`` is what it said then (id, pid, state, init_pid, init_start_time, exit …)."""
+    """``hello`` is what it said of itself, {} if it was not asked (id, pid, state, init_pid, init_start_time, exit …)."""
 
-    def __init__(self, directory: Path, client: _Client, hello: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, client: Client, hello: dict[str, Any]) -> None:
         self.directory = directory
         self.hello = hello
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
+        self.silence = ""
+        """Why every request is refused, of one that does not answer."""
         self._client = client
+        self._attached: list[Attachment] = []
+        self._used: Line | None = None
 
     @classmethod
-    async def connect(cls, directory: Path) -> Shim:
-        """Connect to a new or an already running shim. Raises ShimGone, or RuntimeFault for a version unknown to us."""
-        client = _Client(directory / "shim.sock")
-        hello = await client.request({"op": "hello", "version": VERSION})
+    async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
+        """Connect to a new or an already running shim; ``patience`` in seconds, None for as long as it lives.
+
+        Raises ShimGone, ShimSilent, or RuntimeFault for a version unknown to us.
+        """
+        client = Client(directory / "shim.sock")
+        try:
+            async with asyncio.timeout(patience):
+                hello = await client.request({"op": "hello", "version": VERSION})
+        except TimeoutError:
+            raise ShimSilent(directory) from None
         if hello["version"] > VERSION:
             client.close()
             words = f"the shim of {directory} speaks version {hello['version']}, this daemon up to {VERSION}"
             raise RuntimeFault("bad-state", f"{words}: start the release that is as new as it, or a later one", "hello")
         return cls(directory, client, hello)
+
+    @classmethod
+    def newborn(cls, directory: Path) -> Shim:
+        """One that has just been forked by a zygote of our version: it need not be asked who it is, and has no ``hello``."""
+        return cls(directory, Client(directory / "shim.sock"), {})
+
+    @classmethod
+    def unreachable(cls, silent: ShimSilent) -> Shim:
+        """Stands for a shim that runs but does not answer: no ``hello``, and RuntimeFault UNREACHABLE from every request."""
+        shim = cls(silent.directory, Refusing(silent.directory / "shim.sock", silent.words), {})
+        shim.silence = silent.words
+        return shim
 
     async def prepare(self, template: dict[str, Any]) -> int:
         """The pid of a sandbox made by ``template`` (a config), which waits for a ``create`` that fits it.
@@ -193,7 +141,30 @@ class Shim:
         config: dict[str, Any] | None = None,
         identity: Mapping[str, str] | None = None,
     ) -> tuple[int, int]:
-        """(init pid, its start time): a process that waits in its namespaces for ``start``.
+        """(init pid, its start time): a process that waits in its namespaces for ``start``. Arguments: see ``launch``."""
+        launching = await self.launch(bundle, log=log, stdin=stdin, init=init, config=config, identity=identity)
+        try:
+            made = await launching.created()
+        except RuntimeFault:
+            launching.end()
+            raise
+        except BaseException:
+            launching.close()
+            raise
+        launching.end()
+        return made
+
+    async def launch(
+        self,
+        bundle: Path,
+        *,
+        log: dict[str, Any] | None = None,
+        stdin: bool = False,
+        init: bool = False,
+        config: dict[str, Any] | None = None,
+        identity: Mapping[str, str] | None = None,
+    ) -> Launching:
+        """Asks for the bundle's process, which is being made when this returns.
 
         ``log``: {"path", "driver": "json-file" | "none", "max_size": bytes or None, "max_file": n}. ``config``: what the
         bundle holds, if it is at hand; the shim then need not read it. ``identity``: the ``id`` and ``dir`` a prepared
@@ -202,13 +173,13 @@ class Shim:
         request = {"op": "create", "bundle": str(bundle), "log": log, "stdin": stdin, "init": init, **(identity or {})}
         if config is not None:
             request["birth"] = birth.of_container(config).to_json()
-        answer = await self._client.request(request)
-        self.warnings = answer.get("warnings") or []
-        return answer["init_pid"], answer["init_start_time"]
+        line = await self._client.line()
+        line.send(request)
+        return Launching(self, self._client, line)
 
     async def start(self) -> None:
         """Returns after execve; RuntimeFault not-found is Docker's 127, not-executable 126."""
-        await self._client.request({"op": "start"})
+        await self._client.request(_START_REQUEST)
 
     async def kill(self, signal: int, *, everything: bool = False, exec_id: str | None = None) -> None:
         await self._client.request({"op": "kill", "signal": signal, "all": everything, "exec_id": exec_id})
@@ -253,31 +224,31 @@ class Shim:
         self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, exec_id: str | None = None
     ) -> Attachment:
         """Output from now on, all of it: the process waits for attachers that are slow to read."""
-        reader, writer = await self._client.open(
-            {"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr}
-        )
+        line = await self._client.open()
         try:
-            await _receive(reader)
-        except _GONE as error:
-            writer.close()
-            raise ShimGone(f"{self.directory} ended while it answered attach: {error}") from None
+            await line.ask({"op": "attach", "exec_id": exec_id, "stdin": stdin, "stdout": stdout, "stderr": stderr})
         except BaseException:
-            writer.close()
+            line.close()
             raise
-        return Attachment(reader, writer)
+        attachment = Attachment(line.reader, line.writer)
+        self._attached.append(attachment)
+        return attachment
+
+    @property
+    def attached(self) -> bool:
+        """Whether somebody has a stream of it open."""
+        self._attached = [one for one in self._attached if not one.writer.is_closing()]
+        return bool(self._attached)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
-        reader, writer = await self._client.open({"op": "events"})
+        line, self._used = self._used or await self._client.open(), None
         try:
+            line.send({"op": "events"})
             while True:
-                try:
-                    event = await _receive(reader)
-                except _GONE:
-                    raise ShimGone(f"the shim of {self.directory} has ended") from None
-                yield event
+                yield await line.answer()
         finally:
-            writer.close()
+            line.close()
 
     async def delete(self) -> None:
         """After the exit: remove its cgroups; the shim ends."""
@@ -290,6 +261,10 @@ class Shim:
         """Whether the shim is known to have ended: it has let go of a connection that nobody uses."""
         return self._client.lost
 
+    def listen_on(self, line: Line) -> None:
+        """Have the next ``events`` come on this line, at rest, rather than on one that must be opened."""
+        self._used = line
+
     def moved(self, directory: Path) -> None:
         """The shim's socket has been moved into ``directory``; connections that are open go on."""
         self.directory = directory
@@ -297,7 +272,51 @@ class Shim:
 
     def close(self) -> None:
         """Let go of the connections; the shim lives on."""
+        if self._used is not None:
+            self._used.close()
         self._client.close()
+
+
+class Launching:
+    """A process being made, on a line of its own: its start can be asked for before it is there, and waits at the shim."""
+
+    def __init__(self, shim: Shim, client: Client, line: Line) -> None:
+        self._shim = shim
+        self._client = client
+        self._line = line
+        self._asked = False
+
+    async def created(self) -> tuple[int, int]:
+        """(init pid, its start time). Raises RuntimeFault, after which a start is refused, or ShimGone."""
+        answer = await self._line.answer()
+        self._shim.warnings = answer.get("warnings") or []
+        return answer["init_pid"], answer["init_start_time"]
+
+    def ask_start(self) -> None:
+        """Have it started as soon as it is created."""
+        if not self._asked:
+            self._asked = True
+            self._line.send(_START_REQUEST)
+
+    async def started(self) -> None:
+        """After ``created``: see ``Shim.start``."""
+        self.ask_start()
+        await self._line.answer()
+        self._shim.listen_on(self._line)
+
+    def end(self) -> None:
+        """Everything that was asked for has been answered."""
+        self._client.back(self._line)
+
+    def close(self) -> None:
+        """Whatever is still to be answered is of no interest."""
+        self._line.close()
+
+
+@functools.cache
+def _hierarchies() -> list[Hierarchy]:
+    """The machine's, which stay: to read them is to read all mounts, of which each container has one."""
+    return hierarchies()
 
 
 def exit_record(directory: Path) -> dict[str, Any] | None:
@@ -316,7 +335,7 @@ def sweep(directory: Path) -> bool:
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
         # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
         for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
-            group = Cgroup(path)
+            group = Cgroup(path, _hierarchies())
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)
@@ -333,13 +352,13 @@ def sweep(directory: Path) -> bool:
 async def end_shim(pid: int, started: int) -> None:
     """Kills a shim, and by that its container, and waits until it is gone."""
     deadline = time.monotonic() + _END_PATIENCE
-    while time.monotonic() < deadline:
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            if not process.kill_verified(pid, started, signal.SIGKILL):
+            if await processes.end([(pid, started)], left):
                 return
         except OSError as error:
             log.error("shim %s cannot be ended now: %s%s", pid, error.strerror, remedy(error))
-        await asyncio.sleep(_POLL)
+            await asyncio.sleep(_AGAIN)
     log.error("shim %s has not ended after SIGKILL", pid)
 
 
@@ -355,119 +374,3 @@ def _forget(runtime: str, ident: str, directory: Path) -> None:
     command = [runtime, "--root", str(directory / "runtime"), "delete", "--force", ident]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_FORGET_SECONDS, check=False)
-
-
-class Zygote:
-    """The process that forks shims; ``pid`` and ``start_time`` identify it."""
-
-    def __init__(self, client: _Client, pid: int) -> None:
-        self._client = client
-        self.pid = pid
-        self.start_time = process.start_time(pid) or 0
-
-    @classmethod
-    async def connect(cls, socket_path: Path) -> Zygote:
-        """A zygote that runs already. Raises ShimGone."""
-        client = _Client(socket_path)
-        hello = await client.request({"op": "hello", "version": VERSION})
-        if hello["version"] != VERSION:
-            client.close()
-            raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
-        return cls(client, hello["pid"])
-
-    @classmethod
-    async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
-        """Start one in a session of its own, standard library only; its words go to ``log_path``.
-
-        It and its shims are in a cgroup below ``cgroup_parent``.
-        """
-        pid = _spawn(socket_path, log_path, cgroup_parent)
-        deadline = asyncio.get_running_loop().time() + patience
-        while True:
-            try:
-                return await cls.connect(socket_path)
-            except ShimGone:
-                if _ended(pid) or asyncio.get_running_loop().time() > deadline:
-                    words = _last_words(log_path)
-                    raise ShimGone(f"the zygote {pid} does not answer at {socket_path}; its log ends: {words}") from None
-            await asyncio.sleep(0.01)
-
-    async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey", runtime: str = "") -> tuple[int, int]:
-        """(pid, start time) of a new shim that listens in ``directory``. ``runtime``: another's program, "" for ours."""
-        request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
-        if runtime:
-            request["runtime"] = runtime
-        try:
-            async with asyncio.timeout(_FORK_PATIENCE):
-                answer = await self._client.request(request)
-        except TimeoutError:
-            raise ShimGone(f"the shim of {directory} died before it answered") from None
-        return answer["pid"], answer["start_time"]
-
-    async def ping(self) -> None:
-        await self._client.request({"op": "ping"})
-
-    def alive(self) -> bool:
-        """Whether the process still runs; a dead child of ours is reaped."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
-        return process.is_alive(self.pid, self.start_time)
-
-    async def stop(self) -> None:
-        """End the zygote; shims stay."""
-        await self._client.request({"op": "stop"})
-        self.close()
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def _ended(pid: int) -> bool:
-    return os.waitpid(pid, os.WNOHANG)[0] != 0
-
-
-def _last_words(log_path: Path) -> str:
-    return log_path.read_text(errors="replace")[-2000:]
-
-
-def _spawn(socket_path: Path, log_path: Path, cgroup_parent: str) -> int:
-    """posix_spawn rather than asyncio's subprocess, whose transport would kill the zygote with its event loop."""
-    with contextlib.suppress(FileNotFoundError):
-        socket_path.unlink()
-    root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path), cgroup_parent]
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    interpreter = _sealed(sys.executable)
-    try:
-        return os.posix_spawn(
-            f"/proc/self/fd/{interpreter}",
-            command,
-            {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-        )
-    finally:
-        os.close(interpreter)
-
-
-def _sealed(program: str) -> int:
-    """A read-only mount of the program file, nowhere attached, to run it from.
-
-    A container can have the process that becomes it execute /proc/self/exe, and so hold the file it ran from: through a
-    writable mount, root in the container could write to the host's interpreter (CVE-2019-5736).
-    """
-    try:
-        fd = mounts.clone(program)
-    except OSError as error:
-        raise ShimGone(f"no zygote without the right to mount: {error.strerror} for {program}; run as root") from None
-    try:
-        mounts.set_attributes(fd, syscalls.MOUNT_ATTR_RDONLY, 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -35,7 +35,8 @@ from worker.containers import (
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Shim, ShimGone, end_shim
+from worker.containers.shim_client import Launching, Shim, end_shim
+from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
@@ -167,17 +168,20 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         config = await host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
             shim = sandbox.shim
+            launching = await _take_over(host, container, directory, config, sandbox)
+            undo.callback(launching.close)
             # The process is at work meanwhile; making the bundle beside it would only take turns with it.
-            taking_over = _take_over(host, container, directory, config, sandbox)
-            (pid, started), attachment = await _both(taking_over, _plug(host, container, sandbox))
+            (pid, started), attachment = await _both(_taken_over(launching), _plug(host, live, sandbox, launching))
         else:
             shim = await _make_shim(host, container, directory, undo)
-            pid, started = await shim.create(directory, config=config, **_settings(host, container))
+            launching = await shim.launch(directory, config=config, **_settings(host, container))
+            undo.callback(launching.close)
+            pid, started = await launching.created()
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
         check_joined(host, container)
-        await shim.start()
+        await launching.started()
         # Within what is undone: whose record cannot be kept must not run.
         _running(host, live, shim, pid, started)
         undo.pop_all()
@@ -190,28 +194,37 @@ def _has_links(attachment: Attachment | None) -> bool:
     return attachment is not None and any(one.driver == "bridge" for one in attachment.endpoints)
 
 
-async def _plug(host: Host, container: Container, sandbox: Sandbox) -> Attachment:
-    """Whether it was the sandbox that died or the network that fails shows in the ordinary way."""
+async def _plug(host: Host, live: Live, sandbox: Sandbox, launching: Launching) -> Attachment:
+    """Whether it was the sandbox that died or the network that fails shows in the ordinary way.
+
+    With its links the container has all it needs, and starts as soon as it is made, unless somebody waits to be attached.
+    """
     try:
-        return await host.network.plug(container.id, sandbox.pid, sandbox.spare)
+        attachment = await host.network.plug(live.container.id, sandbox.pid, sandbox.spare)
     except CoveyError as error:
         raise SandboxLost(error.message) from error
+    if not live.pending:
+        launching.ask_start()
+    return attachment
 
 
-async def _take_over(
-    host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox
-) -> tuple[int, int]:
-    """The sandbox becomes the container that ``config`` describes: its pid and start time. It does not run yet.
-
-    So nothing of the program has been done when that goes wrong, and another way may be tried: SandboxLost.
-    """
+async def _take_over(host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox) -> Launching:
+    """Have the sandbox become the container that ``config`` describes. Raises SandboxLost."""
     if not host.pool.fits(config):
         raise SandboxLost("its bundle is not like the others")
     identity = {"id": container.id, "dir": str(directory)}
     try:
         sandbox.become(directory)
-        return await sandbox.shim.create(directory, config=config, identity=identity, **_settings(host, container))
+        return await sandbox.shim.launch(directory, config=config, identity=identity, **_settings(host, container))
     except (ShimGone, FileNotFoundError) as gone:
+        raise SandboxLost(str(gone)) from gone
+
+
+async def _taken_over(launching: Launching) -> tuple[int, int]:
+    """Its pid and start time. Nothing of the program has been done when that goes wrong, and another way may be tried."""
+    try:
+        return await launching.created()
+    except ShimGone as gone:
         raise SandboxLost(str(gone)) from gone
     except RuntimeFault as fault:
         if fault.code not in (UNFIT, "bad-state", "kernel"):
@@ -339,13 +352,17 @@ async def _reserve(host: Host, container: Container, undo: AsyncExitStack) -> At
     ports = network_requests.port_bindings(container.config, container.host_config, container.port_group)
     if container.network_mode in ("host", "none"):
         ports = []
-    return await host.network.reserve(
+    reserved = await host.network.reserve(
         container.id,
         container.name,
         network_requests.requests(container),
         ports,
         dns=container.host_config.get("Dns") or [],
     )
+    if container.owner and health.test(container.config) is not None:
+        # A task is in balance once it is healthy: an update that starts it first relies on that.
+        await host.network.serve(container.id, False)
+    return reserved
 
 
 def _network_files(host: Host, container: Container, attachment: Attachment | None) -> dict[str, str]:
@@ -452,7 +469,7 @@ async def _make_shim(host: Host, container: Container, directory: Path, undo: As
     program = _program(host, container)
     pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
     undo.push_async_callback(end_shim, pid, started)
-    return await Shim.connect(directory)
+    return Shim.newborn(directory)
 
 
 def _log_settings(host: Host, container: Container) -> dict[str, Any]:

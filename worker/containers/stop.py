@@ -10,11 +10,15 @@ import contextlib
 import signal
 
 from covey.errors import Conflict, Internal, NotModified
-from worker.containers import defaults, record, signals, start
+from worker import processes
+from worker.containers import defaults, record, runtimes, signals, start
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_client import Shim, end_recorded
+from worker.containers.shim_socket import UNREACHABLE, ShimGone
+from worker.kernel import process
 from worker.runtime.errors import RuntimeFault
+from worker.shim import records
 
 KILL_PATIENCE = 10.0
 
@@ -30,8 +34,18 @@ async def send(live: Live, number: int) -> bool:
     except RuntimeFault as fault:
         if fault.code == "bad-state":
             return False
+        if fault.code == UNREACHABLE:
+            return await _send_past(live.shim, live.container, number)
         raise Internal(f"cannot signal container {live.container.short}: {fault}") from fault
     return True
+
+
+async def _send_past(shim: Shim, container: Container, number: int) -> bool:
+    """Signals a container whose shim does not answer. SIGKILL goes to the shim: only its end can tell of the container's."""
+    if number == signal.SIGKILL:
+        await end_recorded(shim.directory)
+        return True
+    return process.kill_verified(container.state.pid, container.state.pid_start, number)
 
 
 async def wait_exited(live: Live, seconds: float | None) -> bool:
@@ -103,11 +117,53 @@ async def end(host: Host, live: Live, number: int, seconds: float | None) -> Non
         return
     if await send(live, signal.SIGKILL):
         host.publish(live.container, "kill", {"signal": str(int(signal.SIGKILL))})
+    await _wait_killed(live)
+
+
+async def _wait_killed(live: Live) -> None:
     if not await wait_exited(live, KILL_PATIENCE):
         raise Internal(
             f"container {live.container.short} did not end within {KILL_PATIENCE:.0f} s of SIGKILL: "
             "a process of it hangs in the kernel"
         )
+
+
+async def put_down(host: Host, live: Live) -> None:
+    """End a container that is being removed: with its shim, where nobody would miss what that still had to say of it.
+
+    A process dies with its shim, and a shim that goes at once has no end to record and nothing to clear away: half the work.
+    """
+    if _unheard(live) and await _end_with_shim(host, live.container):
+        await _wait_killed(live)
+    else:
+        await end(host, live, signal.SIGKILL, KILL_PATIENCE)
+
+
+def _unheard(live: Live) -> bool:
+    """Whether its processes end with its first one, for certain, and there is no client of their output or of an exec."""
+    settings, shim = live.container.host_config, live.shim
+    return (
+        live.container.state.status == record.RUNNING
+        and not settings.get("PidMode")
+        and settings.get("Runtime") in (None, "", runtimes.OWN)
+        and shim is not None
+        and not shim.attached
+        and not any(one.running for one in live.execs.values())
+    )
+
+
+async def _end_with_shim(host: Host, container: Container) -> bool:
+    """Whether there is nothing left to kill. The shim goes first, or it would begin to record an end."""
+    try:
+        found = records.read(str(host.options.run_directory(container.id)), "shim.json")
+        if found is None:
+            return False
+        identities = ((found["pid"], found["start_time"]), (container.state.pid, container.state.pid_start))
+        host.publish(container, "kill", {"signal": str(int(signal.SIGKILL))})
+        return await processes.end(identities, KILL_PATIENCE)
+    except OSError:
+        # Out of descriptors: the shim can still be asked.
+        return False
 
 
 async def kill(host: Host, live: Live, name: str | None = None) -> None:
@@ -127,8 +183,8 @@ async def kill(host: Host, live: Live, name: str | None = None) -> None:
         # A frozen process would not even notice it.
         with contextlib.suppress(Conflict):
             await unpause(host, live)
-    if number == signal.SIGKILL and not await wait_exited(live, KILL_PATIENCE):
-        raise Internal(f"container {container.short} did not end within {KILL_PATIENCE:.0f} s of SIGKILL")
+    if number == signal.SIGKILL:
+        await _wait_killed(live)
 
 
 async def restart(host: Host, live: Live, timeout: int | None = None, name: str | None = None) -> None:

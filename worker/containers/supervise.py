@@ -14,7 +14,8 @@ from typing import Any
 from worker.containers import health, record, restart_policy, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
-from worker.containers.shim_client import Shim, ShimGone, end_recorded, exit_record
+from worker.containers.shim_client import Shim, end_recorded, exit_record
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,11 @@ class Exit:
     code: int
     oom: bool
     at: float
-    error: str = ""
+    shim_died: bool = False
+
+    @property
+    def error(self) -> str:
+        return SHIM_DIED if self.shim_died else ""
 
 
 def begin(host: Host, live: Live) -> None:
@@ -46,7 +51,8 @@ def begin(host: Host, live: Live) -> None:
 async def _supervise(host: Host, live: Live, shim: Shim) -> None:
     ended = await _wait_exit(host, live, shim)
     async with live.lock:
-        await settle(host, live, shim, ended)
+        await settle(host, live, None if ended.shim_died else shim, ended)
+    shim.close()
     if live.container.host_config.get("AutoRemove") and not live.removing and not live.kept:
         host.auto_remove(live)
 
@@ -62,15 +68,16 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
             try:
                 ended = await _found_ended(host, shim)
             except OSError as error:
-                await _out_of_means(host, live, error)
+                await out_of_means(host, live, error)
                 continue
             if ended is not None:
                 return ended
         except OSError as error:
-            await _out_of_means(host, live, error)
+            await out_of_means(host, live, error)
 
 
-async def _out_of_means(host: Host, live: Live, error: OSError) -> None:
+async def out_of_means(host: Host, live: Live, error: OSError) -> None:
+    """Says so, and returns when it is time to try again."""
     log.error("container %s cannot be watched now: %s%s", live.container.short, error, remedy(error))
     await host.clock.sleep(WATCH_AGAIN)
 
@@ -84,8 +91,13 @@ async def _found_ended(host: Host, shim: Shim) -> Exit | None:
         (await Shim.connect(shim.directory)).close()
     except ShimGone:
         await end_recorded(shim.directory)
-        return Exit(137, False, host.clock.now(), SHIM_DIED)
+        return died(host)
     return None
+
+
+def died(host: Host) -> Exit:
+    """The exit of a container whose shim was killed, and by that its process."""
+    return Exit(137, False, host.clock.now(), shim_died=True)
 
 
 def from_record(found: dict[str, Any]) -> Exit:
@@ -122,15 +134,19 @@ async def settle(host: Host, live: Live, shim: Shim | None, ended: Exit) -> None
     if noted:
         record.unmark_running(host.options.run_directory(container.id))
     live.shim, live.attachment = None, None
-    await teardown.detach(host, container)
+    if not live.removing:
+        await teardown.detach(host, container)
     _tell(host, live)
     _decide_restart(host, live, ended)
-    deleted = await _delete_shim(container, shim, ended)
+    deleted = await _delete_shim(container, shim)
+    if live.removing:
+        # Addresses and the rest are taken back by whoever removes it, which waits for the lock.
+        return
     # Without room for the record the shim's own stays for the next daemon; addresses and mounts go all the same.
     await teardown.clear(host, container, deleted=deleted, keep_exit=not noted)
 
 
-async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> bool:
+async def _delete_shim(container: Container, shim: Shim | None) -> bool:
     """Whether there was a shim that gave back what it held."""
     if shim is None:
         return False
@@ -143,10 +159,7 @@ async def _delete_shim(container: Container, shim: Shim | None, ended: Exit) -> 
                 log.error("the shim of container %s cannot be asked to end now: %s%s", container.short, error, remedy(error))
                 await asyncio.sleep(WATCH_AGAIN)
     except (ShimGone, RuntimeFault) as error:
-        if not ended.error:
-            log.warning("the shim of container %s did not end properly: %s", container.short, error)
-    finally:
-        shim.close()
+        log.warning("the shim of container %s did not end properly: %s", container.short, error)
     return False
 
 

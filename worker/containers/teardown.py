@@ -102,7 +102,12 @@ async def detach(host: Host, container: Container) -> None:
 async def clear(host: Host, container: Container, *, deleted: bool = False, keep_exit: bool = False) -> None:
     """What its run left on disk and in the kernel; ``deleted``, ``keep_exit``: see ``clear_directory``."""
     directory = host.options.run_directory(container.id)
+    await host.run(clear_logged, host, container, directory, deleted=deleted, keep_exit=keep_exit)
+
+
+def clear_logged(host: Host, container: Container, directory: Path, *, deleted: bool = False, keep_exit: bool = False) -> None:
+    """``clear_directory``, of which a fault is told in the log."""
     try:
-        await host.run(clear_directory, host, container, directory, deleted=deleted, keep_exit=keep_exit)
+        clear_directory(host, container, directory, deleted=deleted, keep_exit=keep_exit)
     except Exception:
         log.exception("clearing away what a run of container %s left failed", container.short)

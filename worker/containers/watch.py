@@ -15,7 +15,7 @@ from covey.errors import Conflict, Internal, InvalidArgument, NotImplementedYet
 from worker.containers import log_lines, log_options, logs, record, stats, top
 from worker.containers.host import Host, Live
 from worker.containers.log_lines import Query
-from worker.containers.shim_client import ShimGone
+from worker.containers.shim_socket import ShimGone
 from worker.runtime.errors import RuntimeFault
 
 CONDITIONS = ("", "not-running", "next-exit", "removed")

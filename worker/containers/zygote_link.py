@@ -10,7 +10,8 @@ import logging
 from pathlib import Path
 
 from covey.errors import Unavailable
-from worker.containers.shim_client import ShimGone, Zygote
+from worker.containers.shim_socket import ShimGone
+from worker.containers.zygote_client import Zygote
 from worker.processes import wait_gone
 
 log = logging.getLogger(__name__)

@@ -99,6 +99,11 @@ class ImageStore:
             kept = self._kept.get(image_id) or self._missing(image_id)
             return self._named(kept)
 
+    def is_leftover(self, image_id: str) -> bool:
+        """Whether it was removed under its containers, and ``collect`` may free it. Waits for nobody's lock."""
+        kept = self._kept.get(image_id)
+        return kept is None or kept.removed
+
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Images:
         """Images, newest first. ``filters`` as ``GET /images/json`` takes them (worker.images.listing)."""
         with self._lock:

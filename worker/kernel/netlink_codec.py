@@ -183,11 +183,6 @@ def create_veth(
     return Message(f"create veth {name}", _NEW_LINK, _CREATE | _EXCL | _ACK, body)
 
 
-def create_dummy(name: str) -> Message:
-    body = _LINK.pack(0, 0, 0, _UP, _UP) + _link_options(name=name) + nested(18, _text(1, "dummy"))
-    return Message(f"create dummy {name}", _NEW_LINK, _CREATE | _EXCL | _ACK, body)
-
-
 def delete_link(name: str) -> Message:
     return Message(f"delete link {name}", _DELETE_LINK, _ACK, _LINK.pack(0, 0, 0, 0, 0) + _text(3, name))
 

@@ -23,6 +23,8 @@ def backends(attachments: Iterable[Attachment]) -> dict[Key, tuple[Backend, ...]
     """(protocol, host ip, host port) → container addresses of both families, the same for the same input."""
     found: dict[Key, set[Backend]] = {}
     for attachment in attachments:
+        if not attachment.ports:
+            continue
         able = [publishing_endpoint(attachment, version) for version in (4, 6)]
         addresses = [one.ipv4 if version == 4 else one.ipv6 for version, one in zip((4, 6), able) if one]
         for port in attachment.ports:

@@ -61,6 +61,8 @@ def view(networks: Iterable[Network], attachments: Iterable[Attachment]) -> View
     pointers: dict[Address, tuple[str, str]] = {}
     for attachment in attachments:
         mine = [one for one in attachment.endpoints if one.network_id in named]
+        if not mine:
+            continue
         client = Client(
             networks=tuple(one.network_id for one in mine),
             links={alias.lower(): target.lower() for one in mine for target, alias in map(_link, one.links)},

@@ -290,6 +290,10 @@ class Networks:
         records.write(self._attachment_path(attachment.container_id), attachment.to_json(), sync=False)
         self.attachments[attachment.container_id] = attachment
 
+    def hold(self, attachment: Attachment) -> None:
+        """Remembers an attachment of which nothing is in the kernel yet: it means nothing to another life of the daemon."""
+        self.attachments[attachment.container_id] = attachment
+
     def forget(self, container_id: str) -> Attachment | None:
         """Frees all leases of a container and removes its record; None when it had none."""
         attachment = self.attachments.pop(container_id, None)

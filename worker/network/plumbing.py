@@ -145,7 +145,7 @@ class Plumbing:
                 endpoints.append(self.networks.connect(container_id, request, _next_interface(endpoints)))
             attachment = attachment.with_endpoints(endpoints)
             attachment = replace(attachment, ports=self._claim(attachment, ports))
-            self.networks.keep(attachment)
+            self.networks.hold(attachment)
             self._bridge(attachment)
         except BaseException:
             self.networks.forget(container_id)

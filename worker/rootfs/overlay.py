@@ -93,25 +93,22 @@ class Overlay:
             raise _explained(error, f"cannot mount the root file system of container {container_id} at {target}") from error
 
     def unmount(self, target: Path) -> None:
-        """Unmount whatever is mounted at and below ``target``; nothing there is fine."""
-        try:
-            # The usual case, one mount, without a look through all of the machine's.
-            syscalls.umount2(str(target), syscalls.UMOUNT_NOFOLLOW)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return
-        for point in mounts.mount_points(os.path.realpath(target)):
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    syscalls.umount2(point)
-                except OSError as error:
-                    if error.errno == errno.EBUSY:
-                        # Somebody still looks at it (a shell, a backup): gone from the tree now, freed when they leave.
-                        syscalls.umount2(point, syscalls.MNT_DETACH)
-                    elif error.errno != errno.EINVAL:
-                        raise Internal(f"cannot unmount {point}: {error.strerror}") from error
+        """Unmount whatever is mounted at and below ``target``; nothing there is fine.
+
+        Not by a list of mounts: to read that is to read all of the machine's, of which each container has one.
+        """
+        flags = syscalls.UMOUNT_NOFOLLOW
+        while True:
+            try:
+                syscalls.umount2(str(target), flags)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.EINVAL):
+                    return
+                if error.errno != errno.EBUSY or flags & syscalls.MNT_DETACH:
+                    raise Internal(f"cannot unmount {target}: {error.strerror}") from error
+                # Something is mounted below, or somebody still looks at it (a shell, a backup): gone from the tree now, freed
+                # when they leave.
+                flags |= syscalls.MNT_DETACH
 
     def retire(self, container_id: str) -> Path | None:
         """Take the container's writable part away (unmount first): where it lies now, for ``trees.remove_path``."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime.errors import RuntimeFault
@@ -32,10 +31,6 @@ def make_tree(tree: MappedTree) -> int:
         words = f"the filesystem of {tree.source} cannot map owners: {error.strerror}"
         raise RuntimeFault("kernel", f"{tree.field}: idmap: {words}", "mount") from None
     return copy
-
-
-def is_directory(mount_fd: int) -> bool:
-    return stat.S_ISDIR(os.fstat(mount_fd).st_mode)
 
 
 def _user_namespace(tree: MappedTree) -> int:

@@ -26,14 +26,6 @@ _MASKED_LAST = ("/proc", "/sys")
 """A later mount in one of these would come before the masks of an ordinary start, and after those of a sandbox."""
 
 
-def usable(template: Config) -> bool:
-    """Whether sandboxes can be made of this config: all six namespaces new, none of a user's own."""
-    entries = template["linux"].get("namespaces") or []
-    kinds = {entry["type"] for entry in entries if not entry.get("path")}
-    trees = {mount["destination"] for mount in template.get("mounts") or []}
-    return len(entries) == len(kinds) and kinds == _MADE_AHEAD and trees >= set(TREES)
-
-
 def fits(template: Config, config: Config) -> bool:
     """Whether a sandbox of ``template`` can become the container of ``config``."""
     mounts = config.get("mounts") or []

@@ -24,6 +24,7 @@ from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.init import Prepare
 from worker.runtime.process import Launch
 from worker.shim import bundle, logs, records
+from worker.shim.execs import Execs
 from worker.shim.logfile import LogFile
 from worker.shim.logs import Log
 from worker.shim.loop import PRIORITY, READ, Loop
@@ -34,7 +35,6 @@ from worker.shim.reaper import wind_up
 Reply = Callable[[dict[str, Any] | RuntimeFault], None]
 _PAUSE_POLL, _PAUSE_PATIENCE = 0.002, 5.0
 _RECORD_AGAIN = 1.0
-_KEPT_EXECS = 256
 
 
 class Container:
@@ -63,7 +63,7 @@ class Container:
         self._former: Cgroup | None = None
         self._bundle = ""
         self._outside: Outside | None = None
-        self._execs: dict[str, Process] = {}
+        self.execs = Execs(broadcast)
         self._oom_fd = -1
         self._hand_over = False
         self._children: dict[int, Process] = {}
@@ -335,7 +335,7 @@ class Container:
         if not 0 < number < signal.NSIG:
             raise RuntimeFault("invalid", f"{number} is not the number of a signal")
         if request.get("exec_id"):
-            process = self.find_exec(request["exec_id"])
+            process = self.execs.find(request["exec_id"])
             (process.signal_group if request.get("all") else process.signal)(number)
             reply({})
             return
@@ -387,7 +387,7 @@ class Container:
 
     def resize(self, request: dict[str, Any], reply: Reply) -> None:
         ident = request.get("exec_id")
-        process = self.find_exec(ident) if ident else self.require("created", "running", "paused", "exited")
+        process = self.execs.find(ident) if ident else self.require("created", "running", "paused", "exited")
         if not process.streams.resize(int(request["height"]), int(request["width"])):
             raise RuntimeFault("bad-state", f"{ident or self.ident} has no terminal now")
         reply({})
@@ -407,20 +407,18 @@ class Container:
     def exec(self, request: dict[str, Any], reply: Reply) -> None:
         container = self.require("running")
         ident = str(request["exec_id"])
-        if ident in self._execs:
-            raise RuntimeFault("bad-state", f"exec {ident} of container {self.ident} exists already")
         assert self._group is not None
-        process = Process(self._loop, None, lambda ended: self._on_exec_exit(ident, ended))
+        process = Process(self._loop, None, lambda _: self.execs.ended(ident))
 
         def created(fault: RuntimeFault | None) -> None:
             if fault is not None:
-                self._execs.pop(ident, None)
+                self.execs.drop(ident)
                 process.signal(signal.SIGKILL)
             reply(fault or {"pid": process.pid})
 
         made = prepare.entering(partial(bundle.load, ident=self.ident), self._bundle, request["process"], self._group)
         born = birth.of_exec(request["process"])
-        self._execs[ident] = process
+        self.execs.add(ident, process)
         try:
             process.create(
                 born,
@@ -432,34 +430,18 @@ class Container:
                 on_request=partial(self._on_request, process),
             )
         except BaseException:
-            self._execs.pop(ident, None)
+            self.execs.drop(ident)
             raise
         self._children[process.pid] = process
 
     def exec_start(self, request: dict[str, Any], reply: Reply) -> None:
-        process = self.find_exec(request["exec_id"])
+        process = self.execs.find(request["exec_id"])
         if process.started or process.exit_code is not None:
             raise RuntimeFault("bad-state", f"exec {request['exec_id']} has been started already")
         process.start(lambda fault: reply(fault or {}))
 
     def exec_state(self, request: dict[str, Any], reply: Reply) -> None:
-        process = self.find_exec(request["exec_id"])
-        running = process.started and process.exit_code is None
-        reply({"running": running, "exit_code": process.exit_code, "pid": process.pid})
-
-    def find_exec(self, ident: str) -> Process:
-        process = self._execs.get(ident)
-        if process is None:
-            raise RuntimeFault("bad-state", f"container {self.ident} has no exec {ident}")
-        return process
-
-    def _on_exec_exit(self, ident: str, process: Process) -> None:
-        if ident not in self._execs:
-            return
-        self._broadcast({"type": "exec-exit", "exec_id": ident, "code": process.exit_code})
-        ended = [name for name, entry in self._execs.items() if entry.exit_code is not None]
-        for name in ended[:-_KEPT_EXECS]:
-            del self._execs[name]
+        reply(self.execs.state(request["exec_id"]))
 
     def delete(self, request: dict[str, Any], reply: Reply, finished: Callable[[], None]) -> None:
         """Remove what the kernel holds of an ended container; ``finished`` ends the shim."""
@@ -483,14 +465,13 @@ class Container:
         process, log = self.process, self._log
         if not self._hand_over or self.state not in ("running", "paused") or process is None or not process.streams.at_rest:
             return None
-        if not all(entry.over for entry in self._execs.values()):
-            return None
+        execs = self.execs.handed()
         logged = log.handed() if isinstance(log, LogFile) else None
-        if self._group is None or (log is not None and logged is None):
+        if self._group is None or execs is None or (log is not None and logged is None):
             return None
         body = {
             "state": self.state,
-            "execs": [(name, entry.pid, entry.exit_code) for name, entry in self._execs.items()],
+            "execs": execs,
             "id": self.ident,
             "dir": self._directory,
             "bundle": self._bundle,
@@ -525,9 +506,7 @@ class Container:
             else:
                 process.streams.take(name, fd)
         process.streams.pump()
-        for ident, pid, code in handed["execs"]:
-            self._execs[ident] = Process(self._loop, None, self._on_init_exit)
-            self._execs[ident].be_over(pid, code)
+        self.execs.take(handed["execs"], self._loop)
 
     def _watch_oom(self) -> None:
         assert self._group is not None

@@ -225,25 +225,27 @@ class ForeignContainer(Container):
         """Only its streams are made: a runtime's exec cannot wait. ``pid`` is 0 until ``exec_start``."""
         self.require("running")
         ident = str(request["exec_id"])
-        if ident in self._execs:
-            raise RuntimeFault("bad-state", f"exec {ident} of container {self.ident} exists already")
-        process = ForeignProcess(self._loop, None, lambda ended: self._on_exec_exit(ident, ended))
+        process = ForeignProcess(self._loop, None, lambda _: self.execs.ended(ident))
+        self.execs.add(ident, process)
         body = request["process"]
-        with open(self._binary.file(f"exec-{ident}.json"), "w") as file:
-            json.dump(body, file)
-        stdio, console = process.outfit(
-            stdin=bool(request.get("stdin")),
-            terminal=bool(body.get("terminal")),
-            directory=self._directory,
-            name=f"exec-{ident[:12]}.sock",
-        )
-        self._execs[ident] = process
+        try:
+            with open(self._binary.file(f"exec-{ident}.json"), "w") as file:
+                json.dump(body, file)
+            stdio, console = process.outfit(
+                stdin=bool(request.get("stdin")),
+                terminal=bool(body.get("terminal")),
+                directory=self._directory,
+                name=f"exec-{ident[:12]}.sock",
+            )
+        except BaseException:
+            self.execs.drop(ident)
+            raise
         self._waiting[ident] = (body, stdio, console)
         reply({"pid": 0})
 
     def exec_start(self, request: dict[str, Any], reply: Reply) -> None:
         ident = str(request["exec_id"])
-        process = self.find_exec(ident)
+        process = self.execs.find(ident)
         if ident not in self._waiting or not isinstance(process, ForeignProcess):
             raise RuntimeFault("bad-state", f"exec {ident} has been started already")
         body, stdio, console = self._waiting.pop(ident)
@@ -261,7 +263,7 @@ class ForeignContainer(Container):
                     os.unlink(name)
             if fault is not None:
                 process.failed(fault)
-                self._on_exec_exit(ident, process)
+                self.execs.ended(ident)
                 reply(fault)
                 return
             process.begun()

@@ -13,21 +13,12 @@ from worker.shim.logfile import STREAM_NAME, LogFile
 
 
 class JsonLog(LogFile):
-    """``attrs``: labels and environment that every entry carries."""
+    """One JSON object a line."""
 
-    def __init__(
-        self,
-        path: str,
-        max_size: int | None = None,
-        max_file: int = 1,
-        *,
-        compress: bool = False,
-        attrs: dict[str, str] | None = None,
-    ) -> None:
+    def begin(self, attrs: dict[str, str]) -> None:
         self._second = -1
         self._prefix = ""
         self._attrs = f',"attrs":{json.dumps(attrs, separators=(",", ":"), ensure_ascii=False)}' if attrs else ""
-        super().__init__(path, max_size, max_file, compress=compress)
 
     def entry(self, stream: int, text: bytes) -> bytes:
         log = encode_basestring(text.decode("utf-8", "replace"))

@@ -30,22 +30,13 @@ def _field(tag: int, data: bytes) -> bytes:
 
 
 class LocalLog(LogFile):
-    """``attrs``: labels and environment that every entry carries."""
+    """One LogEntry between its lengths."""
 
-    def __init__(
-        self,
-        path: str,
-        max_size: int | None = None,
-        max_file: int = 1,
-        *,
-        compress: bool = False,
-        attrs: dict[str, str] | None = None,
-    ) -> None:
-        pairs = sorted((attrs or {}).items())
+    def begin(self, attrs: dict[str, str]) -> None:
+        pairs = sorted(attrs.items())
         self._attrs = b"".join(_field(6, _field(1, key.encode()) + _field(2, value.encode())) for key, value in pairs)
         #: stream → (id, ordinal of the next piece, time) of a line that goes on.
         self._unfinished: dict[int, tuple[str, int, int]] = {}
-        super().__init__(path, max_size, max_file, compress=compress)
 
     def entry(self, stream: int, text: bytes) -> bytes:
         """All pieces of one line carry the time of the first."""

@@ -26,9 +26,20 @@ _GZIP_HEAD = b"\x1f\x8b\x08\x14\x00\x00\x00\x00\x00\xff"
 
 
 class LogFile:
-    """``max_size`` in bytes, None for no rotation; ``max_file`` counts the current file too; ``compress`` the others."""
+    """``max_size`` in bytes, None for no rotation; ``max_file`` counts the current file too; ``compress`` the others.
 
-    def __init__(self, path: str, max_size: int | None = None, max_file: int = 1, *, compress: bool = False) -> None:
+    ``attrs``: labels and environment that every entry carries.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        max_size: int | None = None,
+        max_file: int = 1,
+        *,
+        compress: bool = False,
+        attrs: dict[str, str] | None = None,
+    ) -> None:
         self._path = path
         self._max_size = max_size
         self._max_file = max(1, max_file)
@@ -42,12 +53,17 @@ class LogFile:
         self.dropped = 0
         self._fd = -1
         self._size = 0
+        self.begin(attrs or {})
         self.open()
 
     def open(self) -> None:
         if self._fd < 0:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
             self._size = os.fstat(self._fd).st_size
+
+    def begin(self, attrs: dict[str, str]) -> None:
+        """Once, before the first ``entry``."""
+        raise NotImplementedError
 
     def entry(self, stream: int, text: bytes) -> bytes:
         """The bytes of one entry; ``text`` ends in a newline unless its line goes on."""

@@ -125,7 +125,7 @@ class Shim:
     def _attach(self, connection: Connection, request: dict[str, Any]) -> None:
         ident = request.get("exec_id")
         container = self.container
-        target = container.find_exec(ident) if ident else container.require("created", "running", "paused", "exited")
+        target = container.execs.find(ident) if ident else container.require("created", "running", "paused", "exited")
         outputs = tuple(stream for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")) if request.get(name))
         connection.become_attached(target.streams, stdin=bool(request.get("stdin")), outputs=outputs)
 

@@ -20,6 +20,15 @@ CONFIG_LIMIT = 1000 * 1024
 MINIMUM_CERTIFICATE_LIFE = 3600 * 10**9
 
 
+class DrainFields(Model):
+    """Ours: how a drained node is emptied. ``Parallelism`` moves at once (absent is 1, 0 all) in ``Order`` (absent: each
+    service's own), until ``Deadline`` nanoseconds have passed (absent or 0: none)."""
+
+    Parallelism: Natural | None = None
+    Order: Literal["", "stop-first", "start-first"] | None = None
+    Deadline: Natural | None = None
+
+
 class NodeSpec(Model):
     """What the user wants of a node."""
 
@@ -27,6 +36,7 @@ class NodeSpec(Model):
     Labels: StringMap
     Role: Literal["worker", "manager"]
     Availability: Literal["active", "pause", "drain"]
+    Drain: DrainFields | None = None
 
 
 class RaftFields(Model):

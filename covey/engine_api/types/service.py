@@ -153,12 +153,14 @@ class ResourcesFields(Model):
 
 
 class RestartPolicyFields(Model):
-    """``MaxAttempts`` 0 is no limit; ``Window`` 0 is unbounded."""
+    """``MaxAttempts`` 0 is no limit; ``Window`` 0 is unbounded. The last two are ours: docs/updates.md."""
 
     Condition: str | None = None
     Delay: Int64 | None = None
     MaxAttempts: Natural | None = None
     Window: Int64 | None = None
+    BackoffLimit: Int64 | None = None
+    BackoffReset: Int64 | None = None
 
 
 class SpreadFields(Model):

@@ -26,7 +26,8 @@ from covey.engine_api.types.service import (
     UpdateConfigFields,
 )
 from covey.errors import InvalidArgument
-from covey.model.spec import STRATEGIES, read_placement
+from covey.model import durations
+from covey.model.spec import BACKOFF_LIMIT_LABEL, BACKOFF_RESET_LABEL, STOPPED_LABEL, STRATEGIES, read_placement
 
 CheckConstraint = Callable[[str], object]
 Reference = tuple[str | None, str | None, FileTarget | None]
@@ -46,6 +47,7 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
     spec = validate(ServiceSpec, raw)
     rules.check_dns_name("Name", spec.Name)
     _check_labels("Labels", spec.Labels)
+    _check_our_labels(spec.Labels)
     _check_task(spec.TaskTemplate, check_constraint)
     _check_own_placement(spec.Name, spec.TaskTemplate.Placement, spec.Labels)
     _check_mode(spec.Mode)
@@ -53,14 +55,28 @@ def validate_service_spec(raw: Mapping[str, Any], check_constraint: CheckConstra
     _check_update("RollbackConfig", "rollback", spec.RollbackConfig, ROLLBACK_ACTIONS)
     _check_networks("Networks", spec.Networks)
     _check_endpoint(spec.EndpointSpec)
-    if spec.UpdateConfig is not None and spec.Mode is not None and (spec.Mode.ReplicatedJob or spec.Mode.GlobalJob is not None):
-        raise refuse("UpdateConfig", "update config is not supported for jobs")
+    if spec.UpdateConfig is not None and spec.Mode is not None and _is_job(spec.Mode):
+        raise refuse("UpdateConfig", "Jobs may not have an update config")
     return spec
+
+
+def _is_job(mode: ServiceMode) -> bool:
+    return mode.ReplicatedJob is not None or mode.GlobalJob is not None
 
 
 def _check_labels(field: str, labels: Mapping[str, str]) -> None:
     if any(not name for name in labels):
         raise refuse(field, "a label's name must not be empty")
+
+
+def _check_our_labels(labels: Mapping[str, str]) -> None:
+    for label in (BACKOFF_LIMIT_LABEL, BACKOFF_RESET_LABEL):
+        try:
+            durations.seconds(labels.get(label, "0"))
+        except ValueError as error:
+            raise refuse(f"Labels.{label}", str(error)) from None
+    if labels.get(STOPPED_LABEL, "true") not in ("true", "false"):
+        raise refuse(f"Labels.{STOPPED_LABEL}", f"{labels[STOPPED_LABEL]!r} is neither true nor false")
 
 
 def _check_task(task: TaskSpec, check_constraint: CheckConstraint | None) -> None:
@@ -127,6 +143,8 @@ def _check_restart(field: str, policy: RestartPolicyFields | None) -> None:
         raise refuse(f"{field}.Condition", f'invalid RestartCondition: "{policy.Condition}": use none, on-failure or any')
     rules.check_not_negative(f"{field}.Delay", policy.Delay, "TaskSpec: restart-delay")
     rules.check_not_negative(f"{field}.Window", policy.Window, "TaskSpec: restart-window")
+    rules.check_not_negative(f"{field}.BackoffLimit", policy.BackoffLimit, "TaskSpec: restart-backoff-limit")
+    rules.check_not_negative(f"{field}.BackoffReset", policy.BackoffReset, "TaskSpec: restart-backoff-reset")
 
 
 def _check_placement(field: str, placement: PlacementFields | None, check: CheckConstraint | None) -> None:
@@ -169,7 +187,7 @@ def _check_mode(mode: ServiceMode | None) -> None:
     if mode is None:
         return
     given = [name for name in MODES if getattr(mode, name) is not None]
-    unknown = sorted(mode.model_extra or {})
+    unknown = sorted(set(mode.model_extra or {}) - {"Cron"})
     if unknown:
         raise refuse(f"Mode.{unknown[0]}", f"unknown service mode: use one of {', '.join(MODES)}")
     if len(given) > 1:

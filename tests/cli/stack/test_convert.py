@@ -208,3 +208,75 @@ def test_sizes_refused(text):
 def test_cpus_refused(text):
     with pytest.raises(InvalidArgument):
         units.nano_cpus(text, "p")
+
+
+@pytest.mark.parametrize(
+    ("deploy", "mode"),
+    [
+        ({"mode": "replicated-job"}, {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}),
+        ({"mode": "replicated-job", "replicas": 4}, {"ReplicatedJob": {"MaxConcurrent": 4, "TotalCompletions": 4}}),
+        ({"mode": "replicated-job", "replicas": 4, "max_concurrent": 2},
+         {"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 4}}),
+        ({"mode": "global-job"}, {"GlobalJob": {}}),
+    ],
+)  # fmt: skip
+def test_jobs(deploy, mode):
+    assert spec(deploy=deploy)["Mode"] == mode
+
+
+@pytest.mark.parametrize(
+    ("deploy", "words"),
+    [
+        ({"mode": "sometimes"}, "is none of replicated, global, replicated-job, global-job"),
+        ({"mode": "global-job", "replicas": 2}, "a global-job service has one task a node"),
+        ({"max_concurrent": 2}, "goes with mode: replicated-job only"),
+        ({"mode": "replicated-job", "replicas": -1}, "-1 is less than 0"),
+    ],
+)
+def test_modes_that_cannot_be(deploy, words):
+    with pytest.raises(InvalidArgument, match=words):
+        spec(deploy=deploy)
+
+
+def stack_of(**services):
+    """Cluster name → spec of a stack ``s`` with these services."""
+    services = {name: {"image": "i", **body} for name, body in services.items()}
+    made = (
+        convert.service_spec(
+            "s", name, body, {}, networks={"default": "s_default"}, volumes={}, ids={}, services=services
+        )
+        for name, body in services.items()
+    )  # fmt: skip
+    return {one["Name"]: one for one in made}
+
+
+def test_depends_on_travels_as_a_label_and_what_is_to_complete_is_a_job():
+    web = {
+        "depends_on": {
+            "db": {"condition": "service_healthy"},
+            "migrate": {"condition": "service_completed_successfully", "required": True},
+            "cache": {"required": False},
+        }
+    }
+    made = stack_of(web=web, worker={"depends_on": ["db"]}, db={}, migrate={})
+    assert made["s_web"]["Labels"]["covey.depends_on"] == "s_db=healthy,s_migrate=completed"
+    assert made["s_worker"]["Labels"]["covey.depends_on"] == "s_db=started"
+    assert made["s_migrate"]["Mode"] == {"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}
+    assert made["s_db"]["Mode"] == {"Replicated": {"Replicas": 1}}
+    said = stack_of(web=web, db={}, migrate={"deploy": {"mode": "replicated"}})
+    assert said["s_migrate"]["Mode"] == {"Replicated": {"Replicas": 1}}
+
+
+@pytest.mark.parametrize(
+    ("depends_on", "words"),
+    [
+        (["nosuch"], "'nosuch' is no service of the stack"),
+        (["web"], "web cannot wait for itself"),
+        ({"db": {"condition": "service_happy"}}, "service_happy"),
+        ({"db": {"restart": True}}, "depends_on.db.restart is not supported"),
+        ({"db": {"when": 1}}, "unknown key services.web.depends_on.db.when"),
+    ],
+)
+def test_dependencies_that_cannot_be(depends_on, words):
+    with pytest.raises(InvalidArgument, match=words):
+        stack_of(web={"depends_on": depends_on}, db={})

@@ -77,6 +77,7 @@ async def test_a_failed_handshake_raises_and_closes(certificates):
         assert wire[1].is_closing()
 
 
+@pytest.mark.suite
 @pytest.mark.asyncio
 async def test_a_listener_that_ends_closes_taken_connections(socket_path):
     entered = asyncio.Event()

@@ -37,7 +37,7 @@ def test_dockerd_reads_it(dockerd: Any) -> None:
             log.write(1, f"{number}\n".encode())
         log.write(1, f"{LONG}\nrest".encode())
         log.end(1)
-        log._is_compressed(wait=True)
+        dockerd.wait("its rotated files are compressed", lambda: log.handed() is not None)
         log.close()
         assert path.with_name("container.log.1.gz").exists()
         found = lines_of(dockerd.call("GET", "/v1.41/containers/logged/logs?stdout=1").text)

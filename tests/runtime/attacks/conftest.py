@@ -26,8 +26,9 @@ import pytest_asyncio
 
 from covey.testing import lab_remains, python_image
 from worker.containers import bundle, host_config, limits, seccomp, surroundings
-from worker.containers.shim_client import Shim, Zygote
+from worker.containers.shim_client import Shim
 from worker.containers.users import User
+from worker.containers.zygote_client import Zygote
 
 from ..conftest import PATIENCE, Boxes, Result, copied, default_bundle, merged
 

@@ -36,6 +36,13 @@ def traps(base: Path, canary: Path, root: str) -> tuple[Path, Path]:
     return real, link
 
 
+def bind_dev(config: dict[str, Any], source: Path) -> None:
+    """The container's /dev is the host's directory ``source``."""
+    for mount in config["mounts"]:
+        if mount["destination"] == "/dev":
+            mount |= {"type": "bind", "source": str(source), "options": ["rbind"]}
+
+
 @ROUNDS
 @pytest.mark.parametrize("kind", ["absolute", "relative"])
 async def test_places_exchanged_while_mounts_are_made(
@@ -223,9 +230,7 @@ async def test_a_mask_under_exchange_of_null(covey: Default, own_root: Path, tmp
                 root={"path": str(own_root)},
                 linux={"maskedPaths": ["/proc/interrupts", "/etc/passwd"]},
             )
-            for mount in config["mounts"]:
-                if mount["destination"] == "/dev":
-                    mount |= {"type": "bind", "source": str(shared), "options": ["rbind"]}
+            bind_dev(config, shared)
             (directory / "config.json").write_text(json.dumps(config))
             with contextlib.suppress(RuntimeFault):
                 pid, _ = await shim.create(directory)
@@ -349,9 +354,7 @@ async def test_a_console_under_exchange(covey: Default, own_root: Path, tmp_path
         for _ in range(rounds):
             shim, directory, _ = await covey.shim()
             config = covey.bundle(["true"], directory.name, process={"terminal": True}, root={"path": str(own_root)})
-            for mount in config["mounts"]:
-                if mount["destination"] == "/dev":
-                    mount |= {"type": "bind", "source": str(shared), "options": ["rbind"]}
+            bind_dev(config, shared)
             (directory / "config.json").write_text(json.dumps(config))
             with contextlib.suppress(RuntimeFault):
                 pid, _ = await shim.create(directory)

@@ -23,17 +23,11 @@ from typing import Any
 
 import pytest
 
+from tests.runtime.conftest import DOCKER_CAPABILITIES
 from worker.runtime.cgroups import Cgroup
 
 PATIENCE = 20.0
 PROGRAM = str(Path(sys.executable).with_name("covey-runtime"))
-CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-    )
-]  # fmt: skip
 
 
 def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
@@ -43,6 +37,13 @@ def wait_for(what: str, condition: Callable[[], Any], patience: float = PATIENCE
         assert time.monotonic() < deadline, f"{what} did not come to be in {patience} s; last: {value!r}"
         time.sleep(0.005)
     return value
+
+
+def ended(command: list[str], code: int | None, **how: Any) -> subprocess.CompletedProcess[str]:
+    """A peer's command, run to its end; ``code``: what it must answer, None for anything."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **how)
+    assert code is None or done.returncode == code, done
+    return done
 
 
 @dataclass
@@ -62,7 +63,7 @@ def config_of(rootfs: Path, cgroup: str, args: list[str], **changes: Any) -> dic
             "cwd": "/",
             "env": ["PATH=/bin:/sbin", "TERM=xterm"],
             "args": args,
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), DOCKER_CAPABILITIES),
         },
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from .conftest import ended
+
 pytestmark = pytest.mark.root
 
 _CONFIG = """
@@ -40,17 +42,8 @@ class Containerd:
         self.parent = parent
         self.ids: list[str] = []
 
-    def call(self, *words: str, code: int | None = 0, **how: Any) -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(
-            ["ctr", "--address", str(self.base / "containerd.sock"), *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert code is None or ended.returncode == code, (words, ended)
-        return ended
+    def call(self, *words: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        return ended(["ctr", "--address", str(self.base / "containerd.sock"), *words], code, stdin=subprocess.DEVNULL)
 
     def run_line(self, ident: str, *words: str, options: tuple[str, ...] = ()) -> list[str]:
         self.ids.append(ident)
@@ -127,12 +120,10 @@ def test_a_terminal(containerd):
     line = containerd.run_line("box", "/bin/sh", "-c", "/bin/tty; /bin/stty size", options=("--rm", "--tty"))
     command = ["ctr", "--address", str(containerd.base / "containerd.sock"), *line]
     try:
-        ended = subprocess.run(
-            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, timeout=60, check=False
-        )
+        done = subprocess.run(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, timeout=60, check=False)
         seen = os.read(master, 65536)
     finally:
         os.close(master)
         os.close(slave)
-    assert ended.returncode == 0, seen
+    assert done.returncode == 0, seen
     assert b"/dev/pts/0" in seen

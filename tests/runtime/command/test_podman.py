@@ -20,6 +20,8 @@ import pytest
 from worker.kernel import syscalls
 from worker.runtime.cgroups import Cgroup
 
+from .conftest import ended
+
 pytestmark = pytest.mark.root
 
 _CONFIG = """
@@ -55,17 +57,7 @@ class Podman:
         ]  # fmt: skip
 
     def call(self, *words: str, code: int | None = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(
-            ["podman", *self.global_options, *words],
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert code is None or ended.returncode == code, (words, ended)
-        return ended
+        return ended(["podman", *self.global_options, *words], code, env=self.environment, input=stdin)
 
     def run(self, *words: str, options: tuple[str, ...] = (), code: int | None = 0, stdin: str = "") -> Any:
         own = ("--network", "none", "--cgroup-parent", self.parent, *options)

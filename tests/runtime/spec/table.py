@@ -30,6 +30,16 @@ GOOD: dict[str, Any] = {
 }
 
 
+KINDS = ("pid", "network", "ipc", "uts", "mount", "cgroup")
+"""The namespaces of a bundle that asks for nothing unusual."""
+
+
+def spaces(*kinds: str, **paths: str) -> dict[str, Any]:
+    """linux.namespaces of these types; ``paths``: type → path."""
+    entries = [{"type": kind, **({"path": paths[kind]} if kind in paths else {})} for kind in dict.fromkeys((*kinds, *paths))]
+    return {"namespaces": entries}
+
+
 def changed(path: str, value: object) -> dict[str, Any]:
     """The smallest good config with one field set; an empty path replaces all of it."""
     config = copy.deepcopy(GOOD)
@@ -52,7 +62,7 @@ def own_root(boxes: Any) -> Path:
         kinds = {name: os.lstat(os.path.join(directory, name)).st_mode for name in names}
         return [name for name, mode in kinds.items() if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode))]
 
-    return Path(shutil.copytree(boxes.rootfs, boxes._base / "own-root", symlinks=True, ignore=special))
+    return Path(shutil.copytree(boxes.rootfs, boxes.base / "own-root", symlinks=True, ignore=special))
 
 
 class Table:

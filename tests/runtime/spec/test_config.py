@@ -66,7 +66,7 @@ TABLE.refuses("root.path", "is required", "root", {}, "root.path")
 
 @TABLE.row("root.path", "a relative path is relative to the bundle")
 async def _(boxes):
-    relative = os.path.relpath(boxes.rootfs, boxes._base / "box0")
+    relative = os.path.relpath(boxes.rootfs, boxes.base / "box0")
     assert (await boxes.sh("ls /etc", root={"path": relative})).out.split() == ["not-a-program", "passwd"]
 
 
@@ -118,7 +118,7 @@ TABLE.refuses("mounts.destination", "is required", "mounts", [{"type": "tmpfs"}]
 
 @TABLE.row("mounts.source", "a bind's path is absolute or relative to the bundle")
 async def _(boxes):
-    (boxes._base / "given").write_text("words\n")
+    (boxes.base / "given").write_text("words\n")
     result = await boxes.sh("cat /etc/given", mounts=[bind("../given", "bind", destination="/etc/given")],
                             root={"path": str(own_root(boxes))})  # fmt: skip
     assert result.out == "words\n"
@@ -126,11 +126,11 @@ async def _(boxes):
 
 @TABLE.row("mounts.options", "it is bind or rbind that makes a bind mount, whatever the type")
 async def _(boxes):
-    (boxes._base / "given").mkdir()
-    (boxes._base / "given/file").touch()
+    (boxes.base / "given").mkdir()
+    (boxes.base / "given/file").touch()
     root = {"path": str(own_root(boxes))}
     for kind in ("none", "ext4", ""):
-        changes = {"mounts": [bind(boxes._base / "given", "rbind", type=kind)], "root": root}
+        changes = {"mounts": [bind(boxes.base / "given", "rbind", type=kind)], "root": root}
         assert (await boxes.sh("ls /mnt", **changes)).out == "file\n"
 
 
@@ -139,8 +139,8 @@ for option in ON:
 
     @TABLE.row("Linux mount options", f"{option} on a bind mount")
     async def _(boxes, option=option):
-        (boxes._base / "given").mkdir()
-        assert option in (await mounted(boxes, bind(boxes._base / "given", "rbind", option)))[0]
+        (boxes.base / "given").mkdir()
+        assert option in (await mounted(boxes, bind(boxes.base / "given", "rbind", option)))[0]
 
     @TABLE.row("Linux mount options", f"{option} on a new filesystem")
     async def _(boxes, option=option):
@@ -167,8 +167,8 @@ for option in ("async", "nolazytime", "defaults", "silent", "loud", "iversion", 
 
     @TABLE.row("Linux mount options", f"{option} is known, and is no option of the filesystem")
     async def _(boxes, option=option):
-        (boxes._base / "given").mkdir(exist_ok=True)
-        options, _, _ = await mounted(boxes, tmpfs(option), bind(boxes._base / "given", "bind", option, destination="/tmp"))
+        (boxes.base / "given").mkdir(exist_ok=True)
+        options, _, _ = await mounted(boxes, tmpfs(option), bind(boxes.base / "given", "bind", option, destination="/tmp"))
         assert {"rw", "relatime"} <= options
 
 
@@ -202,10 +202,10 @@ for name, wanted in {"shared": "shared:", "rshared": "shared:", "private": "", "
 
     @TABLE.row("Linux mount options", f"{name} is a propagation, wherever it stands")
     async def _(boxes, name=name, wanted=wanted):
-        (boxes._base / "given").mkdir()
+        (boxes.base / "given").mkdir()
         for index, options in enumerate(([name, "rbind", "ro"], ["rbind", "ro", name])):
-            shutil.rmtree(boxes._base / "own-root", ignore_errors=True)
-            found, fields, _ = await mounted(boxes, bind(boxes._base / "given", *options))
+            shutil.rmtree(boxes.base / "own-root", ignore_errors=True)
+            found, fields, _ = await mounted(boxes, bind(boxes.base / "given", *options))
             assert "ro" in found, index
             assert [field for field in fields if not field.startswith("master:")] == [field for field in fields if wanted and
                                                                                      field.startswith(wanted)]  # fmt: skip
@@ -240,18 +240,18 @@ MAPS = [{"containerID": 1000, "hostID": 2000, "size": 10}]
 
 @TABLE.row("Linux mount options", "idmap applies the mount's uidMappings and gidMappings")
 async def _(boxes):
-    (boxes._base / "given").mkdir()
-    (boxes._base / "given/file").touch()
-    os.chown(boxes._base / "given/file", 1001, 1002)
-    mount = bind(boxes._base / "given", "bind", "idmap", uidMappings=MAPS, gidMappings=MAPS)
+    (boxes.base / "given").mkdir()
+    (boxes.base / "given/file").touch()
+    os.chown(boxes.base / "given/file", 1001, 1002)
+    mount = bind(boxes.base / "given", "bind", "idmap", uidMappings=MAPS, gidMappings=MAPS)
     result = await boxes.sh("stat -c '%u:%g' /mnt/file", mounts=[mount], root={"path": str(own_root(boxes))})
     assert result.out == "2001:2002\n", result
 
 
 @TABLE.row("Linux mount options", "ridmap maps what is mounted below too, and fails where a filesystem there cannot")
 async def _(boxes):
-    (boxes._base / "given").mkdir()
-    mount = bind(boxes._base / "given", "rbind", "ridmap", uidMappings=MAPS, gidMappings=MAPS)
+    (boxes.base / "given").mkdir()
+    mount = bind(boxes.base / "given", "rbind", "ridmap", uidMappings=MAPS, gidMappings=MAPS)
     assert (await boxes.sh("stat -c %u /mnt", mounts=[mount], root={"path": str(own_root(boxes))})).out == "65534\n"
     with pytest.raises(RuntimeFault, match=r"mounts\[7\]: idmap"):
         await boxes.make(["true"], mounts=[bind("/sys", "rbind", "ridmap", uidMappings=MAPS, gidMappings=MAPS)])
@@ -266,25 +266,25 @@ async def _(boxes):
 @TABLE.row("Linux mount options", "idmap without a mapping of its own takes the container's user namespace's")
 async def _(boxes):
     root = own_root(boxes)
-    for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
+    for path in (boxes.base, boxes.base.parent, boxes.base.parent.parent):
         path.chmod(path.stat().st_mode | 0o011)
-    (boxes._base / "given").mkdir(mode=0o755)
-    (boxes._base / "given/file").touch()
+    (boxes.base / "given").mkdir(mode=0o755)
+    (boxes.base / "given/file").touch()
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     kinds = ("pid", "network", "ipc", "uts", "mount", "cgroup", "user")
     linux = {"namespaces": [{"type": kind} for kind in kinds], "uidMappings": maps, "gidMappings": maps}
     (root / "mnt").mkdir()
-    mounts = [bind(boxes._base / "given", "bind", "idmap")]
+    mounts = [bind(boxes.base / "given", "bind", "idmap")]
     result = await boxes.sh("stat -c '%u:%g' /mnt/file; touch /mnt/new", mounts=mounts, linux=linux, root={"path": str(root)})
     assert result.out == "0:0\n", result
-    assert (boxes._base / "given/new").stat().st_uid == 0, "the container's root writes as the filesystem's owner"
+    assert (boxes.base / "given/new").stat().st_uid == 0, "the container's root writes as the filesystem's owner"
 
 
 @TABLE.row("mounts", "flags the host has set hold in a user namespace; undoing one is an error that says so")
 async def _(boxes):
-    for path in (boxes._base, boxes._base.parent, boxes._base.parent.parent):
+    for path in (boxes.base, boxes.base.parent, boxes.base.parent.parent):
         path.chmod(path.stat().st_mode | 0o011)
-    place = boxes._base / "locked"
+    place = boxes.base / "locked"
     place.mkdir(mode=0o755)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,nosuid,mode=755", "tmpfs", str(place)], check=True)
     try:

@@ -209,7 +209,7 @@ class Recorded:
     """A container with all hooks, and what they have written."""
 
     def __init__(self, boxes: Any, fail: str = "") -> None:
-        self.directory = boxes._base / "hooks"
+        self.directory = boxes.base / "hooks"
         self.directory.mkdir()
         (self.directory / "record").touch()
         self.changes: dict[str, Any] = {
@@ -282,7 +282,7 @@ async def _(boxes):
 
 @HOOKS.row("createContainer", "runs when the mounts are there and the root is not yet changed")
 async def _(boxes):
-    root, directory = boxes.rootfs, boxes._base
+    root, directory = boxes.rootfs, boxes.base
     told = f"ls {root}/tmp >{directory}/seen; ls / | grep -c etc >>{directory}/seen"
     hooks = {"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", told], "env": ["PATH=/bin:/usr/bin"]}]}
     mounts = [{"destination": "/tmp", "type": "bind", "source": "/etc/apt", "options": ["rbind"]}]
@@ -309,7 +309,7 @@ async def _(boxes):
 
 @HOOKS.row("args, env", "are argv and the whole environment")
 async def _(boxes):
-    seen = boxes._base / "seen"
+    seen = boxes.base / "seen"
     told = f'echo "$0" "$1" >{seen}; env >>{seen}'
     hooks = {
         "prestart": [
@@ -328,24 +328,24 @@ async def _(boxes):
 
 @HOOKS.row("args", "left out means the path alone")
 async def _(boxes):
-    script = boxes._base / "alone"
-    script.write_text(f'#!/bin/sh\necho "$#" >{boxes._base}/seen\n')
+    script = boxes.base / "alone"
+    script.write_text(f'#!/bin/sh\necho "$#" >{boxes.base}/seen\n')
     script.chmod(0o755)
     await boxes.make(["true"], hooks={"createRuntime": [{"path": str(script)}]})
-    assert (boxes._base / "seen").read_text() == "0\n"
+    assert (boxes.base / "seen").read_text() == "0\n"
 
 
 @HOOKS.row("Hooks", "those of one kind are called in the listed order, and not after one that failed")
 async def _(boxes):
-    hooks = [{"path": "/bin/sh", "args": ["sh", "-c", f"echo {n} >>{boxes._base}/seen; exit {n // 3}"]} for n in (1, 2, 3, 4)]
+    hooks = [{"path": "/bin/sh", "args": ["sh", "-c", f"echo {n} >>{boxes.base}/seen; exit {n // 3}"]} for n in (1, 2, 3, 4)]
     with pytest.raises(RuntimeFault, match=r"hooks\.createRuntime\[2\].*exit status 1"):
         await boxes.make(["true"], hooks={"createRuntime": hooks})
-    assert (boxes._base / "seen").read_text().split() == ["1", "2", "3"]
+    assert (boxes.base / "seen").read_text().split() == ["1", "2", "3"]
 
 
 @HOOKS.row("timeout", "ends a hook that takes longer, which is its failure")
 async def _(boxes):
-    told = f"echo $$ >{boxes._base}/pid; exec sleep 30"
+    told = f"echo $$ >{boxes.base}/pid; exec sleep 30"
     for kind in ("createRuntime", "createContainer"):
         before = asyncio.get_running_loop().time()
         slow = [{"path": "/bin/sh", "args": ["sh", "-c", told], "env": ["PATH=/bin:/usr/bin"], "timeout": 1}]
@@ -390,11 +390,11 @@ async def _(boxes):
 
 @HOOKS.row("Lifecycle", "a poststop hook that fails is a warning; the others are called and the container is deleted")
 async def _(boxes):
-    then = {"path": "/bin/sh", "args": ["sh", "-c", f"echo called >{boxes._base}/seen"]}
+    then = {"path": "/bin/sh", "args": ["sh", "-c", f"echo called >{boxes.base}/seen"]}
     box = await boxes.start(["true"], hooks={"poststop": [{"path": "/bin/false"}, then]})
     await box.exit()
     await box.shim.delete()
-    assert (boxes._base / "seen").read_text() == "called\n"
+    assert (boxes.base / "seen").read_text() == "called\n"
     assert box.shim.warnings == ["hooks.poststop[0]: /bin/false: exit status 1"]
     assert not box.cgroup.exists()
 
@@ -408,7 +408,7 @@ async def _(boxes):
 
 @HOOKS.row("poststart", "is called before start returns, and may ask about the container meanwhile")
 async def _(boxes):
-    gate, seen = boxes._base / "gate", boxes._base / "seen"
+    gate, seen = boxes.base / "gate", boxes.base / "seen"
     told = f"while [ ! -e {gate} ]; do sleep 0.01; done; echo done >{seen}"
     hooks = {"poststart": [{"path": "/bin/sh", "args": ["sh", "-c", told], "env": ["PATH=/bin:/usr/bin"], "timeout": 20}]}
     box = await boxes.make(["sleep", "60"], hooks=hooks)

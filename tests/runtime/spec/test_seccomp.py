@@ -112,7 +112,7 @@ for op, value, second, hits in (("EQ", 0o700, 0, "700"), ("NE", 0o700, 0, "711 7
 async def _(boxes):
     if platform.machine() != "x86_64":
         pytest.skip("makes calls of i386")
-    program = boxes._base / "old"
+    program = boxes.base / "old"
     # ELF32: mov eax, 20 (getpid); int 0x80; mov ebx, eax; and ebx, 1 -> exit(0 or 1); ended by the filter before.
     code = bytes.fromhex("b814000000cd80bb05000000b801000000cd80")
     header = bytes.fromhex("7f454c4601010100") + bytes(8)
@@ -121,7 +121,7 @@ async def _(boxes):
     size = 84 + len(code)
     program.write_bytes(header + struct.pack("<8I", 1, 0, base, base, size, size, 5, 4096) + code)
     program.chmod(0o755)
-    mounts = [{"destination": "/tmp", "type": "bind", "source": str(boxes._base), "options": ["rbind"]}]
+    mounts = [{"destination": "/tmp", "type": "bind", "source": str(boxes.base), "options": ["rbind"]}]
     free = await boxes.run(["/tmp/old"], mounts=mounts)
     if free.code != 5:
         pytest.skip("this kernel runs no programs of i386")

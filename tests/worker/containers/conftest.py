@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -218,23 +219,25 @@ def archive() -> bytes:
     return images.docker_archive("busybox:latest", [images.busybox_rootfs_tar()], config)
 
 
-def load(node: Node, archive: bytes) -> None:
-    tar = node.root / "busybox.tar"
-    tar.write_bytes(archive)
-    node.docker("load", "-i", str(tar))
+@contextlib.contextmanager
+def loaded(node: Node, archive: bytes) -> Iterator[Node]:
+    """The node, started, with the image; it ends with the context."""
+    try:
+        node.start()
+        tar = node.root / "busybox.tar"
+        tar.write_bytes(archive)
+        node.docker("load", "-i", str(tar))
+        yield node
+    finally:
+        node.close()
 
 
 @pytest.fixture(scope="session")
 def _session_node(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator[Node]:
     if not shutil.which("docker"):
         pytest.skip("no docker CLI on this machine")
-    node = Node(tmp_path_factory.mktemp("node"))
-    try:
-        node.start()
-        load(node, archive)
+    with loaded(Node(tmp_path_factory.mktemp("node")), archive) as node:
         yield node
-    finally:
-        node.close()
 
 
 @pytest.fixture

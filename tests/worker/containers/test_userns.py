@@ -14,7 +14,7 @@ from covey.errors import InvalidArgument
 from worker.containers import remap
 from worker.containers.remap import Range, Remap
 
-from .conftest import Node, load
+from .conftest import Node, loaded
 
 IMAGE = "busybox"
 
@@ -24,13 +24,8 @@ IDS = {"uids": [[0, FIRST, 65536]], "gids": [[0, FIRST, 65536]]}
 
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory: pytest.TempPathFactory, archive: bytes) -> Iterator[Node]:
-    node = Node(tmp_path_factory.mktemp("userns"), ids=IDS, refused=["privileged"])
-    try:
-        node.start()
-        load(node, archive)
+    with loaded(Node(tmp_path_factory.mktemp("userns"), ids=IDS, refused=["privileged"]), archive) as node:
         yield node
-    finally:
-        node.close()
 
 
 @pytest.mark.root

@@ -152,6 +152,7 @@ OTHERS = st.tuples(st.sampled_from(NAMES), st.sampled_from(["file", "dir", "hard
 ENTRIES = st.tuples(st.lists(LINKS, min_size=1, max_size=3), st.lists(OTHERS | LINKS, min_size=1, max_size=6))
 
 
+@pytest.mark.suite
 @settings(max_examples=250, deadline=None)
 @given(ENTRIES)
 def test_no_sequence_of_entries_leaves_the_root(entries: tuple[list[Named], list[Named]]) -> None:

@@ -237,6 +237,7 @@ def by_the_library(body: dict, arch_names: list[str]) -> bytes:
         return file.read()
 
 
+@pytest.mark.suite
 @pytest.mark.skipif(ARCH != "x86_64", reason="compares numbers of x86")
 def test_random_profiles_agree_with_libseccomp():
     """Numbers up to the newest named, three architectures, one rule a call: there both mean the same."""

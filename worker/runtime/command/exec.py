@@ -5,13 +5,12 @@ The process comes from a file (--process, as podman and containerd do) or is the
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from worker.runtime import birth, capabilities, launch, spec
 from worker.runtime.cgroups import Cgroup
-from worker.runtime.command import build, bundle, console, foreground
+from worker.runtime.command import build, bundle, console, files, foreground
 from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.environment import listen_fds
 from worker.runtime.command.outside import Outside
@@ -96,16 +95,7 @@ def _process(arguments: Arguments, config: spec.Config) -> dict[str, Any]:
     """The OCI process to run. Raises CommandError or UsageError."""
     options, command = arguments.options, arguments.operands["command"]
     if options["process"]:
-        try:
-            with open(options["process"], "rb") as file:
-                process = json.load(file)
-        except OSError as error:
-            raise CommandError(f"--process {options['process']}: {error.strerror}") from None
-        except ValueError as error:
-            raise CommandError(f"--process {options['process']} is not JSON: {error}") from None
-        if not isinstance(process, dict):
-            raise CommandError(f"--process {options['process']} must be an OCI process object")
-        return process
+        return files.json_object("--process", options["process"], "an OCI process object")
     if not command:
         raise UsageError("exec needs a command, or --process FILE: covey-runtime exec [options] id command...")
     process = {**config["process"], "args": command, "terminal": options["tty"]}

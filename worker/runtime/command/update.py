@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
+from worker.runtime.command import files
 from worker.runtime.command.arguments import Arguments, UsageError
 from worker.runtime.command.report import CommandError, Log
 from worker.runtime.command.store import Store
@@ -56,18 +55,7 @@ def _resources(arguments: Arguments) -> dict[str, Any]:
     source = arguments.options["resources"]
     if not source:
         return _from_options(arguments)
-    try:
-        if source == "-":
-            body = json.loads(sys.stdin.buffer.read())
-        else:
-            with open(source, "rb") as file:
-                body = json.load(file)
-    except OSError as error:
-        raise CommandError(f"--resources {source}: {error.strerror}") from None
-    except ValueError as error:
-        raise CommandError(f"--resources {source} is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise CommandError(f"--resources {source} must be an object as linux.resources is")
+    body = files.json_object("--resources", source, "an object as linux.resources is", stdin=True)
     # Go's clients send every field, and mean nothing by a null.
     return {key: value for key, value in body.items() if value is not None}
 

@@ -309,7 +309,9 @@ class Client:
         if not self._ready(thing):
             return
         if True in thing.paused:
-            answer, wanted = self.ask("unpause", "POST", f"/containers/{thing.name}/unpause", (204,)), False
+            # A pause that was refused for want of something may have been done, or not.
+            good = (204,) if thing.paused == {True} else (204, 409)
+            answer, wanted = self.ask("unpause", "POST", f"/containers/{thing.name}/unpause", good), False
         else:
             answer, wanted = self.ask("pause", "POST", f"/containers/{thing.name}/pause", (204,)), True
         thing.paused = {True, False} if answer is None or answer.status == 0 else {wanted}

@@ -1,0 +1,178 @@
+"""Updates in the simulation: the policies users give, and what must hold while a service is updated or rolled back.
+
+The oracle follows the store alone. A slot was *taken down* by an update when a task that runs on a node in use was told to
+stop, though its service wants it, is made from another template now, and nothing else runs in its slot; it stays so until a
+task of the slot runs, ends by itself or is told to stop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from covey.model.objects import Service, ServiceStatus, Stored, Task
+from covey.model.resources import NANO
+from covey.model.task_states import TaskState, is_terminal
+from manager.store.keys import Writer
+
+if TYPE_CHECKING:
+    from scheduler.index import Index
+    from tests.sim.simulation import Simulation
+
+S = TaskState
+SlotKey = tuple[str, int, str]
+
+#: A leader may still write what it decided from a spec that was changed so many seconds ago.
+OVERTAKEN = 10.0
+#: How far the clocks of two managers are apart, at the most.
+SKEW = 4.0
+
+
+def policy(rng: random.Random, actions: tuple[str, ...]) -> dict[str, Any]:
+    """An UpdateConfig or RollbackConfig."""
+    return {
+        "Parallelism": rng.randint(0, 2),
+        "Delay": rng.choice((0, 1, 4)) * NANO,
+        "Monitor": rng.choice((1, 5, 12)) * NANO,
+        "FailureAction": rng.choice(actions),
+        "MaxFailureRatio": rng.choice((0, 0, 0.3)),
+        "Order": rng.choice(("stop-first", "start-first")),
+    }
+
+
+class UpdateOracle:
+    """Judges every change of the store as far as it is about updates; ``broken`` is told what is wrong."""
+
+    def __init__(self, sim: Simulation, truth: Index, broken: Callable[[str, str], None]) -> None:
+        self._sim = sim
+        self._truth = truth
+        self._broken = broken
+        self._taken: dict[SlotKey, None] = {}
+        self._told: list[Task] = []
+        self._specs: dict[str, list[tuple[float, Service]]] = {}
+        self.reverted: dict[str, Service] = {}
+
+    def before(self, kind: str, key: str, old: Any, new: Any, writer: Writer) -> None:
+        """One object is about to change; the truth is still without it."""
+        if kind == "service":
+            self._change_service(key, old, new, writer)
+        elif kind == "task" and old is not None and new is not None and old.desired < S.SHUTDOWN == new.desired:
+            self._told += [new] if self._truth.snapshot().state(old) == S.RUNNING else []
+
+    def after(self, changes: list[tuple[str, str, Stored | None]]) -> None:
+        """The truth has taken ``changes`` in."""
+        told, self._told = self._told, []
+        self._taken = {held: None for held in self._taken if self._down(held)}
+        for task in told:
+            self._judge_stop(task)
+        for kind, _, value in changes:
+            if kind == "service_status" and isinstance(value, ServiceStatus):
+                self._judge_status(value)
+
+    def going_on(self, service_id: str) -> str:
+        """What is not at rest about a service's update, or ""."""
+        service = self._truth.snapshot().services[service_id]
+        update = self._update(service)
+        if update is not None and update.state in ("updating", "rollback_started"):
+            return f"the update of service {service_id} is {update.state}: {update.message}"
+        return f"the rollback of service {service_id} has not begun" if service.rolling_back and update is None else ""
+
+    # -- parts -----------------------------------------------------------------------------------------------------
+
+    def _change_service(self, key: str, old: Service | None, new: Service | None, writer: Writer) -> None:
+        if old is not None:
+            self._specs.setdefault(key, []).append((self._sim.loop.time(), old))
+        self.reverted.pop(key, None)
+        if writer is not Writer.LEADER:
+            self._sim.cover("client: service rolled back" if new is not None and new.rolling_back else "client: spec written")
+            return
+        held = self._truth.snapshot().service_statuses.get(key)
+        failing = held is not None and held.update is not None and old is not None and held.update.generation == old.generation
+        right = (
+            failing
+            and old is not None
+            and new is not None
+            and not old.rolling_back
+            and old.spec["UpdateConfig"]["FailureAction"] == "rollback"
+            and (new.spec, new.previous_spec) == (old.previous_spec, None)
+            and new.generation == old.generation + 1
+        )
+        if not right or new is None:
+            self._broken("the leader wrote a spec that is no rollback", f"{key}: {old} to {new}, {held}")
+            return
+        self._sim.cover("leader: rolled back")
+        self.reverted[key] = new
+
+    def _judge_stop(self, task: Task) -> None:
+        snapshot = self._truth.snapshot()
+        service, view = snapshot.services.get(task.service_id), snapshot.nodes.get(task.node_id)
+        if service is None or view is None or view.node.availability == "drain" or self._stopped(service):
+            return
+        key = (task.service_id, task.slot, "" if task.slot else task.node_id)
+        if task.spec == service.spec["TaskTemplate"] or not self._down(key):
+            return
+        self._taken[key] = None
+        self._sim.cover("update: slots taken down")
+        count = sum(1 for held in self._taken if held[0] == task.service_id)
+        if count > self._allowed(service):
+            slots = [held for held in self._taken if held[0] == task.service_id]
+            self._broken("an update took down more than it may", f"{slots}, at most {self._allowed(service)}")
+        update = self._update(service)
+        if update is not None and update.state in ("paused", "rollback_paused"):
+            self._broken("an update went on though it is paused", f"{key} of {service.id}: {update}")
+
+    def _down(self, key: SlotKey) -> bool:
+        """Whether the slot still is as the update left it: nothing runs, and the newest task is on its way."""
+        snapshot = self._truth.snapshot()
+        service_id, slot, node_id = key
+        tasks = [t for t in snapshot.tasks_of(service_id) if (t.slot, "" if t.slot else t.node_id) == (slot, node_id)]
+        if not tasks or service_id not in snapshot.services:
+            return False
+        newest = max(tasks, key=lambda task: task.attempt)
+        if newest.desired >= S.SHUTDOWN or is_terminal(snapshot.state(newest)):
+            return False
+        return not any(t.desired < S.SHUTDOWN and snapshot.state(t) == S.RUNNING for t in tasks)
+
+    def _allowed(self, service: Service) -> float:
+        """The most slots that may be down, by the policy now and by those that were just now."""
+        return max(_parallelism(one) for one in [service, *self._recent(service)])
+
+    def _recent(self, service: Service) -> list[Service]:
+        since = self._sim.loop.time() - OVERTAKEN
+        return [one for at, one in self._specs.get(service.id, ()) if at >= since]
+
+    def _stopped(self, service: Service) -> bool:
+        return any("covey.stopped" in (one.spec.get("Labels") or {}) for one in [service, *self._recent(service)])
+
+    def _update(self, service: Service) -> Any:
+        held = self._truth.snapshot().service_statuses.get(service.id)
+        update = held.update if held is not None else None
+        return update if update is not None and update.generation == service.generation else None
+
+    def _judge_status(self, status: ServiceStatus) -> None:
+        update, snapshot = status.update, self._truth.snapshot()
+        service = snapshot.services.get(status.id)
+        if update is None or service is None or update.generation != service.generation:
+            return
+        self._sim.cover(f"update: {update.state}")
+        if update.state not in ("completed", "rollback_completed"):
+            return
+        monitor = _policy(service)["Monitor"] / NANO
+        for task in snapshot.tasks_of(status.id):
+            held = snapshot.statuses.get(task.id)
+            if task.rollout != update.generation or held is None or held.state != S.RUNNING:
+                continue
+            if update.completed_at < held.stored_at + monitor - SKEW:
+                self._broken("an update is complete before its monitor is over", f"{update}, {held}, monitor {monitor:g} s")
+
+
+def _policy(service: Service) -> dict[str, Any]:
+    held: dict[str, Any] = service.spec["RollbackConfig" if service.rolling_back else "UpdateConfig"]
+    return held
+
+
+def _parallelism(service: Service) -> float:
+    if _policy(service)["Order"] == "start-first":
+        return 0
+    return _policy(service)["Parallelism"] or float("inf")

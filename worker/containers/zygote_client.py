@@ -1,0 +1,132 @@
+"""The daemon's side of the zygote, over its socket: finds one that runs, starts one, asks it for shims."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from worker.containers.shim_client import VERSION
+from worker.containers.shim_socket import Client, ShimGone
+from worker.kernel import mounts, process, syscalls
+
+_START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
+_FORK_PATIENCE = 15.0
+
+
+class Zygote:
+    """The process that forks shims; ``pid`` and ``start_time`` identify it."""
+
+    def __init__(self, client: Client, pid: int) -> None:
+        self._client = client
+        self.pid = pid
+        self.start_time = process.start_time(pid) or 0
+
+    @classmethod
+    async def connect(cls, socket_path: Path) -> Zygote:
+        """A zygote that runs already. Raises ShimGone."""
+        client = Client(socket_path)
+        hello = await client.request({"op": "hello", "version": VERSION})
+        if hello["version"] != VERSION:
+            client.close()
+            raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
+        return cls(client, hello["pid"])
+
+    @classmethod
+    async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
+        """Start one in a session of its own, standard library only; its words go to ``log_path``.
+
+        It and its shims are in a cgroup below ``cgroup_parent``.
+        """
+        pid = _spawn(socket_path, log_path, cgroup_parent)
+        deadline = asyncio.get_running_loop().time() + patience
+        while True:
+            try:
+                return await cls.connect(socket_path)
+            except ShimGone:
+                if _ended(pid) or asyncio.get_running_loop().time() > deadline:
+                    words = _last_words(log_path)
+                    raise ShimGone(f"the zygote {pid} does not answer at {socket_path}; its log ends: {words}") from None
+            await asyncio.sleep(0.01)
+
+    async def fork_shim(self, ident: str, directory: Path, cgroup_parent: str = "/covey", runtime: str = "") -> tuple[int, int]:
+        """(pid, start time) of a new shim that listens in ``directory``. ``runtime``: another's program, "" for ours."""
+        request = {"op": "fork_shim", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent}
+        if runtime:
+            request["runtime"] = runtime
+        try:
+            async with asyncio.timeout(_FORK_PATIENCE):
+                answer = await self._client.request(request)
+        except TimeoutError:
+            raise ShimGone(f"the shim of {directory} died before it answered") from None
+        return answer["pid"], answer["start_time"]
+
+    async def ping(self) -> None:
+        await self._client.request({"op": "ping"})
+
+    def alive(self) -> bool:
+        """Whether the process still runs; a dead child of ours is reaped."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
+        return process.is_alive(self.pid, self.start_time)
+
+    async def stop(self) -> None:
+        """End the zygote; shims stay."""
+        await self._client.request({"op": "stop"})
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _ended(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG)[0] != 0
+
+
+def _last_words(log_path: Path) -> str:
+    return log_path.read_text(errors="replace")[-2000:]
+
+
+def _spawn(socket_path: Path, log_path: Path, cgroup_parent: str) -> int:
+    """posix_spawn rather than asyncio's subprocess, whose transport would kill the zygote with its event loop."""
+    with contextlib.suppress(FileNotFoundError):
+        socket_path.unlink()
+    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-I", "-S", "-c", _START.format(root=root), str(socket_path), cgroup_parent]
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    interpreter = _sealed(sys.executable)
+    try:
+        return os.posix_spawn(
+            f"/proc/self/fd/{interpreter}",
+            command,
+            {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+        )
+    finally:
+        os.close(interpreter)
+
+
+def _sealed(program: str) -> int:
+    """A read-only mount of the program file, nowhere attached, to run it from.
+
+    A container can have the process that becomes it execute /proc/self/exe, and so hold the file it ran from: through a
+    writable mount, root in the container could write to the host's interpreter (CVE-2019-5736).
+    """
+    try:
+        fd = mounts.clone(program)
+    except OSError as error:
+        raise ShimGone(f"no zygote without the right to mount: {error.strerror} for {program}; run as root") from None
+    try:
+        mounts.set_attributes(fd, syscalls.MOUNT_ATTR_RDONLY, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
