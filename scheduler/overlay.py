@@ -13,9 +13,9 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from covey.model.objects import Stored, Task
+from covey.model.objects import Service, Stored, Task
 from covey.model.resources import Resources
-from covey.model.spec import TaskSpec, read_task_spec
+from covey.model.spec import TaskSpec, read_service_spec, read_task_spec
 from scheduler.index import holds_place
 from scheduler.snapshot import NodeColumns, Snapshot
 from scheduler.tally import Branch
@@ -30,7 +30,11 @@ _PLAIN = {
     "service_status": "service_statuses",
     "network_allocation": "network_allocations",
     "service_allocation": "service_allocations",
+    "service": "services",
+    "name": "names",
 }
+#: Kinds that passes write and no decision reads.
+_UNSEEN = frozenset({"past_spec"})
 
 
 #: So many tasks are laid over without a stop.
@@ -117,8 +121,12 @@ def parts(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Ge
         return snapshot
     fields: dict[str, Any] = {}
     for kind, over in written.items():
-        name = _PLAIN[kind]
-        fields[name] = Layer(getattr(snapshot, name), over)
+        if kind not in _UNSEEN:
+            name = _PLAIN[kind]
+            fields[name] = Layer(getattr(snapshot, name), over)
+    if services := cast("dict[str, Service | None]", written.get("service", {})):
+        views = {key: read_service_spec(one.spec) if one is not None else None for key, one in services.items()}
+        fields["service_specs"] = Layer(snapshot.service_specs, views)
     ahead = replace(snapshot, **fields)
     moved = [*written.get("task", {}), *(key for key in written.get("task_status", {}) if key not in written.get("task", {}))]
     if moved:
@@ -134,7 +142,7 @@ def _derived(
     views: dict[tuple[str, int], TaskSpec] = {}
     by_service, by_node = _Groups(before.by_service), _Groups(before.by_node)
     columns = _Columns(before)
-    tally = Branch(before.waiting, before.replicas, before.failures)
+    tally = Branch(before.waiting, before.queues, before.replicas, before.failures)
     for at, key in enumerate(moved):
         if at % PART == PART - 1:
             yield
@@ -161,6 +169,8 @@ def _derived(
         "by_node": Layer(before.by_node, by_node.changed),
         "columns": columns.now,
         "waiting": tally.waiting,
+        "queues": tally.queues,
+        "bonded": {**before.bonded, **{name: view for name, view in views.items() if view.placement.affinities}},
         "replicas": tally.replicas,
         "failures": tally.failures,
     }

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from covey.model.objects import Stored
+from covey.model import versions
+from covey.model.objects import Name, Stored
 from covey.model.task_states import TaskState
 from scheduler.index import Index
 from scheduler.overlay import overlay
@@ -36,6 +37,8 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
         alike: [msgspec.structs.replace(task, version=0) for task in waiting.ordered().values()]
         for alike, waiting in snapshot.waiting.items()
     }
+    plain["queues"] = dict(snapshot.queues)
+    plain["bonded"] = dict(snapshot.bonded)
     plain["replicas"] = {key: dict(nodes) for key, nodes in snapshot.replicas.items()}
     plain["failures"] = {key: dict(found) for key, found in snapshot.failures.items()}
     return plain
@@ -75,3 +78,23 @@ def test_what_is_decided_on_top_expects_what_the_store_holds() -> None:
     ahead = overlay(world.snapshot, made, world.settings.nominal)
     assert (ahead.tasks[task.id].version, ahead.tasks["fresh"].version) == (task.version, 0)
     assert overlay(world.snapshot, [], world.settings.nominal) is world.snapshot
+
+
+def test_a_spec_that_comes_back_shows_with_its_view_and_what_nobody_reads_does_not() -> None:
+    world = World()
+    world.service("web", replicas=2)
+    held = world.service("web", replicas=5)
+    held = world.snapshot.services[held.id]
+    back = versions.rolled_back(held, world.now)
+    past = versions.current(held)
+    written = (
+        Write("service", held.id, held.version, back),
+        Write("past_spec", past.id, 0, past),
+        Write("name", "port/80", 0, Name(id=held.id)),
+    )
+    ahead = overlay(world.snapshot, [Group(written, "the update failed")], world.settings.nominal)
+    assert ahead.services["web"].spec["Mode"] == {"Replicated": {"Replicas": 2}}
+    assert ahead.services["web"].version == held.version
+    assert ahead.service_specs["web"].replicas == 2
+    assert ahead.names["port/80"].id == held.id
+    assert world.snapshot.service_specs["web"].replicas == 5
