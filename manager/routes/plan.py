@@ -145,7 +145,7 @@ def show_preview(snapshot: Snapshot, preview: Preview) -> dict[str, Any]:
         "Displaced": [
             {
                 "TaskID": task.task_id,
-                "Name": f"{task.service_name}.{task.slot or hostname(task.node_id)}",
+                "Name": f"{task.service_name}.{hostname(task.place)}",
                 "Node": hostname(task.node_id),
                 "Cause": task.cause,
             }
@@ -196,5 +196,5 @@ def _show_step(outcome: Outcome, step: Step, hostname: Callable[[str], str]) -> 
         "Message": step.message,
         "Cause": step.cause,
     }
-    name = f"{outcome.name}.{step.slot or hostname(step.node_id)}"
-    return {"Action": step.action, "Name": name, **{key: value for key, value in named.items() if value}}
+    place = str(step.slot - outcome.job) if step.slot else hostname(step.node_id)
+    return {"Action": step.action, "Name": f"{outcome.name}.{place}", **{key: value for key, value in named.items() if value}}

@@ -44,9 +44,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One service: ``action`` is create, update, remove or none. ``explained``: of a task that finds no node, else of the
+    """One service: ``action`` is create, update, remove or none; ``job``: its slots are shown as counted from 0.
 
-    first new one, what placement has against each node; ``advice`` what would make it fit.
+    ``explained``: of a task that finds no node, else of the first new one, what placement has against each node; ``advice``:
+    what would make it fit.
     """
 
     service_id: str
@@ -56,6 +57,7 @@ class Outcome:
     steps: tuple[Step, ...]
     order: str = ""
     parallelism: int = 0
+    job: bool = False
     explained: Explanation | None = None
     advice: tuple[str, ...] = ()
 
@@ -72,11 +74,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A task of a service that is not part of the proposal, and yet is stopped."""
+    """A task of a service that is not part of the proposal, and yet is stopped; ``place`` is its slot as users see it."""
 
     task_id: str
     service_name: str
-    slot: int
+    place: str
     node_id: str
     cause: str
 
@@ -144,7 +146,8 @@ def _outcome(snapshot: Snapshot, course: Course, service_id: str, new: Service |
         action = "none" if old is new else ("create" if old is None else "remove")
     else:
         action = "update" if edits or any(step.action != "keep" for step in steps) else "none"
-    policy = course.world.service_specs[service_id].update if new is not None else None
+    spec = course.world.service_specs[service_id] if new is not None else snapshot.service_specs[service_id]
+    policy = spec.update if new is not None and not spec.is_job else None
     explained, advice = _explained(course, service_id, steps, settings)
     return Outcome(
         service_id,
@@ -154,6 +157,7 @@ def _outcome(snapshot: Snapshot, course: Course, service_id: str, new: Service |
         steps,
         order=policy.order if policy else "",
         parallelism=policy.parallelism if policy else 0,
+        job=spec.is_job,
         explained=explained,
         advice=advice,
     )
@@ -234,4 +238,4 @@ def _explained(
 
 
 def _displaced(task: Task) -> Displaced:
-    return Displaced(task.id, task.service_name or task.service_id, task.slot, task.node_id, task.cause)
+    return Displaced(task.id, task.service_name or task.service_id, task.place, task.node_id, task.cause)

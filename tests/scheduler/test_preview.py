@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from covey.model import versions
 from covey.model.objects import Network, NodeInfo, Service, Task
 from covey.model.task_states import TaskState
 from scheduler.preview import course
@@ -186,6 +187,23 @@ def test_a_task_that_was_restarted_and_waits_for_its_delay_is_no_change(world: W
     world.report(world.running("web")[0].id, TaskState.FAILED)
     world.settle()
     assert not preview(world, changed(world, "web"))
+
+
+def test_batches_tell_the_delays_before_them(world: World) -> None:
+    policy = {"Parallelism": 2, "Delay": 10 * 10**9, "Monitor": 3 * 10**9}
+    running(world, "web", replicas=5, UpdateConfig=policy)
+    held = world.snapshot.services["web"]
+    spec = {**held.spec, "TaskTemplate": {"ContainerSpec": {"Image": "busybox:2"}}}
+    found = preview(world, versions.updated(held, spec, world.now))
+    assert found.complete
+    assert [(step.batch, step.after) for step in only(found).steps] == [(1, 0), (1, 0), (2, 10), (2, 10), (3, 20)]
+
+
+def test_a_job_is_planned_to_its_end(world: World) -> None:
+    job = {"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 5}}
+    service = msgspec.structs.replace(changed(world, "sum", Mode=job), job_iteration=1, executed_at=world.now)
+    outcome = only(preview(world, service))
+    assert (outcome.job, actions(outcome), outcome.waiting) == (True, {"create": 5}, 0)
 
 
 def test_who_is_pushed_aside_by_a_priority_is_named(world: World) -> None:
