@@ -164,11 +164,13 @@ class Branch(Tally):
     def __init__(
         self,
         waiting: Mapping[Alike, Waiting],
+        queues: Mapping[str, int],
         replicas: Mapping[str, Mapping[str, int]],
         failures: Mapping[tuple[str, int], Mapping[str, Failure]],
     ) -> None:
         super().__init__()
         self.waiting = dict(waiting)
+        self.queues = dict(queues)
         self.replicas = cast("dict[str, dict[str, int]]", dict(replicas))
         self.failures = cast("dict[tuple[str, int], dict[str, Failure]]", dict(failures))
         self._own: set[tuple[str, Alike]] = set()
