@@ -143,6 +143,7 @@ def _derived(
     by_service, by_node = _Groups(before.by_service), _Groups(before.by_node)
     columns = _Columns(before)
     tally = Branch(before.waiting, before.queues, before.replicas, before.failures)
+    bonded, parted = dict(before.bonded), set[tuple[str, int]]()
     for at, key in enumerate(moved):
         if at % PART == PART - 1:
             yield
@@ -152,10 +153,14 @@ def _derived(
         by_node.move(old.node_id if old else "", new.node_id if new else "", key)
         if new is None:
             specs[key] = None
+            if old is not None and (old.service_id, old.spec_version) in bonded:
+                parted.add((old.service_id, old.spec_version))
         elif old is None or old.spec_version != new.spec_version:
             name = (new.service_id, new.spec_version)
             if name not in views:
                 views[name] = read_task_spec(new.spec, new.service_labels)
+                if views[name].placement.affinities:
+                    bonded.setdefault(name, views[name])
             specs[key] = views[name]
         old_status, new_status = before.statuses.get(key), after.statuses.get(key)
         tally.change(key, old, old_status, new, new_status)
@@ -163,14 +168,18 @@ def _derived(
             columns.count(old.node_id, before.task_specs[key], nominal, -1)
         if new is not None and holds_place(new, new_status):
             columns.count(new.node_id, specs.get(key) or before.task_specs[key], nominal, 1)
+    services = Layer(before.by_service, by_service.changed)
+    for service_id, version in parted:
+        if all(after.tasks[key].spec_version != version for key in services.get(service_id, ())):
+            del bonded[service_id, version]
     return {
         "task_specs": Layer(before.task_specs, specs) if specs else before.task_specs,
-        "by_service": Layer(before.by_service, by_service.changed),
+        "by_service": services,
         "by_node": Layer(before.by_node, by_node.changed),
         "columns": columns.now,
         "waiting": tally.waiting,
         "queues": tally.queues,
-        "bonded": {**before.bonded, **{name: view for name, view in views.items() if view.placement.affinities}},
+        "bonded": bonded,
         "replicas": tally.replicas,
         "failures": tally.failures,
     }

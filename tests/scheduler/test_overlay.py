@@ -37,8 +37,7 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
         alike: [msgspec.structs.replace(task, version=0) for task in waiting.ordered().values()]
         for alike, waiting in snapshot.waiting.items()
     }
-    plain["queues"] = dict(snapshot.queues)
-    plain["bonded"] = dict(snapshot.bonded)
+    plain["queues"], plain["bonded"] = dict(snapshot.queues), dict(snapshot.bonded)
     plain["replicas"] = {key: dict(nodes) for key, nodes in snapshot.replicas.items()}
     plain["failures"] = {key: dict(found) for key, found in snapshot.failures.items()}
     return plain
