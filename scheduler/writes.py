@@ -70,6 +70,9 @@ def _changed(task: Task, now: float, cause: str, **fields: Any) -> tuple[Write, 
             break
     else:
         return ()
+    if not task.version and task.cause:
+        # Made in this same pass, and written once: why it was made is not to be lost for why it goes where it goes.
+        cause = f"{task.cause}; {cause}"
     value = msgspec.structs.replace(task, updated_at=now, cause=cause, version=0, **fields)
     return (Write("task", task.id, task.version, value),)
 

@@ -79,6 +79,8 @@ def test_a_successor_is_placed_in_the_write_that_retires_the_one_before() -> Non
     assert written[old.id].desired == S.SHUTDOWN
     (new,) = (task for task in written.values() if task.id != old.id)
     assert (new.replaces, new.state, new.node_id) == (old.id, S.ASSIGNED, "n1")
+    assert new.cause.startswith(f"task {old.id} is failed"), "why it was made is kept"
+    assert new.cause.endswith("placement: binpack")
     expected = {write.id: write.expected_version for write in group.writes}
     assert expected == {old.id: old.version, new.id: 0}
 

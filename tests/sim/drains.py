@@ -34,12 +34,18 @@ async def act(client: Client) -> None:
     return await client.set_node(fullest, availability="drain", drain=how)
 
 
+def made_for(task: Task) -> str:
+    """Why it was made: what was decided of it in the same pass comes behind that."""
+    return task.cause.partition("; ")[0]
+
+
 def judge(oracles: Oracles, task: Task, writer: Controller | None) -> None:
     """A task was created: of those that left the same node, no more may be on their way than its policy says."""
-    if writer is None or writer.mirror is None or not task.cause.endswith(" is drained"):
+    why = made_for(task)
+    if writer is None or writer.mirror is None or not why.endswith(" is drained"):
         return
     view = writer.mirror.snapshot()
-    node_id = task.cause.split()[1]
+    node_id = why.split()[1]
     node = view.nodes.get(node_id)
     asked = node.node.drain if node is not None else None
     if asked is None or (asked.deadline and oracles.sim.now() > asked.since + asked.deadline - SKEW):
@@ -49,7 +55,7 @@ def judge(oracles: Oracles, task: Task, writer: Controller | None) -> None:
     on_their_way = [
         other.id
         for other in truth.tasks.values()
-        if other.cause == task.cause and other.desired < TaskState.SHUTDOWN and truth.state(other) < TaskState.RUNNING
+        if made_for(other) == why and other.desired < TaskState.SHUTDOWN and truth.state(other) < TaskState.RUNNING
     ]
     if len(on_their_way) > asked.parallelism:
         oracles.broken("more leaves a node at once than its drain allows", f"{node_id}: {on_their_way}, {asked}")

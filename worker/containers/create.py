@@ -7,7 +7,7 @@ undone when a later one fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -185,10 +185,15 @@ async def _settle_volume(
 async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
     layers = await host.run(host.images.layer_dirs, image)
     undo.push_async_callback(host.run, host.overlay.remove, container.id)
-    await host.run(host.overlay.prepare, container.id, layers, ids.as_lists() if ids else None)
+    await host.run(_prepare_layers, host, container, layers, ids)
     filled = [mount for mount in container.mounts if mount.type == "volume" and mount.copy]
     if filled:
         await host.run(_populate, host, container, filled)
+
+
+def _prepare_layers(host: Host, container: Container, layers: Sequence[Path], ids: remap.Remap | None) -> None:
+    host.overlay.prepare(container.id, layers, ids.as_lists() if ids else None)
+    host.overlay.furnish(container.id)
 
 
 def _populate(host: Host, container: Container, mounts: list[Mount]) -> None:

@@ -30,7 +30,7 @@ def changes(upper: Path, lowers: Sequence[Path]) -> list[tuple[str, int]]:
             stack.callback(os.close, fd)
             return fd
 
-        below = _Below([opened(lower) for lower in lowers])
+        below = Below([opened(lower) for lower in lowers])
         left_out = _made_by_engine(opened(upper), below)
         found: list[tuple[str, int]] = []
         for path, status, opaque in _walk(opened(upper)):
@@ -57,10 +57,10 @@ def made_by_engine(upper: Path, lowers: Sequence[Path]) -> set[str]:
         fds = [os.open(path, _HERE) for path in (upper, *lowers)]
         for fd in fds:
             stack.callback(os.close, fd)
-        return _made_by_engine(fds[0], _Below(fds[1:]))
+        return _made_by_engine(fds[0], Below(fds[1:]))
 
 
-def _made_by_engine(upper_fd: int, below: _Below) -> set[str]:
+def _made_by_engine(upper_fd: int, below: Below) -> set[str]:
     found: set[str] = set()
     # Longest first: a directory that holds only such places is looked at after them.
     for path in sorted({*PLACES, *(os.path.dirname(path) for path in PLACES)} - {""}, key=len, reverse=True):
@@ -129,7 +129,7 @@ def _is_whiteout(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-class _Below:
+class Below:
     """The merged view of the layers below, without mounting them."""
 
     def __init__(self, lowers: Sequence[int]) -> None:
@@ -147,6 +147,16 @@ class _Below:
             finally:
                 os.close(fd)
         return None
+
+    def has_attributes(self, path: str) -> bool:
+        """Whether what is there has extended attributes."""
+        for lower in self._found(path)[:1]:
+            fd = safe_paths.open_in_root(lower, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, follow=False)
+            try:
+                return bool(os.listxattr(fd))
+            finally:
+                os.close(fd)
+        return False
 
     def names(self, path: str) -> list[str]:
         """Names in directory ``path``."""

@@ -20,13 +20,15 @@ from typing import Any
 
 from covey.errors import Internal, NotFound
 from worker.kernel import mounts, syscalls, trees, user_namespace
-from worker.rootfs import changes
+from worker.rootfs import changes, places
 from worker.runtime.errors import remedy
 
 VERSION = 1
 _VALUE_LIMIT = 255
 """fsconfig takes no longer string than this (strndup_user in fs/fsopen.c); beyond it a path goes by descriptor."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FEW_LAYERS = 32
+"""Up to so many are opened at once to look what an image has."""
 
 
 class Overlay:
@@ -67,6 +69,15 @@ class Overlay:
         except OSError as error:
             trees.remove_path(place)
             raise _explained(error, f"cannot prepare the root file system of container {container_id} in {place}") from error
+
+    def furnish(self, container_id: str) -> None:
+        """Make what is mounted upon in every container, which the first start would otherwise do; it may be left to that."""
+        record = self._record(container_id)
+        lowers = [Path(lower) for lower in record["lowers"]]
+        if record.get("ids") or len(lowers) > _FEW_LAYERS:
+            return
+        with contextlib.suppress(OSError):
+            places.make(self._containers / container_id / "upper", lowers)
 
     def mount(self, container_id: str, target: Path) -> None:
         """Mount the container's root at ``target`` (made if missing); nothing happens if it is mounted there."""

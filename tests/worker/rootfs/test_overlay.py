@@ -215,3 +215,35 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(place: Place) -> None:
         assert overlay.containers() == []
     finally:
         syscalls.umount2(str(small))
+
+
+def test_what_is_mounted_upon_is_there_before_the_first_mount_and_no_change(place: Place) -> None:
+    base = place.layer("base", ("etc", 0o750, None), ("etc/hosts", 0o600, b"own"), ("proc", 0o555, None))
+    place.overlay.prepare("c", [base])
+    place.overlay.furnish("c")
+    upper = place.overlay.upper("c")
+    assert sorted(os.listdir(upper)) == ["dev", "etc", "sys"]
+    assert sorted(os.listdir(upper / "etc")) == ["hostname", "resolv.conf"]
+    assert place.overlay.diff("c") == []
+    assert place.overlay.size("c") == 0
+    place.overlay.mount("c", place.target)
+    assert stat.S_IMODE((place.target / "etc").stat().st_mode) == 0o750
+    assert (place.target / "etc/hosts").read_bytes() == b"own"
+    assert (place.target / "etc/hostname").read_bytes() == b""
+
+
+def test_an_etc_that_is_a_link_or_missing_is_left_to_the_start(place: Place) -> None:
+    for name, member in (("link", ("etc", 0o777, "elsewhere")), ("none", ("bin/sh", 0o755, b""))):
+        place.overlay.prepare(name, [place.layer(name, member)])
+        place.overlay.furnish(name)
+        assert sorted(os.listdir(place.overlay.upper(name))) == ["dev", "proc", "sys"]
+
+
+def test_a_file_that_an_upper_layer_has_removed_is_made_again(place: Place) -> None:
+    base = place.layer("base", ("etc/hosts", 0o644, b"old"), ("etc/passwd", 0o644, b"root"))
+    top = place.layer("top", ("etc/.wh.hosts", 0o644, b""))
+    place.overlay.prepare("c", [top, base])
+    place.overlay.furnish("c")
+    place.overlay.mount("c", place.target)
+    assert sorted(os.listdir(place.target / "etc")) == ["hostname", "hosts", "passwd", "resolv.conf"]
+    assert (place.target / "etc/hosts").read_bytes() == b""
