@@ -21,6 +21,9 @@ TASK = ("TaskTemplate",)
 CONTAINER = (*TASK, "ContainerSpec")
 PLACEMENT = (*TASK, "Placement")
 STRATEGY_LABEL = "covey.placement.strategy"
+PRIORITY_LABEL = "covey.placement.priority"
+GROUP_LABEL = "covey.placement.group"
+HIGHEST_PRIORITY = 1000
 DEPENDS_ON_LABEL = "covey.depends_on"
 
 Path = tuple[str, ...]
@@ -83,6 +86,13 @@ def _count(value: Any, option: str) -> str:
     return str(_natural(value, option))
 
 
+def _priority(value: Any, option: str) -> str:
+    number = _natural(value, option)
+    if number > HIGHEST_PRIORITY:
+        raise InvalidArgument(f"{option} {value!r} is not a number from 0 to {HIGHEST_PRIORITY}")
+    return str(number)
+
+
 def _policy(prefix: str, key: str) -> tuple[Scalar, ...]:
     """The options of UpdateConfig or RollbackConfig."""
     actions = ("pause", "continue", "rollback") if prefix == "update" else ("pause", "continue")
@@ -123,6 +133,8 @@ SCALARS: tuple[Scalar, ...] = (
         ("Labels", STRATEGY_LABEL),
         _one_of("binpack", "spread", "pack", "pack-small"),
     ),
+    Scalar(Flag("--priority", int, "0 to 1000: who makes room for whom"), ("Labels", PRIORITY_LABEL), _priority),
+    Scalar(Flag("--placement-group", str, "Placed with the others of it or not at all"), ("Labels", GROUP_LABEL), _as_is),
     Scalar(
         Flag("--depends-on", str, "Services its tasks wait for, as db=healthy,migrate=completed"),
         ("Labels", DEPENDS_ON_LABEL),
