@@ -93,15 +93,18 @@ def _successors(snapshot: Snapshot, tasks: list[Task], origins: Iterable[str] | 
     services = {snapshot.tasks[task_id].service_id for task_id in left if task_id in snapshot.tasks}
     by_slot = {(task.service_id, *task.slot_key): task for task in tasks}
     for service_id in services:
+        attempts = {(*task.slot_key, task.attempt): task.id for task in snapshot.tasks_of(service_id)}
         for task in snapshot.tasks_of(service_id):
             if not _wanted(snapshot, task):
                 continue
             begun = snapshot.state(task) < TaskState.RUNNING
             old = by_slot.get((task.service_id, *task.slot_key))
+            # What was started beside a task replaces nobody, and goes on being its successor when that one ends by itself.
+            before = task.replaces or attempts.get((*task.slot_key, task.attempt - 1), "")
             if old is not None and old.attempt < task.attempt:
                 yield old.id, begun
-            elif task.replaces in left and begun:
-                yield task.replaces, True
+            elif before in left and begun:
+                yield before, True
 
 
 def _wanted(snapshot: Snapshot, task: Task) -> bool:

@@ -78,6 +78,17 @@ def test_so_many_move_at_once_and_no_more(parallelism: int, order: str) -> None:
     assert least == (4 if order == "start-first" else 4 - parallelism)
 
 
+def test_a_move_goes_on_counting_when_the_task_it_began_beside_ends_by_itself() -> None:
+    """Found by the simulation, seed 252."""
+    world = filled(replicas=4)
+    drain(world, "n1", parallelism=1, order="start-first")
+    (new,) = (task for task in world.tasks("web") if task.attempt == 2)
+    old = next(task for task in world.tasks("web") if task.slot == new.slot and task.attempt == 1)
+    world.report(old.id, S.FAILED)
+    world.settle()
+    assert [task.id for task in world.tasks("web") if task.attempt == 2] == [new.id], "one at a time"
+
+
 def test_the_order_is_each_services_own_unless_said() -> None:
     world = filled(replicas=1, UpdateConfig={"Order": "start-first"})
     drain(world, "n1", parallelism=1)

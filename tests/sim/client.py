@@ -76,7 +76,7 @@ class Client:
         await self.make(
             mode,
             {"Delay": rng.choice((0, 1, 5)) * NANO},
-            UpdateConfig=policy(rng, ("pause", "continue", "rollback", "rollback")),
+            UpdateConfig=policy(rng, ("pause", "pause", "continue", "rollback")),
             RollbackConfig=policy(rng, ("pause", "continue")),
         )
 
@@ -100,7 +100,7 @@ class Client:
         template: dict[str, Any] = {
             "ContainerSpec": {"Image": f"image{rng.randint(0, 8)}", "StopGracePeriod": NANO},
             "Resources": {"Reservations": {"NanoCPUs": 0 if everywhere else rng.choice((0, NANO // 2))}},
-            "Placement": {"Strategy": rng.choice(("", "spread", "pack"))},
+            "Placement": {"Strategy": rng.choice(("", "spread", "pack")), "Priority": rng.choice((0, 0, 1, 5))},
         }
         if rng.random() < 0.5:
             template["Networks"] = [{"Target": "net"}]

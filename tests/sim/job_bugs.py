@@ -52,10 +52,10 @@ def moves_are_not_counted() -> AbstractContextManager[Any]:
 
 #: As in tests/sim/bugs.py.
 BUGS: dict[Any, int] = {
-    waiting_slot_makes_room: 7,
+    waiting_slot_makes_room: 4,
     executions_are_mixed_up: 1,
-    former_execution_goes_on: 32,
+    former_execution_goes_on: 5,
     failed_is_done: 1,
     drain_forgets_its_parallelism: 19,
-    moves_are_not_counted: 19,
+    moves_are_not_counted: 15,
 }
