@@ -33,8 +33,8 @@ async def collect(attachment) -> tuple[bytes, bytes]:
     return bytes(streams[1]), bytes(streams[2])
 
 
-async def wait_dead(pid: int, started: int) -> None:
-    async with asyncio.timeout(10):
+async def wait_dead(pid: int, started: int, seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
         while process.is_alive(pid, started):
             await asyncio.sleep(0.005)
 
@@ -374,6 +374,15 @@ async def test_sweep_refuses_a_living_shim(boxes):
     box = await boxes.start(["sleep", "60"])
     with pytest.raises(RuntimeFault, match="lives"):
         sweep(box.directory)
+
+
+async def test_a_shim_that_nobody_comes_for_ends(boxes, tmp_path):
+    """The daemon that asked for it was killed before it could connect."""
+    directory = tmp_path / "unclaimed"
+    directory.mkdir()
+    pid, started = await boxes.zygote.fork_shim("unclaimed", directory, boxes.parent)
+    await wait_dead(pid, started, 15)
+    assert not directory.exists()
 
 
 async def test_zygotes_death_and_end_leave_shims_alone(boxes, tmp_path):

@@ -239,17 +239,23 @@ class Zygote:
             _say(asker, _fault(error))
             return
         pid = os.getppid()
-        _say(asker, {"pid": pid, "start_time": process.start_time(pid)})
+        if not _say(asker, {"pid": pid, "start_time": process.start_time(pid)}):
+            # Whoever wanted it is gone, and knows of none.
+            listener.close()
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(request["dir"], "shim.sock"))
+            return
         os.close(asker)
         self._begin(request, listener, divided)
 
 
-def _say(fd: int, reply: dict[str, Any]) -> None:
+def _say(fd: int, reply: dict[str, Any]) -> bool:
+    """False when whoever asked has gone."""
     try:
         os.write(fd, frame(reply))
+        return True
     except OSError:
-        # Whoever asked has gone.
-        pass
+        return False
 
 
 def _fault(error: Exception) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def begin(request: dict[str, Any], listener: _socket.socket, channel: Channel, h
     except OSError:
         # It is written again, or refused, by whoever asks for a container.
         pass
+    shim.await_claim()
     _work(shim, channel, _QUIET[0])
 
 

@@ -17,10 +17,12 @@ from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
 from worker.shim.foreign import ForeignContainer
-from worker.shim.loop import READ, Loop
+from worker.shim.loop import READ, Loop, Timer
 from worker.shim.streams import STDERR, STDOUT
 
 _LINGER, _RETRY = 10.0, 0.1
+_UNCLAIMED = 8.0
+"""Seconds after which a new shim that nobody has connected to ends: the daemon that wanted it has died in between."""
 _OPERATIONS = frozenset(
     (
         "prepare", "create", "start", "kill", "pause", "resume", "update", "resize", "pids", "stats", "exec", "exec_start",
@@ -50,10 +52,15 @@ class Shim:
         of = (self.loop, ident, directory, self._broadcast, hierarchies, keeper)
         self.container = ForeignContainer(*of, runtime) if runtime else Container(*of)
         self._deadline: float | None = None
+        self._claim: Timer | None = None
 
     def begin(self) -> None:
         self.loop.watch_children(self.container.on_child)
         self._listen()
+
+    def await_claim(self) -> None:
+        """Of the first worker: end unless somebody comes."""
+        self._claim = self.loop.call_later(_UNCLAIMED, self.container.discard)
 
     def handed(self) -> list[tuple[str, int]] | None:
         """Our descriptors, which ``take`` takes; None while a client is served."""
@@ -86,6 +93,9 @@ class Shim:
             self.loop.call_later(_RETRY, self._listen)
             return
         if peer_allowed(fd):
+            if self._claim is not None:
+                self._claim.cancel()
+                self._claim = None
             self._connections.append(Connection(self.loop, fd, self._perform, self._on_closed))
         else:
             os.close(fd)
