@@ -131,18 +131,9 @@ class Shim:
         """
         return int((await self._client.request({"op": "prepare", "template": template}))["pid"])
 
-    async def create(
-        self,
-        bundle: Path,
-        *,
-        log: dict[str, Any] | None = None,
-        stdin: bool = False,
-        init: bool = False,
-        config: dict[str, Any] | None = None,
-        identity: Mapping[str, str] | None = None,
-    ) -> tuple[int, int]:
-        """(init pid, its start time): a process that waits in its namespaces for ``start``. Arguments: see ``launch``."""
-        launching = await self.launch(bundle, log=log, stdin=stdin, init=init, config=config, identity=identity)
+    async def create(self, bundle: Path, **how: Any) -> tuple[int, int]:
+        """(init pid, its start time): a process that waits in its namespaces for ``start``. ``how``: see ``launch``."""
+        launching = await self.launch(bundle, **how)
         try:
             made = await launching.created()
         except RuntimeFault:

@@ -85,12 +85,6 @@ def beside_exit(directory: Path) -> list[str]:
     return [name for name in os.listdir(directory) if name not in (records.EXIT, record.MARK)]
 
 
-async def release(host: Host, container: Container, *, keep_exit: bool = False) -> None:
-    """Everything a container that does not run may still hold; ``keep_exit``: see ``clear_directory``."""
-    await detach(host, container)
-    await clear(host, container, keep_exit=keep_exit)
-
-
 async def detach(host: Host, container: Container) -> None:
     """Its addresses and ports, for others to take."""
     try:
