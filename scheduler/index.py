@@ -300,7 +300,6 @@ class Index:
             by_service=self._by_service,
             by_node=self._by_node,
             waiting=self._tally.waiting,
-            queues=self._tally.queues,
             bonded=self._bonded,
             replicas=self._tally.replicas,
             failures=self._tally.failures,

@@ -18,6 +18,7 @@ from covey.model.resources import Resources
 from covey.model.spec import TaskSpec, read_service_spec, read_task_spec
 from scheduler.index import holds_place
 from scheduler.snapshot import NodeColumns, Snapshot
+from scheduler.steps import whole
 from scheduler.tally import Branch
 from scheduler.writes import Group
 
@@ -100,13 +101,7 @@ def overlay(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> 
 
     ``nominal`` stands in for empty reservations, as in the index.
     """
-    laying = parts(snapshot, groups, nominal)
-    while True:
-        try:
-            next(laying)
-        except StopIteration as done:
-            ahead: Snapshot = done.value
-            return ahead
+    return whole(parts(snapshot, groups, nominal))
 
 
 def parts(snapshot: Snapshot, groups: Iterable[Group], nominal: Resources) -> Generator[None, None, Snapshot]:
@@ -142,7 +137,7 @@ def _derived(
     views: dict[tuple[str, int], TaskSpec] = {}
     by_service, by_node = _Groups(before.by_service), _Groups(before.by_node)
     columns = _Columns(before)
-    tally = Branch(before.waiting, before.queues, before.replicas, before.failures)
+    tally = Branch(before.waiting, before.replicas, before.failures)
     bonded, parted = dict(before.bonded), set[tuple[str, int]]()
     for at, key in enumerate(moved):
         if at % PART == PART - 1:
@@ -178,7 +173,6 @@ def _derived(
         "by_node": Layer(before.by_node, by_node.changed),
         "columns": columns.now,
         "waiting": tally.waiting,
-        "queues": tally.queues,
         "bonded": bonded,
         "replicas": tally.replicas,
         "failures": tally.failures,

@@ -45,7 +45,7 @@ class Stage(NamedTuple):
 TASKS = (
     Stage("reconcile", reconcile.decide, reconcile.parts),
     Stage("allocate", allocate.decide),
-    Stage("placement", place.decide, again=True),
+    Stage("placement", place.decide, place.parts, again=True),
 )
 
 

@@ -31,7 +31,8 @@ from covey.model.objects import (
 )
 from covey.model.spec import ServiceSpec, TaskSpec
 from covey.model.task_states import TaskState, shown
-from scheduler.tally import Alike, Failure, Waiting
+from scheduler.tally import Failure
+from scheduler.waiting import Waiting
 
 
 def name_of_port(port: str) -> str:
@@ -88,8 +89,8 @@ class NodeColumns:
 class Snapshot:
     """The cluster at ``revision``. Mappings are by id and must not be changed.
 
-    ``waiting``, ``queues``, ``replicas`` and ``failures`` are counted as tasks change, see scheduler/tally.py. ``bonded`` are
-    the specs, by service and version, of tasks that have affinities.
+    ``waiting`` (not grouped, see scheduler/waiting.py), ``replicas`` and ``failures`` (scheduler/tally.py) are kept as tasks
+    change. ``bonded`` are the specs, by service and version, of tasks that have affinities.
     ``node_infos`` and ``node_statuses`` may still hold what was written of nodes that are gone; ``nodes`` does not.
     """
 
@@ -111,8 +112,7 @@ class Snapshot:
     statuses: Mapping[str, TaskStatus]
     by_service: Mapping[str, Collection[str]]
     by_node: Mapping[str, Collection[str]]
-    waiting: Mapping[Alike, Waiting]
-    queues: Mapping[str, int]
+    waiting: Waiting
     bonded: Mapping[tuple[str, int], TaskSpec]
     replicas: Mapping[str, Mapping[str, int]]
     failures: Mapping[tuple[str, int], Mapping[str, Failure]]

@@ -59,7 +59,9 @@ class _Check:
         name = (task.service_id, task.spec_version)
         found = self._requests.get(name)
         if found is None:
-            found = request_of(task, self.capacity, 0.0, self._bonds, shared=self.snapshot.queues.get(task.service_id, 0) > 1)
+            found = request_of(
+                task, self.capacity, 0.0, self._bonds, shared=self.snapshot.waiting.queues.get(task.service_id, 0) > 1
+            )
             if found.allowed is None:  # else it depends on what has been accepted meanwhile
                 self._requests[name] = found
         return found

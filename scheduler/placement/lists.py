@@ -6,7 +6,7 @@ tasks for each node (``improve.py``). It decides orders and sets; filters and st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +17,15 @@ from scheduler.placement.feasible import suitable
 from scheduler.placement.improve import Amount, fill
 from scheduler.placement.rank import PACKING
 from scheduler.placement.request import Request
-from scheduler.snapshot import Snapshot
-from scheduler.tally import Alike, Waiting
-
-Group = tuple[Alike, Waiting]
+from scheduler.steps import Effort
+from scheduler.waiting import Group
 
 #: Of a list that is packed at once, what fits seven times into the median node fills the gaps that the rest leaves.
 _FILLER = 1 / 7
 #: Of this share on, few nodes come into question.
 _BULKY = 1 / 2
+#: So many groups are put in order without a stop.
+PART = 5_000
 
 
 class Stage(NamedTuple):
@@ -35,32 +35,43 @@ class Stage(NamedTuple):
     packed: list[Group]
 
 
-def in_order(snapshot: Snapshot, capacity: Capacity) -> list[Stage]:
-    """What waits by priority, the highest first; within one the longest waiting first, and what is packed after the rest."""
-    specs = snapshot.task_specs
+def in_order(waiting: Iterable[Group], capacity: Capacity) -> Generator[None, None, list[Stage]]:
+    """What waits by priority, the highest first; within one as it comes, and what is packed after the rest. It stops."""
+    specs = capacity.snapshot.task_specs
+    effort = Effort(PART)
     stages: dict[int, Stage] = {}
-    firsts = [(waiting.first(), alike, waiting) for alike, waiting in snapshot.waiting.items()]
-    for first, alike, waiting in sorted(firsts, key=lambda group: (group[0].created_at, group[1])):
-        policy = specs[first.id].placement
+    for group in waiting:
+        policy = specs[group.ids[0]].placement
         stage = stages.get(policy.priority)
         if stage is None:
             stage = stages[policy.priority] = Stage([], [])
-        (stage.packed if (policy.strategy or capacity.strategy) in PACKING else stage.singly).append((alike, waiting))
+        (stage.packed if (policy.strategy or capacity.strategy) in PACKING else stage.singly).append(group)
+        effort.add()
+        if effort.spent():
+            yield
     for stage in stages.values():
         if len(stage.packed) > 1:
-            stage.packed.sort(key=lambda group: _packing_order(group, snapshot, capacity))
+            stage.packed[:] = yield from _in_packing_order(stage.packed, capacity)
     return [stages[priority] for priority in sorted(stages, reverse=True)]
 
 
-def _packing_order(group: Group, snapshot: Snapshot, capacity: Capacity) -> tuple[int, float, int]:
+def _in_packing_order(groups: Sequence[Group], capacity: Capacity) -> Generator[None, None, list[Group]]:
     """The bulky first, largest first; then in an order that has nothing to do with size, so that sizes mix; then the small."""
-    alike, waiting = group
-    asked = snapshot.task_specs[waiting.first().id].reservations
-    cpus, memory = capacity.median
-    share = max(asked.nano_cpus / cpus, asked.memory_bytes / memory)
-    if _FILLER < share <= _BULKY:
-        return (1, 0.0, tie_break(alike.service_id, alike.node_id))
-    return (0 if share > _BULKY else 2, -share, tie_break(alike.service_id, alike.node_id))
+    specs, (cpus, memory) = capacity.snapshot.task_specs, capacity.median
+    effort = Effort(PART)
+    kinds, shares, ties = (np.zeros(len(groups), dtype=dtype) for dtype in (np.int8, np.float64, np.uint64))
+    for at, (alike, ids) in enumerate(groups):
+        asked = specs[ids[0]].reservations
+        share = max(asked.nano_cpus / cpus, asked.memory_bytes / memory)
+        if _FILLER < share <= _BULKY:
+            kinds[at] = 1
+        else:
+            kinds[at], shares[at] = 0 if share > _BULKY else 2, -share
+        ties[at] = tie_break(alike.service_id, alike.node_id)
+        effort.add()
+        if effort.spent():
+            yield
+    return [groups[at] for at in np.lexsort((ties, shares, kinds)).tolist()]
 
 
 def pack_list(capacity: Capacity, wanted: Sequence[tuple[Request, int]], effort: int) -> list[list[int]]:

@@ -7,8 +7,8 @@ placed (small groups, large ones, with preferences) never changes where its task
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from covey.model.objects import Task
 from covey.model.task_states import TaskState
@@ -18,7 +18,7 @@ from scheduler.placement.bonds import Bonds
 from scheduler.placement.capacity import Capacity, Rows
 from scheduler.placement.feasible import fits_one, refusals, suitable
 from scheduler.placement.levels import place_group
-from scheduler.placement.lists import Group, in_order, pack_list
+from scheduler.placement.lists import in_order, pack_list
 from scheduler.placement.preempt import Preemption
 from scheduler.placement.rank import DISTINCT, strategy_of
 from scheduler.placement.request import Request, request_of
@@ -27,7 +27,8 @@ from scheduler.placement.tree import place_under_preferences
 from scheduler.plan import Plan
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
-from scheduler.tally import Alike, Waiting
+from scheduler.steps import Effort, whole
+from scheduler.waiting import Alike, Group
 
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 
@@ -37,13 +38,22 @@ _MANY = 64
 _REMEMBERED = 32
 #: So many groups at the most are told why they wait in one pass.
 _TOLD = 1000
+#: Without a stop so many small groups are placed; looking at every ``_SWEPT`` nodes counts as one, telling why as some more.
+STEP = 1000
+_SWEPT = 256
+_TELLING = 4
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Nodes for pending tasks that have a suitable one, at most ``settings.pass_tasks`` of them: the rest at once after."""
+    return whole(parts(snapshot, now, settings))
+
+
+def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+    """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft()
     if snapshot.waiting:
-        _Pass(snapshot, now, settings, draft).run()
+        yield from _Pass(snapshot, now, settings, draft).run()
     return draft.plan(snapshot.revision, "placement")
 
 
@@ -62,32 +72,49 @@ class _Pass:
         self.singles: dict[str, Singles] = {}
         self.refused: list[tuple[Sequence[Task], Request]] = []
         self.hopeless: dict[int, list[tuple[int, int]]] = {}
+        self.waiting: Sequence[Group] = ()
+        self.effort = Effort(STEP)
+        #: What looking at every node costs, beside what any group does.
+        self.sweep = len(self.capacity.ids) // _SWEPT
 
-    def run(self) -> None:
+    def run(self) -> Generator[None]:
         """Place everything there is room for, then say why of the rest: asked earlier it would change meanwhile."""
+        self.waiting = yield from self.snapshot.waiting.grouping()
         effort = self.capacity.settings.pack_effort
-        for singly, packed in in_order(self.snapshot, self.capacity):
-            for group in singly:
-                self._place(*group)
+        for singly, packed in (yield from in_order(self.waiting, self.capacity)):
+            yield from self._place_all(singly)
             improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
-            for group in packed:
-                self._place(*group, improved.get(group[0], ()))
+            yield from self._place_all(packed, improved)
         if self.left <= 0:
             self.draft.wake(self.now)
-        self._tell()
+        yield from self._tell()
 
-    def _tell(self) -> None:
+    def _place_all(
+        self, groups: Iterable[Group], improved: Mapping[Alike, Sequence[int]] = MappingProxyType({})
+    ) -> Generator[None]:
+        for group in groups:
+            if self.left <= 0:
+                return
+            self._place(group, improved.get(group.alike, ()))
+            self.effort.add()
+            if self.effort.spent():
+                yield
+
+    def _tell(self) -> Generator[None]:
         """Those that were never told come first; of very many, the rest keep what they were told last."""
         self.refused.sort(key=lambda group: bool(group[0][0].message))
         for tasks, request in self.refused[:_TOLD]:
             message = str(refusals(self.capacity, request, only=tasks[0].node_id))
             self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
+            self.effort.add(1 + _TELLING * self.sweep)
+            if self.effort.spent():
+                yield
         if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
             self.draft.wake(self.now)
 
     def _improved(self, packed: Sequence[Group], effort: int) -> dict[Alike, list[int]]:
         """Rows from the improver for the tasks of the groups it knows how to place; they are spent."""
-        wanted = [(alike, self._request(alike, waiting), len(waiting.tasks)) for alike, waiting in packed]
+        wanted = [(group.alike, self._request(group), len(group.ids)) for group in packed]
         plain = [each for each in wanted if each[1].plain and not each[0].node_id and not each[1].spec.placement.spread]
         found = pack_list(self.capacity, [(request, count) for _, request, count in plain], effort)
         rows: dict[Alike, list[int]] = {}
@@ -99,37 +126,35 @@ class _Pass:
                 self.capacity.spend_one(row, request)
         return rows
 
-    def _request(self, alike: Alike, waiting: Waiting) -> Request:
-        shared = self.snapshot.queues[alike.service_id] > 1
-        return request_of(waiting.first(), self.capacity, self.now, self.bonds, shared=shared)
+    def _request(self, group: Group) -> Request:
+        shared = self.snapshot.waiting.queues[group.alike.service_id] > 1
+        return request_of(self.snapshot.tasks[group.ids[0]], self.capacity, self.now, self.bonds, shared=shared)
 
-    def _place(self, alike: Alike, waiting: Waiting, rows: Sequence[int] = ()) -> None:
+    def _place(self, group: Group, rows: Sequence[int]) -> None:
         """Place a group, of whose first tasks ``rows`` have been found and spent already."""
-        if self.left <= 0:
-            return
-        tasks = waiting.ordered()
-        count = min(len(tasks), self.left)
-        request = self._request(alike, waiting)
-        group = request.spec.placement.group
-        if group and not together.begun(self.snapshot, group):
-            self._place_together(group)
+        alike, ids = group
+        count = min(len(ids), self.left)
+        request = self._request(group)
+        name = request.spec.placement.group
+        if name and not together.begun(self.snapshot, name):
+            self._place_together(name)
             return
         strategy = strategy_of(request, self.capacity)
         rows = list(rows[:count])
         rows += self._rows(request, strategy, alike.node_id, count - len(rows))
         if rows:
-            self._assign(tasks, rows, request, f"placement: {strategy}")
+            self._assign(ids, rows, request, f"placement: {strategy}")
         if len(rows) < count:
-            refused = list(islice(tasks.values(), len(rows), count))
+            refused = [self.snapshot.tasks[task_id] for task_id in ids[len(rows) : count]]
             self.refused.append((refused, request))
             if request.spec.placement.priority:
                 self._preempt(refused, request)
 
-    def _assign(self, tasks: Iterable[str], rows: Sequence[int], request: Request, cause: str) -> None:
-        """The first of ``tasks`` get the nodes of ``rows``."""
+    def _assign(self, ids: Sequence[str], rows: Sequence[int], request: Request, cause: str) -> None:
+        """The first of ``ids`` get the nodes of ``rows``."""
         names = self.capacity.ids
         given = [self.capacity.give(row, request) for row in rows] if request.generic else ()
-        self.draft.assign(islice(tasks, len(rows)), [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
+        self.draft.assign(ids[: len(rows)], [names[row] for row in rows], cause, ASSIGNED_MESSAGE, given)
         self.left -= len(rows)
 
     def _place_together(self, name: str) -> None:
@@ -137,28 +162,28 @@ class _Pass:
         if name in self.together:
             return
         self.together.add(name)
-        members = together.members(self.snapshot, name)
-        if lacking := together.lacking(self.snapshot, name):
+        members = together.members(self.snapshot, self.waiting, name)
+        if lacking := together.lacking(self.snapshot, self.waiting, name):
             self._refuse_together(members, lacking)
             return
         restore = self.capacity.saved()
-        found: list[tuple[Waiting, list[int], Request]] = []
-        for alike, waiting in members:
-            request = self._request(alike, waiting)
-            rows = self._rows(request, strategy_of(request, self.capacity), alike.node_id, len(waiting.tasks))
-            if len(rows) < len(waiting.tasks):
-                why = str(refusals(self.capacity, request, only=alike.node_id))
+        found: list[tuple[Group, list[int], Request]] = []
+        for group in members:
+            request = self._request(group)
+            rows = self._rows(request, strategy_of(request, self.capacity), group.alike.node_id, len(group.ids))
+            if len(rows) < len(group.ids):
+                why = str(refusals(self.capacity, request, only=group.alike.node_id))
                 restore()
                 # What was concluded from less than there is again, is not so any more.
                 self.singles, self.hopeless = {}, {}
                 self._refuse_together(members, f"group {name} has no place for all of its tasks together: {why}")
                 return
-            found.append((waiting, rows, request))
-        for waiting, rows, request in found:
-            self._assign(waiting.ordered(), rows, request, f"placement: group {name}")
+            found.append((group, rows, request))
+        for group, rows, request in found:
+            self._assign(group.ids, rows, request, f"placement: group {name}")
 
     def _refuse_together(self, members: Sequence[Group], message: str) -> None:
-        tasks = (task for _, waiting in members for task in waiting.ordered().values())
+        tasks = (self.snapshot.tasks[task_id] for _, ids in members for task_id in ids)
         self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
 
     def _preempt(self, tasks: Sequence[Task], request: Request) -> None:
@@ -183,10 +208,11 @@ class _Pass:
                 placed.append(row)
             return placed
         if request.spec.placement.spread:
+            self.effort.add(self.sweep + count)
             return _numbers(place_under_preferences(capacity, request, strategy, count))
         if self.hopeless and request.plain and self._hopeless(request):
             return []
-        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.snapshot.queues) >= _MANY:
+        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.snapshot.waiting.queues) >= _MANY:
             singles = self.singles.get(strategy)
             if singles is None:
                 singles = self.singles[strategy] = Singles(capacity, strategy)
@@ -194,6 +220,7 @@ class _Pass:
                 for row in found:
                     capacity.spend_one(row, request)
                 return found
+        self.effort.add(self.sweep)
         rows = place_group(capacity, request, strategy, count)
         if not len(rows) and request.plain:
             refused = self.hopeless.setdefault(id(suitable(capacity, request)), [])

@@ -6,8 +6,10 @@ one, the group has begun, and what fails later is replaced alone: the rest of it
 
 from __future__ import annotations
 
-from scheduler.placement.lists import Group
+from collections.abc import Iterable
+
 from scheduler.snapshot import Snapshot
+from scheduler.waiting import Group
 
 
 def begun(snapshot: Snapshot, name: str) -> bool:
@@ -19,24 +21,19 @@ def begun(snapshot: Snapshot, name: str) -> bool:
     )
 
 
-def members(snapshot: Snapshot, name: str) -> list[Group]:
-    """What waits of the group, the longest waiting first."""
-    found = [
-        (alike, waiting)
-        for alike, waiting in snapshot.waiting.items()
-        if snapshot.task_specs[waiting.first().id].placement.group == name
-    ]
-    return sorted(found, key=lambda group: (group[1].first().created_at, group[0]))
+def members(snapshot: Snapshot, waiting: Iterable[Group], name: str) -> list[Group]:
+    """Those that belong to the group."""
+    return [group for group in waiting if snapshot.task_specs[group.ids[0]].placement.group == name]
 
 
-def lacking(snapshot: Snapshot, name: str) -> str:
+def lacking(snapshot: Snapshot, waiting: Iterable[Group], name: str) -> str:
     """What tasks are told while some of the group's do not even wait for a node yet; "" when all are there."""
     wanted = there = 0
-    waiting: dict[str, int] = {}
-    for alike, tasks in snapshot.waiting.items():
-        waiting[alike.service_id] = waiting.get(alike.service_id, 0) + len(tasks.tasks)
+    counts: dict[str, int] = {}
+    for alike, ids in waiting:
+        counts[alike.service_id] = counts.get(alike.service_id, 0) + len(ids)
     for service_id, spec in snapshot.service_specs.items():
         if spec.task.placement.group == name and spec.mode == "replicated":
             wanted += spec.replicas
-            there += min(waiting.get(service_id, 0), spec.replicas)
+            there += min(counts.get(service_id, 0), spec.replicas)
     return "" if there >= wanted else f"group {name} waits for all of its tasks: {there} of {wanted} are there"

@@ -122,10 +122,9 @@ class Course:
 
     def _place(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Plan:
         if len(snapshot.nodes) <= EXPLAINED:
-            for alike, waiting in snapshot.waiting.items():
-                first = waiting.first()
-                if alike.service_id in self._ids and alike.service_id not in self.seen and first.id not in self.base.tasks:
-                    self.seen[alike.service_id] = explain(snapshot, first.id, now, settings)
+            for alike, (first, *_) in snapshot.waiting.grouped():
+                if alike.service_id in self._ids and alike.service_id not in self.seen and first not in self.base.tasks:
+                    self.seen[alike.service_id] = explain(snapshot, first, now, settings)
         return stage.decide(snapshot, now, settings)
 
     def _note(self, wrote: Iterable[Group]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scheduler.snapshot import NodeColumns, Snapshot
-from scheduler.tally import Waiting
+from scheduler.waiting import Waiting
 
 
 def frozen(snapshot: Snapshot) -> Snapshot:
@@ -25,11 +25,11 @@ def _copied(held: Any) -> Any:
         return {key: value.copy() for key, value in held.items()} if _nested(held) else dict(held)
     if isinstance(held, NodeColumns):
         return replace(held, **{each.name: _column(getattr(held, each.name)) for each in fields(held)})
-    return held
+    return held.copy() if isinstance(held, Waiting) else held
 
 
 def _nested(held: Mapping[Any, Any]) -> bool:
-    return isinstance(next(iter(held.values()), None), (dict, Waiting))
+    return isinstance(next(iter(held.values()), None), dict)
 
 
 def _column(value: Any) -> Any:

@@ -15,6 +15,7 @@ from scheduler.reconcile import cron, global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
+from scheduler.steps import whole
 
 #: Modes without an entry are refused at the door; of one that got in nothing is decided.
 MODES: dict[str, Callable[[Work], None]] = {
@@ -31,13 +32,7 @@ PART = 2000
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Tasks to create, to stop and to release; wakes when the next delay is over."""
-    deciding = parts(snapshot, now, settings)
-    while True:
-        try:
-            next(deciding)
-        except StopIteration as done:
-            plan: Plan = done.value
-            return plan
+    return whole(parts(snapshot, now, settings))
 
 
 def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:

@@ -11,7 +11,8 @@ from covey.model.resources import NOMINAL, Resources
 from covey.model.task_states import TaskState as S
 from scheduler.index import Index, holds_place
 from scheduler.snapshot import Snapshot
-from scheduler.tally import Alike, Failure
+from scheduler.tally import Failure
+from scheduler.waiting import Alike
 from tests.scheduler.apply import World
 
 NODES = st.sampled_from([f"n{number}" for number in range(12)])
@@ -97,9 +98,13 @@ def check_tally(snapshot: Snapshot) -> None:
             failed[task.id] = Failure(task.node_id, status.at)
     for tasks in waiting.values():
         tasks.sort(key=lambda task: (task.created_at, task.slot, task.id))
-    assert {alike: list(held.ordered().values()) for alike, held in snapshot.waiting.items()} == waiting
-    assert all(held.first() is waiting[alike][0] for alike, held in snapshot.waiting.items())
-    assert snapshot.queues == Counter(alike.service_id for alike in waiting)
+    grouped = snapshot.waiting.grouped()
+    assert {alike: [snapshot.tasks[task_id] for task_id in ids] for alike, ids in grouped} == waiting
+    firsts = [(waiting[alike][0].created_at, alike) for alike, _ in grouped]
+    assert firsts == sorted(firsts), "that of the longest waiting first"
+    assert len(snapshot.waiting) == sum(map(len, waiting.values()))
+    assert all((task_id in snapshot.waiting) == any(task_id in ids for _, ids in grouped) for task_id in snapshot.tasks)
+    assert snapshot.waiting.queues == Counter(alike.service_id for alike in waiting)
     assert snapshot.replicas == replicas
     assert snapshot.failures == failures
 

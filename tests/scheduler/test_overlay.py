@@ -33,11 +33,8 @@ def shown(snapshot: Snapshot) -> dict[str, Any]:
         plain[name] = {key: sorted(ids) for key, ids in getattr(snapshot, name).items()}
     plain["specs"] = dict(snapshot.task_specs)
     plain["columns"] = {name: getattr(snapshot.columns, name).tolist() for name in COLUMNS}
-    plain["waiting"] = {
-        alike: [msgspec.structs.replace(task, version=0) for task in waiting.ordered().values()]
-        for alike, waiting in snapshot.waiting.items()
-    }
-    plain["queues"], plain["bonded"] = dict(snapshot.queues), dict(snapshot.bonded)
+    plain["waiting"] = snapshot.waiting.grouped()
+    plain["queues"], plain["bonded"] = dict(snapshot.waiting.queues), dict(snapshot.bonded)
     plain["replicas"] = {key: dict(nodes) for key, nodes in snapshot.replicas.items()}
     plain["failures"] = {key: dict(found) for key, found in snapshot.failures.items()}
     return plain
