@@ -61,7 +61,7 @@ def table(late: Callable[[], float]) -> tuple[Loop, ...]:
     return (
         Loop("liveness", (*nodes, *tasks, "leader"), (Stage("liveness", live),)),
         Loop("tasks", (*nodes, *tasks, *given, "cluster", "service", "service_status"), TASKS),
-        Loop("reap", (*nodes, *tasks, "cluster", "service", "service_status"), (Stage("reap", reap.decide),)),
+        Loop("reap", (*nodes, *tasks, "cluster", "service", "service_status"), (Stage("reap", reap.decide, reap.parts),)),
     )
 
 

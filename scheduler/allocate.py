@@ -8,7 +8,7 @@ not know how traffic flows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
 from covey.model.objects import NetworkAllocation, Service, ServiceAllocation, Task, TaskNetwork
 from covey.model.spec import ServiceSpec
@@ -21,18 +21,30 @@ from scheduler.draft import Draft
 from scheduler.plan import AllocateTasks, DropAllocation, Plan, PutAllocation
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
+from scheduler.steps import Effort, whole
 
 #: Networks of a node, not of the cluster: nothing to give there.
 NODE_SCOPE = frozenset({"host", "none", "bridge"})
 
 
+#: So many services and tasks are looked at without a stop; giving one what it needs counts as ``_GIVING``.
+PART = 20_000
+_GIVING = 10
+
+
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Allocations to write and drop, and tasks that have all they need."""
+    return whole(parts(snapshot, now, settings))
+
+
+def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+    """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft()
+    effort = Effort(PART)
     hosts = Hosts(snapshot)
     names = {network.name: key for key, network in snapshot.networks.items()}
     refused = networks.decide(snapshot, draft)
-    refused |= _allocate_services(snapshot, settings, names, hosts, draft)
+    refused |= yield from _allocate_services(snapshot, settings, names, hosts, draft, effort)
     for kind, held, owners in (
         ("network_allocation", snapshot.network_allocations, snapshot.networks),
         ("service_allocation", snapshot.service_allocations, snapshot.services),
@@ -40,7 +52,7 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
         for key in held:
             if key not in owners and not (kind == "network_allocation" and _in_use(snapshot, key)):
                 draft.add(DropAllocation(kind, key, f"{kind.split('_')[0]} {key} was removed"))
-    _allocate_tasks(snapshot, names, hosts, draft, refused)
+    yield from _allocate_tasks(snapshot, names, hosts, draft, refused, effort)
     return draft.plan(snapshot.revision, "allocate")
 
 
@@ -54,17 +66,25 @@ def _in_use(snapshot: Snapshot, network_id: str) -> bool:
 
 
 def _allocate_services(
-    snapshot: Snapshot, settings: Settings, names: Mapping[str, str], hosts: Hosts, draft: Draft
-) -> dict[str, str]:
+    snapshot: Snapshot, settings: Settings, names: Mapping[str, str], hosts: Hosts, draft: Draft, effort: Effort
+) -> Generator[None, None, dict[str, str]]:
     """Ports and virtual addresses in ``draft``; service id → why it gets none."""
     refused: dict[str, str] = {}
-    owned = ports.owners(snapshot)
-    for service in sorted(snapshot.services.values(), key=lambda service: (service.created_at, service.id)):
+    lacking: list[tuple[Service, ServiceAllocation, set[str]]] = []
+    for service in snapshot.services.values():
         spec = snapshot.service_specs[service.id]
         held = snapshot.service_allocations.get(service.id) or ServiceAllocation(id=service.id)
         wanted = _virtual_networks(snapshot, spec, names)
-        if ports.answers(spec.ports, held.ports) and wanted == held.addresses.keys():
-            continue
+        if not ports.answers(spec.ports, held.ports) or wanted != held.addresses.keys():
+            lacking.append((service, held, wanted))
+        if effort.due():
+            yield
+    if not lacking:
+        return refused
+    owned = ports.owners(snapshot)
+    for service, held, wanted in sorted(lacking, key=lambda one: (one[0].created_at, one[0].id)):
+        if effort.due(_GIVING):
+            yield
         try:
             given = _service_allocation(snapshot, service, held, wanted, owned, hosts, settings)
         except Exhausted as reason:
@@ -105,9 +125,14 @@ def _at(given: ServiceAllocation) -> str:
 
 
 def _allocate_tasks(
-    snapshot: Snapshot, names: Mapping[str, str], hosts: Hosts, draft: Draft, refused: Mapping[str, str]
-) -> None:
-    fresh = [t for t in snapshot.tasks.values() if t.state == TaskState.NEW and t.desired < TaskState.SHUTDOWN]
+    snapshot: Snapshot, names: Mapping[str, str], hosts: Hosts, draft: Draft, refused: Mapping[str, str], effort: Effort
+) -> Generator[None]:
+    fresh: list[Task] = []
+    for task in snapshot.tasks.values():
+        if task.state == TaskState.NEW and task.desired < TaskState.SHUTDOWN:
+            fresh.append(task)
+        if effort.due():
+            yield
     if not fresh:
         return
     fresh.sort(key=lambda task: (task.created_at, task.service_id, task.slot, task.id))
@@ -115,6 +140,8 @@ def _allocate_tasks(
     given: list[tuple[TaskNetwork, ...]] = []
     gates = {service_id: depends.waiting_for(snapshot, service_id) for service_id in {task.service_id for task in fresh}}
     for task in fresh:
+        if effort.due(_GIVING):
+            yield
         try:
             if why := gates[task.service_id]:
                 raise Exhausted(why)

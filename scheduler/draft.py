@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,6 +11,9 @@ from covey.ids import task_id
 from covey.model.objects import Task
 from covey.model.task_states import TaskState
 from scheduler.plan import AssignTasks, Change, CreateTasks, DeleteTasks, MoveTasks, Plan
+
+#: So many rows at most are moved or deleted by one Change: between two of them whoever looks at a plan may stop.
+BATCH = 5_000
 
 
 class Row(NamedTuple):
@@ -115,13 +118,19 @@ class Draft:
         changes: list[Change] = list(self._others)
         for key, (prototype, rows) in self._creates.items():
             changes.append(_creation(prototype, rows, key[0]))
-        changes += [MoveTasks(tuple(ids), m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items()]
+        changes += [
+            MoveTasks(some, m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items() for some in _batches(ids)
+        ]
         changes += [
             AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names))
             for (why, message, _), ids, nodes, names in self._assigns
         ]
-        changes += [DeleteTasks(tuple(ids), why) for why, ids in self._deletes.items()]
+        changes += [DeleteTasks(some, why) for why, ids in self._deletes.items() for some in _batches(ids)]
         return Plan(base_revision, tuple(changes), cause, self._wake_at)
+
+
+def _batches(ids: list[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(ids[at : at + BATCH]) for at in range(0, len(ids), BATCH))
 
 
 def _creation(prototype: Task, rows: list[Row], cause: str) -> CreateTasks:

@@ -39,7 +39,7 @@ _UNSEEN = frozenset({"past_spec"})
 
 
 #: So many tasks are laid over without a stop.
-PART = 2000
+PART = 1000
 
 
 class Layer(Mapping[str, V]):
@@ -140,7 +140,8 @@ def _derived(
     tally = Branch(before.waiting, before.replicas, before.failures)
     bonded, parted = dict(before.bonded), set[tuple[str, int]]()
     for at, key in enumerate(moved):
-        if at % PART == PART - 1:
+        if at % PART == 1:
+            # After the first as well: it has what all of them change copied.
             yield
         old: Task | None = before.tasks.get(key)
         new: Task | None = after.tasks.get(key)

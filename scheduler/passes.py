@@ -12,13 +12,12 @@ from itertools import islice
 from typing import NamedTuple, TypeVar
 
 from covey.model.objects import Task
-from scheduler import allocate, overlay
+from scheduler import allocate, overlay, verify
 from scheduler.placement import place
 from scheduler.plan import Plan
 from scheduler.reconcile import decide as reconcile
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
-from scheduler.verify import Refusal, verify
 from scheduler.writes import Group, Write, groups
 
 Made = TypeVar("Made")
@@ -44,7 +43,7 @@ class Stage(NamedTuple):
 #: How tasks come to be and to their nodes.
 TASKS = (
     Stage("reconcile", reconcile.decide, reconcile.parts),
-    Stage("allocate", allocate.decide),
+    Stage("allocate", allocate.decide, allocate.parts),
     Stage("placement", place.decide, place.parts, again=True),
 )
 
@@ -63,7 +62,7 @@ class Pass:
         self._batch = _Batch()
         self._room = MAX_GROUPS
         self._dark = False
-        self.refusals: list[Refusal] = []
+        self.refusals: list[verify.Refusal] = []
         self.causes: list[str] = []
         self.wake_at: float | None = None
         self.more = False
@@ -95,7 +94,7 @@ class Pass:
         if not plan:
             return False
         self.causes.append(plan.cause)
-        accepted, refused = verify(plan, self._world, self._settings)
+        accepted, refused = yield from _named("verify", verify.parts(plan, self._world, self._settings))
         self.refusals += refused
         yield "verify"
         drawn = yield from self._draw(accepted)

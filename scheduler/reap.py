@@ -6,6 +6,7 @@ is never forgotten: the next attempt's id counts on from it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 from covey.model.objects import Task
@@ -15,15 +16,30 @@ from scheduler.draft import Draft
 from scheduler.plan import DropStatus, Plan
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
+from scheduler.steps import Effort, whole
+
+#: So many tasks, and so many slots, are looked at without a stop.
+PART = 10_000
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
     """Deletions, and the end of tasks that were told to stop before they had a node."""
+    return whole(parts(snapshot, now, settings))
+
+
+def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+    """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft()
+    effort = Effort(PART)
     limit = history_limit(snapshot, settings)
     for service_id in snapshot.by_service:
-        _reap_service(snapshot, service_id, limit, now, draft)
-    strays = [task_id for task_id in snapshot.statuses if task_id not in snapshot.tasks]
+        yield from _reap_service(snapshot, service_id, limit, now, draft, effort)
+    strays: list[str] = []
+    for task_id in snapshot.statuses:
+        if task_id not in snapshot.tasks:
+            strays.append(task_id)
+        if effort.due():
+            yield
     draft.delete(strays, "a status whose task is gone")
     for kind, held, owners in (
         ("node_status", snapshot.node_statuses, snapshot.nodes),
@@ -42,7 +58,7 @@ def history_limit(snapshot: Snapshot, settings: Settings) -> int:
     return settings.history if said is None else int(said)
 
 
-def _reap_service(snapshot: Snapshot, service_id: str, limit: int, now: float, draft: Draft) -> None:
+def _reap_service(snapshot: Snapshot, service_id: str, limit: int, now: float, draft: Draft, effort: Effort) -> Generator[None]:
     slots: dict[tuple[int, int, str], list[Task]] = {}
     removed: list[str] = []
     for task in snapshot.tasks_of(service_id):
@@ -50,11 +66,15 @@ def _reap_service(snapshot: Snapshot, service_id: str, limit: int, now: float, d
             slots.setdefault(task.slot_key, []).append(task)
         elif _finished(snapshot, task):
             removed.append(task.id)
+        if effort.due():
+            yield
     draft.delete(removed, "removed and over")
     for tasks in slots.values():
         if len(tasks) > 1 or tasks[0].state < TaskState.ASSIGNED:
             tasks.sort(key=lambda task: task.attempt)
             _reap_slot(snapshot, tasks, limit, now, draft)
+        if effort.due():
+            yield
 
 
 def _finished(snapshot: Snapshot, task: Task) -> bool:

@@ -11,7 +11,7 @@ a task at once, the new one waiting for the old to be over; start-first leaves t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,12 +40,12 @@ class Standing:
     total: int = 0
 
 
-def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> set[SlotKey]:
-    """Replace outdated tasks of ``slots``; the keys of the slots dealt with here, which need no tending.
+def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> Generator[None, None, set[SlotKey]]:
+    """Replace outdated tasks of ``slots``, stopping now and then; the keys of the slots dealt with here, which need no tending.
 
     Slots ``left_alone`` keep what they have (their node takes nothing new), and yet those that do not run are down.
     """
-    standing = survey(work, slots, left_alone)
+    standing = yield from survey(work, slots, left_alone)
     if not update_status.follow(work, standing):
         return set()
     chosen = {slot.key for slot in standing.retried if _retry(work, slot)}
@@ -54,10 +54,13 @@ def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
         cause = f"service {work.service.id} is rolled back to version {work.service.spec_version}"
     taken = [slot for slot in standing.waiting if slot.key in standing.flying]
     others = [slot for slot in standing.waiting if slot.key not in standing.flying]
-    others.sort(key=lambda slot: (slot.running, slot.key))
+    # They come by their keys.
+    others.sort(key=lambda slot: slot.running)
     for slot in taken + others[: _room(work, standing, len(others))]:
         _replace(work, slot, cause)
         chosen.add(slot.key)
+        if work.effort.due():
+            yield
     return chosen
 
 
@@ -67,8 +70,8 @@ def stop(work: Work, slots: Iterable[Slot]) -> None:
     update_status.follow(work, Standing())
 
 
-def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> Standing:
-    """How the rollout stands in ``slots``."""
+def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = ()) -> Generator[None, None, Standing]:
+    """How the rollout stands in ``slots``. Stops now and then."""
     from scheduler.reconcile.slots import spent
 
     standing = Standing()
@@ -92,6 +95,8 @@ def survey(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
         if outdated:
             (standing.retried if tried else standing.waiting).append(slot)
         standing.total += outdated or bool(tried)
+        if work.effort.due():
+            yield
     return standing
 
 

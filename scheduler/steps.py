@@ -22,19 +22,20 @@ def whole(work: Generator[object, None, Made]) -> Made:
 
 
 class Effort:
-    """Counts what was done since the last stop: ``spent`` says whether it is time for the next."""
+    """Counts what was done since the last stop; ``due`` says whether it is time for the next."""
 
     __slots__ = ("_done", "_most")
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int = 1) -> None:
         self._most = most
         self._done = 0
 
-    def add(self, done: int = 1) -> None:
+    def add(self, done: int) -> None:
         self._done += done
 
-    def spent(self) -> bool:
-        """Whether as much was done as may be without a stop; if so it counts anew, for the caller stops now."""
+    def due(self, done: int = 1) -> bool:
+        """Whether, ``done`` more being done, it is time for a stop; if so the caller stops, and it counts anew."""
+        self._done += done
         if self._done < self._most:
             return False
         self._done = 0

@@ -6,7 +6,7 @@ capacity, one wanted task a slot, owners that are still there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,6 +34,12 @@ from scheduler.plan import (
 )
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
+from scheduler.steps import Effort, whole
+
+SlotKey = tuple[int, int, str]
+
+#: So many rows are looked at without a stop, and what one Change has beyond.
+PART = 5_000
 
 
 class Refusal(NamedTuple):
@@ -53,6 +59,7 @@ class _Check:
         self.refusals: list[Refusal] = []
         self._capacity: Capacity | None = None
         self._requests: dict[tuple[str, int], Request] = {}
+        self._latest: dict[str, dict[SlotKey, Task]] = {}
 
     def request(self, task: Task) -> Request:
         """What ``task`` asks of a node; tasks of one service version ask the same."""
@@ -65,6 +72,22 @@ class _Check:
             if found.allowed is None:  # else it depends on what has been accepted meanwhile
                 self._requests[name] = found
         return found
+
+    def look_up(self, service_id: str, effort: Effort) -> Generator[None]:
+        """Find the latest task of each slot of a service, stopping now and then."""
+        if service_id in self._latest:
+            return
+        latest = self._latest[service_id] = {}
+        for task in self.snapshot.tasks_of(service_id):
+            key = task.slot_key
+            if key not in latest or latest[key].attempt < task.attempt:
+                latest[key] = task
+            if effort.due():
+                yield
+
+    def latest(self, service_id: str) -> Mapping[SlotKey, Task]:
+        """What was looked up."""
+        return self._latest[service_id]
 
     @cached_property
     def _bonds(self) -> Bonds:
@@ -89,11 +112,29 @@ class _Check:
 
 def verify(plan: Plan, snapshot: Snapshot, settings: Settings | None = None) -> tuple[Plan, tuple[Refusal, ...]]:
     """The part of ``plan`` that still holds in ``snapshot``, and what does not."""
-    check = _Check(snapshot, settings or Settings.default())
-    accepted = [kept for change in plan.changes if (kept := _CHECKS[type(change)](check, change)) is not None]
+    return whole(parts(plan, snapshot, settings or Settings.default()))
+
+
+def parts(plan: Plan, snapshot: Snapshot, settings: Settings) -> Generator[None, None, tuple[Plan, tuple[Refusal, ...]]]:
+    """The same, stopping now and then; the snapshot must not change meanwhile."""
+    check = _Check(snapshot, settings)
+    effort = Effort(PART)
+    accepted: list[Change] = []
+    for change in plan.changes:
+        if isinstance(change, CreateTasks):
+            yield from check.look_up(change.prototype.service_id, effort)
+        kept = _CHECKS[type(change)](check, change)
+        if kept is not None:
+            accepted.append(kept)
+        if effort.due(_rows(change)):
+            yield
     if not check.refusals and len(accepted) == len(plan.changes):
         return plan, ()
     return replace(plan, changes=tuple(accepted)), tuple(check.refusals)
+
+
+def _rows(change: Change) -> int:
+    return len(change.ids) if isinstance(change, (CreateTasks, AllocateTasks, AssignTasks, MoveTasks, DeleteTasks)) else 1
 
 
 def _pick(values: Sequence[Any], rows: list[int]) -> tuple[Any, ...]:
@@ -103,11 +144,7 @@ def _pick(values: Sequence[Any], rows: list[int]) -> tuple[Any, ...]:
 def _create(check: _Check, change: CreateTasks) -> Change | None:
     snapshot = check.snapshot
     service_id = change.prototype.service_id
-    latest: dict[tuple[int, int, str], Task] = {}
-    for other in snapshot.tasks_of(service_id):
-        key = other.slot_key
-        if key not in latest or latest[key].attempt < other.attempt:
-            latest[key] = other
+    latest = check.latest(service_id)
 
     def refuse(row: int) -> str:
         if service_id not in snapshot.services:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator
+from heapq import merge
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from covey.model.objects import Task
-from scheduler.steps import whole
+from scheduler.steps import Effort, whole
 
 Numbers = npt.NDArray[np.int64]
 
 #: So many groups are made without a stop.
-PART = 10_000
+PART = 5_000
 
 
 class Alike(NamedTuple):
@@ -139,7 +140,9 @@ class Waiting:
         if not self.ids:
             return []
         order, starts = self._order()
+        yield
         ids = list(map(self.ids.__getitem__, order.tolist()))
+        yield
         made = np.array(self.created)[order[starts]]
         ranked = np.argsort(made, kind="stable")
         ends = np.append(starts[1:], len(ids))[ranked].tolist()
@@ -175,13 +178,17 @@ _MAPPINGS = frozenset({"queues", "_rows", "_numbered"})
 
 def _settle(groups: list[Group], made: npt.NDArray[np.float64]) -> Generator[None]:
     """Those whose first tasks were made at the same time are ordered by what is alike."""
-    settled = 0
+    effort = Effort(PART)
     for start, end in _runs(made[1:] == made[:-1]):
-        groups[start:end] = sorted(groups[start:end])
-        settled += end - start
-        if settled >= PART:
-            settled = 0
-            yield
+        pieces = []
+        for at in range(start, end, PART):
+            pieces.append(sorted(groups[at : min(at + PART, end)]))
+            if effort.due(len(pieces[-1])):
+                yield
+        for at, group in enumerate(merge(*pieces) if len(pieces) > 1 else pieces[0], start):
+            groups[at] = group
+            if effort.due():
+                yield
 
 
 def _runs(tied: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:

@@ -46,8 +46,7 @@ def in_order(waiting: Iterable[Group], capacity: Capacity) -> Generator[None, No
         if stage is None:
             stage = stages[policy.priority] = Stage([], [])
         (stage.packed if (policy.strategy or capacity.strategy) in PACKING else stage.singly).append(group)
-        effort.add()
-        if effort.spent():
+        if effort.due():
             yield
     for stage in stages.values():
         if len(stage.packed) > 1:
@@ -68,8 +67,7 @@ def _in_packing_order(groups: Sequence[Group], capacity: Capacity) -> Generator[
         else:
             kinds[at], shares[at] = 0 if share > _BULKY else 2, -share
         ties[at] = tie_break(alike.service_id, alike.node_id)
-        effort.add()
-        if effort.spent():
+        if effort.due():
             yield
     return [groups[at] for at in np.lexsort((ties, shares, kinds)).tolist()]
 

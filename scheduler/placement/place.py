@@ -96,8 +96,7 @@ class _Pass:
             if self.left <= 0:
                 return
             self._place(group, improved.get(group.alike, ()))
-            self.effort.add()
-            if self.effort.spent():
+            if self.effort.due():
                 yield
 
     def _tell(self) -> Generator[None]:
@@ -106,8 +105,7 @@ class _Pass:
         for tasks, request in self.refused[:_TOLD]:
             message = str(refusals(self.capacity, request, only=tasks[0].node_id))
             self.draft.move((task.id for task in tasks if task.message != message), message, message=message)
-            self.effort.add(1 + _TELLING * self.sweep)
-            if self.effort.spent():
+            if self.effort.due(1 + _TELLING * self.sweep):
                 yield
         if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
             self.draft.wake(self.now)

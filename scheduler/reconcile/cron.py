@@ -8,7 +8,7 @@ not begun any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 from covey.model.cron import Cron
 from covey.model.objects import Service, Task
@@ -24,12 +24,14 @@ _WINDOWS = (3600.0, 86400.0, 32 * 86400.0, 400 * 86400.0)
 """How far back missed runs are looked for, the nearest first: there may be very many."""
 
 
-def decide(work: Work) -> None:
-    """Begin what is due, go on with what has begun, forget what is old."""
+def decide(work: Work) -> Generator[None]:
+    """Begin what is due, go on with what has begun, forget what is old. Stops now and then."""
     cron = work.spec.cron
     if cron is None:
         return
     runs = {n: _run(work, n) for n in sorted({task.job_iteration for task in work.snapshot.tasks_of(work.service.id)})}
+    for run in runs.values():
+        yield from run.gather()
     live = [number for number, run in runs.items() if not _ended(run) and not _over(run)]
     begin = _due(work, cron, max(runs, default=0), busy=bool(live))
     if begin and cron.overlap == "replace":
@@ -38,12 +40,12 @@ def decide(work: Work) -> None:
             work.shut_down(tasks, f"the run due at {begin[-1]} replaces it", TaskState.REMOVE)
         live = []
     for number in (*live, *begin):
-        jobs.MODES[work.spec.mode](_run(work, number))
+        yield from jobs.MODES[work.spec.mode](_run(work, number))
     _forget(work, cron, runs)
 
 
 def _run(work: Work, number: int) -> Work:
-    return Work(work.snapshot, work.service, work.now, work.settings, work.draft, number, work.leaving)
+    return Work(work.snapshot, work.service, work.now, work.settings, work.draft, number, work.leaving, work.effort)
 
 
 def _tasks(run: Work) -> Iterable[Task]:

@@ -1,6 +1,6 @@
 """Which tasks should exist: for every service what its mode asks for, and nothing for services that are gone.
 
-Services are decided one by one, so whoever has others to serve can stop between two of them (``parts``).
+Services are decided one by one, slot by slot, and whoever has others to serve can stop now and then (``parts``).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from scheduler.reconcile import cron, global_, jobs, replicated
 from scheduler.reconcile.slots import Work
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
-from scheduler.steps import whole
+from scheduler.steps import Effort, whole
 
 #: Modes without an entry are refused at the door; of one that got in nothing is decided.
-MODES: dict[str, Callable[[Work], None]] = {
+MODES: dict[str, Callable[[Work], Generator[None]]] = {
     "replicated": replicated.decide,
     "global": global_.decide,
     "replicated-job": jobs.decide,
@@ -26,8 +26,8 @@ MODES: dict[str, Callable[[Work], None]] = {
 }
 
 
-#: So many tasks are looked at without a stop, unless they are of one service.
-PART = 2000
+#: So many tasks, and so many slots, are looked at without a stop.
+PART = 4000
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
@@ -41,19 +41,19 @@ def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None,
     leaving = drain.leaving(snapshot, now)
     if leaving.wake_at is not None:
         draft.wake(leaving.wake_at)
-    looked = 0
+    effort = Effort(PART)
     for service_id, service in snapshot.services.items():
         spec = snapshot.service_specs[service_id]
         mode = cron.decide if spec.cron is not None else MODES.get(spec.mode)
         if mode is not None:
-            mode(Work(snapshot, service, now, settings, draft, leaving=leaving))
-        looked += len(snapshot.by_service.get(service_id, ()))
-        if looked >= PART:
-            looked = 0
+            yield from mode(Work(snapshot, service, now, settings, draft, leaving=leaving, effort=effort))
+        if effort.due():
             yield
     for service_id, ids in snapshot.by_service.items():
         if service_id not in snapshot.services:
             wanted = [task_id for task_id in ids if snapshot.tasks[task_id].desired < TaskState.REMOVE]
             draft.move(wanted, f"service {service_id} was removed", desired=TaskState.REMOVE)
+            if effort.due(len(ids)):
+                yield
     yield
     return draft.plan(snapshot.revision, "reconcile")

@@ -8,7 +8,7 @@ empty, and the job never completes. A new execution ends the one before it. When
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 
 from covey.model.objects import Task
@@ -36,8 +36,9 @@ def _end_successor(work: Work, slot: Slot) -> None:
     work.shut_down((attempt.task for attempt in slot.active), f"a slot of job {work.service.id} has completed")
 
 
-def replicated(work: Work) -> None:
+def replicated(work: Work) -> Generator[None]:
     """The slots of the execution ``work.iteration`` of a replicated job."""
+    yield from work.gather()
     total, most = work.spec.replicas, work.spec.max_concurrent
     in_progress = 0
     for slot in work.slots.values():
@@ -47,16 +48,23 @@ def replicated(work: Work) -> None:
         else:
             tend(work, slot)
             in_progress += not given_up(slot)
+        if work.effort.due():
+            yield
     free = (number for number in range(1, total + 1) if (number, "") not in work.slots)
     cause = f"job {work.service.id} wants {total} completions, {most} at a time"
     for number in islice(free, max(most - in_progress, 0)):
         work.create((number, ""), replaces="", cause=cause)
+        if work.effort.due():
+            yield
 
 
-def everywhere(work: Work) -> None:
+def everywhere(work: Work) -> Generator[None]:
     """The slots of the execution ``work.iteration`` of a global job: nodes. A node that joins gets its task."""
+    yield from work.gather()
     nodes = work.snapshot.nodes
     for (_, node_id), slot in work.slots.items():
+        if work.effort.due():
+            yield
         if completed(slot):
             _end_successor(work, slot)
             continue
@@ -72,24 +80,28 @@ def everywhere(work: Work) -> None:
     for node_id, view in nodes.items():
         if (0, node_id) not in work.slots and view.ready and eligible(work, view):
             work.create((0, node_id), replaces="", cause=f"job {work.service.id} runs on every node")
+        if work.effort.due():
+            yield
 
 
 #: Mode → what its execution needs.
-MODES: dict[str, Callable[[Work], None]] = {"replicated-job": replicated, "global-job": everywhere}
+MODES: dict[str, Callable[[Work], Generator[None]]] = {"replicated-job": replicated, "global-job": everywhere}
 
 
-def decide(work: Work) -> None:
-    """The last execution of a job goes on, those before it end."""
-    _end_former(work)
-    MODES[work.spec.mode](work)
+def decide(work: Work) -> Generator[None]:
+    """The last execution of a job goes on, those before it end. Stops now and then."""
+    yield from _end_former(work)
+    yield from MODES[work.spec.mode](work)
 
 
-def _end_former(work: Work) -> None:
+def _end_former(work: Work) -> Generator[None]:
     """What has not ended is removed; what has is history, of as many executions as the cluster keeps tasks of a slot."""
     former: dict[int, list[Task]] = {}
     for task in work.snapshot.tasks_of(work.service.id):
         if task.job_iteration != work.iteration:
             former.setdefault(task.job_iteration, []).append(task)
+        if work.effort.due():
+            yield
     kept = history_limit(work.snapshot, work.settings)
     cause = f"job {work.service.id} was started again"
     for age, iteration in enumerate(sorted(former, reverse=True), start=1):

@@ -7,7 +7,9 @@ many slots there should be. A slot's key is (number, "") or (0, node id).
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from functools import cached_property
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from covey.model.filters import Constraint
@@ -22,6 +24,7 @@ from scheduler.reconcile.moves import move
 from scheduler.restart import Attempt
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
+from scheduler.steps import Effort, whole
 
 SlotKey = tuple[int, str]
 
@@ -122,9 +125,11 @@ class Work:
         draft: Draft,
         iteration: int | None = None,
         leaving: Leaving = NOBODY_LEAVES,
+        effort: Effort | None = None,
     ) -> None:
-        """``iteration``: the execution of a job whose slots these are, the last one unless given."""
+        """``iteration``: the execution of a job whose slots these are, the last unless given. ``effort``: see steps.py."""
         self.leaving = leaving
+        self.effort = Effort() if effort is None else effort
         self.iteration = service.job_iteration if iteration is None else iteration
         #: How far a task of the service is to go.
         self.goal = TaskState.COMPLETE if self.iteration else TaskState.RUNNING
@@ -136,17 +141,40 @@ class Work:
         self.draft = draft
         self.template = template_of(service)
         self._likeness: dict[int, Likeness] = {service.spec_version: Likeness.SAME}
-        self.slots = self._slots()
 
-    def _slots(self) -> dict[SlotKey, Slot]:
-        state = self.snapshot.state
+    @cached_property
+    def slots(self) -> dict[SlotKey, Slot]:
+        """The service's slots by key, in its order."""
+        return whole(self._slots())
+
+    def gather(self) -> Generator[None]:
+        """Find ``slots``, stopping now and then."""
+        self.slots = yield from self._slots()
+
+    def _slots(self) -> Generator[None, None, dict[SlotKey, Slot]]:
+        state, due = self.snapshot.state, self.effort.due
         found: dict[SlotKey, list[Attempt]] = {}
         for task in self.snapshot.tasks_of(self.service.id):
+            if due():
+                yield
             if task.job_iteration != self.iteration:
                 continue
             key = (task.slot, "") if task.slot else (0, task.node_id)
             found.setdefault(key, []).append(Attempt(task, state(task)))
-        return {key: Slot(key, sorted(found[key], key=lambda a: a.task.attempt)) for key in sorted(found)}
+        slots: dict[SlotKey, Slot] = {}
+        # By one part after the other: sorting very many pairs as pairs takes too long to go without a stop.
+        keys = sorted(found, key=itemgetter(1))
+        if due(len(keys)):
+            yield
+        keys.sort(key=itemgetter(0))
+        if due(len(keys)):
+            yield
+        for key in keys:
+            history = found[key]
+            slots[key] = Slot(key, sorted(history, key=lambda a: a.task.attempt) if len(history) > 1 else history)
+            if due():
+                yield
+        return slots
 
     @property
     def policy(self) -> UpdatePolicy:

@@ -6,7 +6,7 @@ the part of it that counts tasks and gives those that wait a row, measured apart
 columns, the order of the groups, every choice, the task → node map and its tuples. The snapshot has one row a task that waits,
 not grouped (scheduler/waiting.py). Beside it: *verify*, as the committer does before it writes, and *encode*, every changed
 task to the bytes that are stored. ``pass_tasks`` is lifted: the whole is one pass here, where the leader's are cut.
-Times are CPU time of this process. Packing: see ``packing.py``.
+Times are CPU time of this process. Packing: see ``packing.py``; the longest step of a pass: see ``longest.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import longest
 import msgspec
 import packing
 
@@ -64,6 +65,7 @@ def run(rounds: int, trace: str | None = None) -> int:
     for nodes, tasks in GROWTH:
         _row("growth, 50 services, binpack", nodes, tasks, 50, "binpack", 0, 1)
     packing.run(trace)
+    longest.run()
     return 0
 
 

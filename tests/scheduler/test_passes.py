@@ -11,7 +11,7 @@ import pytest
 from covey.model.objects import Task
 from covey.model.task_states import TaskState as S
 from scheduler import liveness, passes
-from scheduler.passes import TASKS, Pass, Stage
+from scheduler.passes import TASKS, Stage
 from scheduler.writes import Group
 from tests.scheduler.apply import World, busy
 
@@ -159,13 +159,3 @@ def test_placement_takes_so_much_at_a_time_and_a_task_is_still_written_once() ->
     counts = sorted(Counter(task.node_id for task in tasks).values())
     assert counts == [2, 2, 3], "each part sees what the ones before have spent"
     assert (work.more, work.wake_at) == (False, None)
-
-
-def test_between_two_steps_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.reconcile.decide.PART", 2)
-    world = World()
-    for name in "abc":
-        world.service(name, replicas=2)
-    world.write(world.plan_pass().groups)
-    work = Pass(world.snapshot, world.now, world.settings, TASKS)
-    assert [step for step in work.steps() if step == "reconcile"] == ["reconcile"] * 5

@@ -382,7 +382,7 @@ def forgets_what_a_former_update_took_down() -> AbstractContextManager[Any]:
 
     def wrap(real: Any) -> Any:
         def survey(work: slots.Work, *args: Any) -> Any:
-            standing = real(work, *args)
+            standing = yield from real(work, *args)
             generation = work.service.generation
             standing.flying = {
                 key for key in standing.flying if any(a.task.rollout == generation for a in work.slots[key].active)

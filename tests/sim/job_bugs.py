@@ -23,7 +23,8 @@ def executions_are_mixed_up() -> AbstractContextManager[Any]:
         found: dict[Any, Any] = {}
         current = self.iteration
         for self.iteration in range(1, current + 1):
-            found |= {key: slot for key, slot in real(self).items() if jobs.completed(slot) or self.iteration == current}
+            own = yield from real(self)
+            found |= {key: slot for key, slot in own.items() if jobs.completed(slot) or self.iteration == current}
         self.iteration = current
         return found
 
@@ -32,7 +33,7 @@ def executions_are_mixed_up() -> AbstractContextManager[Any]:
 
 def former_execution_goes_on() -> AbstractContextManager[Any]:
     """The tasks of the execution before are neither stopped nor looked after."""
-    return mock.patch.object(jobs, "_end_former", return_value=None)
+    return mock.patch.object(jobs, "_end_former", return_value=())
 
 
 def failed_is_done() -> AbstractContextManager[Any]:
