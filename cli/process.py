@@ -26,6 +26,9 @@ _NODE = (
     Flag("--cgroup-parent", str, "The cgroup all containers are under (/covey)"),
     Flag("--name", str, "The node's name, its host name unless given"),
     Flag("--label", list, "An engine label, key=value, for constraints"),
+    Flag(
+        "--node-generic-resource", list, "What else the node has for tasks to reserve: KIND=NAME, each of them, or KIND=NUMBER"
+    ),
     Flag("--etcd", str, "The etcd binary (etcd)"),
     Flag("--add-runtime", list, "Another OCI runtime, NAME=PATH, for containers that ask for it by name"),
     Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
@@ -49,7 +52,13 @@ _LISTENERS = (
     Flag("--tls-key --tlskey", str, "Its key"),
 )
 _PATHS = {"data_root", "exec_root", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
-_NAMES = {"host": "hosts", "label": "labels", "add_runtime": "runtimes", "etcd": "etcd_binary"}
+_NAMES = {
+    "host": "hosts",
+    "label": "labels",
+    "add_runtime": "runtimes",
+    "etcd": "etcd_binary",
+    "node_generic_resource": "generic_resources",
+}
 #: Options whose value is one of a few.
 _CHOICES = {"profile": _PROFILES, "log_level": _LEVELS}
 

@@ -20,6 +20,7 @@ from covey.errors import InvalidArgument
 TASK = ("TaskTemplate",)
 CONTAINER = (*TASK, "ContainerSpec")
 PLACEMENT = (*TASK, "Placement")
+RESERVED = (*TASK, "Resources", "Reservations")
 STRATEGY_LABEL = "covey.placement.strategy"
 PRIORITY_LABEL = "covey.placement.priority"
 GROUP_LABEL = "covey.placement.group"
@@ -219,6 +220,21 @@ def _networks(given: list[str], option: str) -> list[dict[str, Any]]:
     return out
 
 
+def _generic(given: list[str], option: str) -> list[dict[str, Any]]:
+    """Names are the nodes'; a service says how many of a kind it wants."""
+    out = []
+    for text in given:
+        kind, _, number = text.partition("=")
+        if not kind or not number.isdecimal():
+            raise InvalidArgument(f"{option} {text!r} is not of the form kind=number, as gpu=2")
+        out.append({"DiscreteResourceSpec": {"Kind": kind, "Value": int(number)}})
+    return out
+
+
+def _generic_kind(entry: Any) -> str:
+    return str((entry.get("DiscreteResourceSpec") or entry.get("NamedResourceSpec") or {}).get("Kind"))
+
+
 def _files(kind: str) -> Callable[[list[str], str], list[dict[str, Any]]]:
     """Secrets or configs: names here; the command puts ids beside them."""
 
@@ -262,6 +278,9 @@ COLLECTIONS: tuple[Collection, ...] = (
     Collection("network", (*TASK, "Networks"), _networks, _field("Target"), "A network its tasks join"),
     Collection("constraint", (*PLACEMENT, "Constraints"), _texts, _self, "node.labels.zone==east"),
     Collection("placement-pref", (*PLACEMENT, "Preferences"), _preferences, _preference_key, "spread=node.labels.zone"),
+    Collection(
+        "generic-resource", (*RESERVED, "GenericResources"), _generic, _generic_kind, "kind=number of what nodes have of it"
+    ),
     Collection("dns", (*CONTAINER, "DNSConfig", "Nameservers"), _texts, _self, "A name server"),
     Collection("dns-search", (*CONTAINER, "DNSConfig", "Search"), _texts, _self, "A search domain"),
     Collection("dns-option", (*CONTAINER, "DNSConfig", "Options"), _texts, _self, "A resolver option"),

@@ -24,6 +24,7 @@ from covey.clock import SystemClock
 from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tls_context
 from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
+from covey.model.resources import Resources, parse_generic
 from worker.agent.engine_runtime import EngineRuntime
 from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers import runtimes
@@ -48,7 +49,7 @@ class DaemonOptions:
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
     appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
-    worker.containers.remap.
+    worker.containers.remap. ``generic_resources``: KIND=NAME or KIND=NUMBER, as covey.model.resources reads them.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -61,6 +62,7 @@ class DaemonOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     labels: Sequence[str] = ()
+    generic_resources: Sequence[str] = ()
     refused: Sequence[str] = ()
     userns_remap: str = ""
     name: str = field(default_factory=socket.gethostname)
@@ -181,12 +183,20 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         cgroup_parent=options.cgroup_parent,
         name=options.name,
         labels=tuple(options.labels),
+        generic=_generic(options.generic_resources),
         runtimes=added,
         default_runtime=runtimes.check_default(options.default_runtime, added),
         policy=Policy(tuple(options.refused)),
         remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
     )
+
+
+def _generic(terms: Sequence[str]) -> Resources:
+    try:
+        return parse_generic(terms)
+    except ValueError as error:
+        raise InvalidArgument(f"--node-generic-resource {error}") from None
 
 
 def _life_options(options: DaemonOptions) -> LifeOptions:

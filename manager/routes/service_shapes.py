@@ -11,7 +11,7 @@ from typing import Any
 
 from covey.clock import rfc3339
 from covey.model.objects import PortConfig, Service, Task, TaskStatus, UpdateStatus
-from covey.model.resources import NANO
+from covey.model.resources import NANO, Resources, assigned_generic, read_resources, show_generic
 from covey.model.spec import read_job, read_ports, read_service_spec
 from covey.model.task_states import TaskState
 from manager.dispatcher.assignments import chosen_ports
@@ -177,7 +177,13 @@ def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
             )
     if attachments:
         shown["NetworksAttachments"] = attachments
+    if task.node_id and (generic := show_generic(assigned_generic(_reserved(task), task.generic_named))):
+        shown["AssignedGenericResources"] = generic
     return shown
+
+
+def _reserved(task: Task) -> Resources:
+    return read_resources((task.spec.get("Resources") or {}).get("Reservations"))
 
 
 def _iteration(count: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from covey.model.objects import PortConfig
-from covey.model.resources import Resources
+from covey.model.resources import generic_counts
 from covey.model.spec import STRATEGY_LABEL
 from covey.model.task_states import TaskState, is_terminal
 from scheduler.settings import Settings
@@ -215,14 +215,6 @@ class Capacity:
     def _fullness(self, rows: Rows | slice) -> npt.NDArray[np.float64]:
         cpus = self.nominal_cpus[rows] / self._share_cpus[rows]
         return np.asarray(np.maximum(cpus, self.nominal_memory[rows] / self._share_memory[rows]), dtype=np.float64)
-
-
-def generic_counts(amount: Resources) -> dict[str, int]:
-    """Generic resources by kind, names counted."""
-    counts = dict(amount.generic)
-    for kind, names in amount.generic_named.items():
-        counts[kind] = counts.get(kind, 0) + len(names)
-    return counts
 
 
 def pairs(named: Mapping[str, tuple[str, ...]]) -> set[tuple[str, str]]:

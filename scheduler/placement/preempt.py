@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from covey.model.objects import Task
+from covey.model.resources import generic_counts
 from covey.model.task_states import TaskState, is_terminal
-from scheduler.placement.capacity import Capacity, Port, generic_counts, host_ports
+from scheduler.placement.capacity import Capacity, Port, host_ports
 from scheduler.placement.feasible import suitable
 from scheduler.placement.request import Request
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from covey.model.objects import Task
+from covey.model.resources import generic_counts
 from covey.model.spec import TaskSpec
 from scheduler.placement.bonds import Bonds
-from scheduler.placement.capacity import Capacity, Mask, Port, generic_counts, host_ports
+from scheduler.placement.capacity import Capacity, Mask, Port, host_ports
 
 Numbers = npt.NDArray[np.int64]
 

@@ -109,8 +109,9 @@ def empty(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def lab_of_module(request: pytest.FixtureRequest, archive: bytes) -> Iterator[Lab]:
-    """A cluster of the module's NODES, 3 unless given, with the timers of its PROFILE, "test" unless given."""
-    with Lab(nodes=getattr(request.module, "NODES", 3), profile=getattr(request.module, "PROFILE", "test")) as lab:
+    """A cluster of the module's NODES, 3 unless given, with the timers of its PROFILE, "test" unless given, and its OPTIONS."""
+    said = {name: getattr(request.module, name, given) for name, given in (("NODES", 3), ("PROFILE", "test"), ("OPTIONS", ()))}
+    with Lab(nodes=said["NODES"], profile=said["PROFILE"], options=said["OPTIONS"]) as lab:
         lab.load_image(archive)
         yield lab
 

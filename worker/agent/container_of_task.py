@@ -13,7 +13,7 @@ from typing import Any
 
 from covey.ids import task_name
 from covey.model.objects import PortConfig, Task
-from covey.model.resources import NANO
+from covey.model.resources import NANO, assigned_generic, read_resources
 from covey.wire.messages import AssignedNetwork, AssignedSecret, AssignedTask
 
 
@@ -158,7 +158,7 @@ def _body(
 ) -> dict[str, Any]:
     body: dict[str, Any] = {theirs: spec[ours] for ours, theirs in _CONFIG.items() if spec.get(ours) is not None}
     body["Image"] = str(spec.get("Image") or "").partition("@")[0]
-    body["Env"] = [expand(str(entry), values) for entry in spec.get("Env") or ()]
+    body["Env"] = [*(expand(str(entry), values) for entry in spec.get("Env") or ()), *_generic(task)]
     if spec.get("Hostname"):
         body["Hostname"] = expand(str(spec["Hostname"]), values)
     body["Labels"] = {
@@ -175,6 +175,15 @@ def _body(
     body["ExposedPorts"] = {f"{port.target}/{port.protocol}": {} for port in ports}
     body["HostConfig"] = _host_config(task, spec, values)
     return body
+
+
+def _generic(task: Task) -> list[str]:
+    """What the task was given of its node's generic resources, as environment: names, or how many."""
+    asked = read_resources((task.spec.get("Resources") or {}).get("Reservations"))
+    given = assigned_generic(asked, task.generic_named)
+    values = {kind: ",".join(names) for kind, names in given.generic_named.items()}
+    values |= {kind: str(number) for kind, number in given.generic.items()}
+    return [f"DOCKER_RESOURCE_{kind.upper()}={value}" for kind, value in sorted(values.items())]
 
 
 def _host_config(task: Task, spec: Mapping[str, Any], values: Mapping[str, str]) -> dict[str, Any]:

@@ -43,14 +43,20 @@ class EngineRuntime:
         self._secrets = engine.options.exec_root / "tasks"
 
     async def describe(self) -> NodeDescription:
-        """What the node is and has: all its CPUs and memory."""
+        """What the node is and has: all its CPUs and memory, and what else it was told of."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        generic = self._engine.options.generic
         labels = dict(label.partition("=")[::2] for label in self._engine.options.labels)
         return NodeDescription(
             hostname=self._engine.options.name,
             os="linux",
             architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
-            resources=Resources(nano_cpus=(os.cpu_count() or 1) * NANO, memory_bytes=memory),
+            resources=Resources(
+                nano_cpus=(os.cpu_count() or 1) * NANO,
+                memory_bytes=memory,
+                generic=generic.generic,
+                generic_named=generic.generic_named,
+            ),
             engine_version=self._version,
             engine_labels=labels,
             plugins=(

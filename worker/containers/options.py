@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from covey.model.resources import Resources
 from worker.containers.policy import Policy
 from worker.containers.remap import Remap
 from worker.containers.runtimes import OWN
@@ -20,7 +21,7 @@ class EngineOptions:
     ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
     sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
-    OCI runtimes by name and path.
+    OCI runtimes by name and path. ``generic``: what the node says it has of generic resources.
     """
 
     data_root: Path
@@ -35,6 +36,7 @@ class EngineOptions:
     default_bridge: str = DEFAULT_BRIDGE
     network_namespace: str | None = None
     labels: tuple[str, ...] = ()
+    generic: Resources = field(default_factory=Resources)
     runtimes: Mapping[str, str] = field(default_factory=dict)
     default_runtime: str = OWN
     policy: Policy = field(default_factory=Policy)

@@ -15,6 +15,7 @@ from covey.engine_api.answers import Answer, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
 from covey.errors import InvalidArgument, NotFound, NotImplementedYet
+from covey.model.resources import show_generic
 from worker.containers import events, runtimes
 from worker.containers.engine import Engine
 from worker.images import views as image_views
@@ -182,7 +183,6 @@ FIXED: Mapping[str, Any] = {
     "OSType": "linux",
     "IndexServerAddress": "https://index.docker.io/v1/",
     "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None},
-    "GenericResources": None,
     "HttpProxy": "",
     "HttpsProxy": "",
     "NoProxy": "",
@@ -226,6 +226,7 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "DockerRootDir": str(options.data_root),
         "Name": options.name,
         "Labels": list(options.labels),
+        "GenericResources": show_generic(options.generic) or None,
         "SecurityOptions": [*SECURITY, *(["name=userns"] if options.remap else [])],
         "ServerVersion": release,
         "Swarm": dict(INACTIVE_SWARM),

@@ -126,6 +126,8 @@ def _check_resources(field: str, resources: ResourcesFields | None) -> None:
             rules.check_cpus(f"{field}.{name}.NanoCPUs", part.NanoCPUs)
             rules.check_memory(f"{field}.{name}.MemoryBytes", part.MemoryBytes)
     limits, reserved = resources.Limits, resources.Reservations
+    if reserved is not None:
+        _check_generic(f"{field}.Reservations.GenericResources", reserved.GenericResources)
     if limits is not None:
         rules.check_not_negative(f"{field}.Limits.Pids", limits.Pids, "pids limit")
     if limits is None or reserved is None:
@@ -134,6 +136,17 @@ def _check_resources(field: str, resources: ResourcesFields | None) -> None:
         limit, reservation = getattr(limits, name), getattr(reserved, name)
         if limit and reservation and reservation > limit:
             raise refuse(f"{field}.Reservations.{name}", f"reservation {reservation} is more than the limit {limit}")
+
+
+def _check_generic(field: str, entries: Iterable[Mapping[str, Any]]) -> None:
+    """A service reserves numbers; which of the names a task gets is the cluster's to say."""
+    for number, entry in enumerate(entries):
+        amount = entry.get("DiscreteResourceSpec")
+        kind, value = (amount.get("Kind"), amount.get("Value")) if isinstance(amount, Mapping) else (None, None)
+        if not kind or not isinstance(kind, str) or not isinstance(value, int) or isinstance(value, bool):
+            why = "a service reserves so many of a kind: give a DiscreteResourceSpec of Kind and Value"
+            raise refuse(f"{field}[{number}]", why)
+        rules.check_not_negative(f"{field}[{number}].DiscreteResourceSpec.Value", value, f"generic resource {kind}")
 
 
 def _check_restart(field: str, policy: RestartPolicyFields | None) -> None:

@@ -128,6 +128,24 @@ CONTAINER = "TaskTemplate.ContainerSpec"
         (f"{CONTAINER}.Secrets", [{}], f"{CONTAINER}.Secrets[0]", "malformed secret reference"),
         ("TaskTemplate.Resources.Limits.NanoCPUs", -5, "TaskTemplate.Resources.Limits.NanoCPUs", "invalid cpu value"),
         (
+            "TaskTemplate.Resources.Reservations.GenericResources",
+            [{"NamedResourceSpec": {"Kind": "gpu", "Value": "UUID1"}}],
+            "TaskTemplate.Resources.Reservations.GenericResources[0]",
+            "a service reserves so many of a kind",
+        ),
+        (
+            "TaskTemplate.Resources.Reservations.GenericResources",
+            [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 1}}, {"DiscreteResourceSpec": {"Kind": "ssd", "Value": "2"}}],
+            "TaskTemplate.Resources.Reservations.GenericResources[1]",
+            "a service reserves so many of a kind",
+        ),
+        (
+            "TaskTemplate.Resources.Reservations.GenericResources",
+            [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": -1}}],
+            "TaskTemplate.Resources.Reservations.GenericResources[0].DiscreteResourceSpec.Value",
+            "cannot be negative",
+        ),
+        (
             "TaskTemplate.Resources.Reservations.MemoryBytes",
             -1,
             "TaskTemplate.Resources.Reservations.MemoryBytes",

@@ -143,6 +143,14 @@ def test_limits_and_reservations_and_the_log() -> None:
     assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m"}}
 
 
+def test_generic_resources_are_told_by_environment() -> None:
+    asked = [{"DiscreteResourceSpec": {"Kind": kind, "Value": number}} for kind, number in (("ssd", 3), ("gpu", 2))]
+    template = {"Resources": {"Reservations": {"GenericResources": asked}}}
+    made = build({"Env": ["A=b"]}, task=template, generic_named={"gpu": ("UUID1", "UUID2")})
+    assert made.body["Env"] == ["A=b", "DOCKER_RESOURCE_GPU=UUID1,UUID2", "DOCKER_RESOURCE_SSD=3"]
+    assert build({"Env": ["A=b"]}).body["Env"] == ["A=b"]
+
+
 def test_secrets_and_configs_become_files() -> None:
     spec = {
         "Secrets": [
