@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,8 @@ class Loop:
 def table(late: Callable[[], float]) -> tuple[Loop, ...]:
     """The loops; ``late`` says by how many seconds this process was late of late, which no node is to blame for."""
 
-    def live(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
-        return liveness.decide(snapshot, now, settings, late())
+    def live(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+        return liveness.parts(snapshot, now, settings, late())
 
     nodes = ("node", "node_info", "node_status", "session")
     tasks = ("task", "task_status")
@@ -61,7 +61,7 @@ def table(late: Callable[[], float]) -> tuple[Loop, ...]:
     return (
         Loop("liveness", (*nodes, *tasks, "leader"), (Stage("liveness", live),)),
         Loop("tasks", (*nodes, *tasks, *given, "cluster", "service", "service_status"), TASKS),
-        Loop("reap", (*nodes, *tasks, "cluster", "service", "service_status"), (Stage("reap", reap.decide, reap.parts),)),
+        Loop("reap", (*nodes, *tasks, "cluster", "service", "service_status"), (Stage("reap", reap.parts),)),
     )
 
 

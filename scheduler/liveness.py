@@ -7,6 +7,8 @@ late this very pass is (``late``, seconds) is no node's fault: the verdict is pu
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import msgspec
 
 from covey.ids import tie_break
@@ -16,22 +18,33 @@ from scheduler.draft import Draft
 from scheduler.plan import Plan, PutNodeStatus
 from scheduler.settings import Settings
 from scheduler.snapshot import NodeView, Snapshot
+from scheduler.steps import Effort, whole
 
 _HASHES = float(1 << 64)
+#: So many nodes, and tasks of lost ones, are looked at without a stop.
+PART = 10_000
 #: However late the passes are, a silent node is down after this many graces.
 _MOST_GRACES = 4
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings, late: float = 0.0) -> Plan:
     """Verdicts on nodes and what follows for tasks; wakes when the next grace ends."""
+    return whole(parts(snapshot, now, settings, late))
+
+
+def parts(snapshot: Snapshot, now: float, settings: Settings, late: float = 0.0) -> Generator[None, None, Plan]:
+    """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft()
+    effort = Effort(PART)
     many = _many_missing(snapshot, settings)
     for view in snapshot.nodes.values():
         if view.session is not None:
             _present(view, now, draft)
         elif view.status is not None and view.status.state != "down":
             _absent(snapshot, view, now, settings, late, many, draft)
-    _orphan(snapshot, draft)
+        if effort.due():
+            yield
+    yield from _orphan(snapshot, draft, effort)
     return draft.plan(snapshot.revision, "liveness")
 
 
@@ -90,9 +103,11 @@ def _unmet_since(snapshot: Snapshot, held: NodeStatus, missing_since: float, set
     return leader.elected_at
 
 
-def _orphan(snapshot: Snapshot, draft: Draft) -> None:
+def _orphan(snapshot: Snapshot, draft: Draft, effort: Effort) -> Generator[None]:
     """Tasks on nodes that are down, or gone from the cluster, are nobody's."""
-    for node_id in snapshot.by_node:
+    for node_id, ids in snapshot.by_node.items():
+        if effort.due():
+            yield
         view = snapshot.nodes.get(node_id)
         if view is None:
             cause = f"node {node_id} is removed"
@@ -106,3 +121,5 @@ def _orphan(snapshot: Snapshot, draft: Draft) -> None:
             if task.state == TaskState.ASSIGNED and not is_terminal(snapshot.state(task))
         ]
         draft.move(lost, cause, state=TaskState.ORPHANED, message=cause)
+        if effort.due(len(ids)):
+            yield

@@ -21,7 +21,6 @@ from scheduler.snapshot import Snapshot
 from scheduler.writes import Group, Write, groups
 
 Made = TypeVar("Made")
-Decide = Callable[[Snapshot, float, Settings], Plan]
 
 #: So many groups are drawn in one step, and from one decision of a pass: the rest is decided anew by the next.
 SLICE = 1000
@@ -29,22 +28,21 @@ MAX_GROUPS = 10_000
 
 
 class Stage(NamedTuple):
-    """One decision of a pass and the name it is counted under; ``parts`` makes the same decision, with stops.
+    """One decision of a pass, with its stops, and the name it is counted under.
 
     ``again``: it takes so much at a time, and its plan says by waking at once that there is more.
     """
 
     name: str
-    decide: Decide
-    parts: Callable[[Snapshot, float, Settings], Generator[None, None, Plan]] | None = None
+    parts: Callable[[Snapshot, float, Settings], Generator[None, None, Plan]]
     again: bool = False
 
 
 #: How tasks come to be and to their nodes.
 TASKS = (
-    Stage("reconcile", reconcile.decide, reconcile.parts),
-    Stage("allocate", allocate.decide, allocate.parts),
-    Stage("placement", place.decide, place.parts, again=True),
+    Stage("reconcile", reconcile.parts),
+    Stage("allocate", allocate.parts),
+    Stage("placement", place.parts, again=True),
 )
 
 
@@ -111,10 +109,7 @@ class Pass:
         return again
 
     def _decide(self, stage: Stage) -> Generator[str, None, Plan]:
-        given = (self._world, self._now, self._settings)
-        if stage.parts is None:
-            return stage.decide(*given)
-        return (yield from _named(stage.name, stage.parts(*given)))
+        return (yield from _named(stage.name, stage.parts(self._world, self._now, self._settings)))
 
     def _draw(self, plan: Plan) -> Generator[str, None, list[Group]]:
         rows = groups(plan, self._world, self._now)

@@ -2,17 +2,21 @@
 
 For each node it looks for the set of waiting requests that leaves least (the largest that fits is always among them: it is
 the hardest to place later), by a search that is cut off after ``effort`` steps (origin: Gupta and Ho, "A new heuristic
-algorithm for the one-dimensional bin-packing problem", 1999, here in two dimensions). It takes longer than a pass may, so it
-is off unless the settings say so. It knows amounts only: what else a node must be has been asked before.
+algorithm for the one-dimensional bin-packing problem", 1999, here in two dimensions). It takes much longer than the rest of a
+pass, so it is off unless the settings say so. It knows amounts only: what else a node must be has been asked before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
+
+from scheduler.steps import Effort
 
 #: What memory that is left weighs beside CPU that is left, both as shares of the node.
 _MEMORY_WEIGHT = 0.15
+#: So many steps, and requests looked at beside them, are taken without a stop.
+STEPS = 20_000
 #: A node of which less is left (same measure) is full.
 _FULL = 0.001
 
@@ -24,8 +28,14 @@ class Amount(NamedTuple):
     memory: int
 
 
-def fill(nodes: Sequence[Amount], requests: Sequence[Amount], counts: Sequence[int], effort: int) -> list[list[int]]:
-    """For each node, in order and with what it has free, the indexes of the requests it gets, each up to its count."""
+def fill(
+    nodes: Sequence[Amount], requests: Sequence[Amount], counts: Sequence[int], effort: int
+) -> Generator[None, None, list[list[int]]]:
+    """For each node, in order and with what it has free, the indexes of the requests it gets, each up to its count.
+
+    It stops now and then.
+    """
+    pace = Effort(STEPS)
     most = Amount(max((node.cpus for node in nodes), default=1) or 1, max((node.memory for node in nodes), default=1) or 1)
     order = sorted(range(len(requests)), key=lambda at: (_share(requests[at], most), requests[at], -at), reverse=True)
     left = [counts[at] for at in order]
@@ -36,6 +46,8 @@ def fill(nodes: Sequence[Amount], requests: Sequence[Amount], counts: Sequence[i
         for at in chosen:
             left[at] -= 1
         filled.append([order[at] for at in chosen])
+        if pace.due(effort + len(sizes)):
+            yield
     return filled
 
 

@@ -72,7 +72,7 @@ def _in_packing_order(groups: Sequence[Group], capacity: Capacity) -> Generator[
     return [groups[at] for at in np.lexsort((ties, shares, kinds)).tolist()]
 
 
-def pack_list(capacity: Capacity, wanted: Sequence[tuple[Request, int]], effort: int) -> list[list[int]]:
+def pack_list(capacity: Capacity, wanted: Sequence[tuple[Request, int]], effort: int) -> Generator[None, None, list[list[int]]]:
     """Rows for the tasks of each group, for plain requests and as far as found; nothing is spent. ``effort`` as in improve."""
     found: list[list[int]] = [[] for _ in wanted]
     alike: dict[int, list[int]] = {}
@@ -87,7 +87,7 @@ def pack_list(capacity: Capacity, wanted: Sequence[tuple[Request, int]], effort:
             request, count = wanted[at]
             owners.setdefault(Amount(request.cpus, request.memory), []).extend([at] * count)
         amounts = list(owners)
-        filled = fill(free, amounts, [len(owners[amount]) for amount in amounts], effort)
+        filled = yield from fill(free, amounts, [len(owners[amount]) for amount in amounts], effort)
         for row, chosen in zip(rows, filled, strict=True):
             for which in chosen:
                 amount = amounts[which]

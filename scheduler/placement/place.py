@@ -83,7 +83,7 @@ class _Pass:
         effort = self.capacity.settings.pack_effort
         for singly, packed in (yield from in_order(self.waiting, self.capacity)):
             yield from self._place_all(singly)
-            improved = self._improved(packed, effort) if effort and len(packed) > 1 else {}
+            improved = (yield from self._improved(packed, effort)) if effort and len(packed) > 1 else {}
             yield from self._place_all(packed, improved)
         if self.left <= 0:
             self.draft.wake(self.now)
@@ -110,11 +110,11 @@ class _Pass:
         if any(not tasks[0].message for tasks, _ in self.refused[_TOLD:]):
             self.draft.wake(self.now)
 
-    def _improved(self, packed: Sequence[Group], effort: int) -> dict[Alike, list[int]]:
+    def _improved(self, packed: Sequence[Group], effort: int) -> Generator[None, None, dict[Alike, list[int]]]:
         """Rows from the improver for the tasks of the groups it knows how to place; they are spent."""
         wanted = [(group.alike, self._request(group), len(group.ids)) for group in packed]
         plain = [each for each in wanted if each[1].plain and not each[0].node_id and not each[1].spec.placement.spread]
-        found = pack_list(self.capacity, [(request, count) for _, request, count in plain], effort)
+        found = yield from pack_list(self.capacity, [(request, count) for _, request, count in plain], effort)
         rows: dict[Alike, list[int]] = {}
         left = self.left
         for (alike, request, _), part in zip(plain, found, strict=True):

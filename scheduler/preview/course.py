@@ -72,7 +72,7 @@ class Course:
         self._start = now
         self._settings = settings
         self._stages = tuple(self._focused(stage) for stage in TASKS)
-        self._last = (self._focused(Stage("reap", reap.decide)),)
+        self._last = (self._focused(Stage("reap", reap.parts)),)
         self._written: dict[tuple[str, str], Write] = {}
         self._layers = self._rounds = 0
         self._told: dict[str, None] = dict.fromkeys(self.base.tasks)
@@ -108,11 +108,11 @@ class Course:
         if stage.name in ("reconcile", "reap"):
             return Stage(stage.name, lambda *given: self._tend(stage, *given))
         if stage.name == "placement":
-            return Stage(stage.name, lambda snapshot, now, settings: self._place(stage, snapshot, now, settings))
+            return Stage(stage.name, lambda *given: self._place(stage, *given))
         return stage
 
-    def _tend(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Plan:
-        plan = stage.decide(_only(snapshot, self._tended), now, settings)
+    def _tend(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
+        plan = yield from stage.parts(_only(snapshot, self._tended), now, settings)
         for change in plan.changes:
             if isinstance(change, MoveTasks) and (change.desired or TaskState.NEW) < TaskState.SHUTDOWN:
                 continue
@@ -120,12 +120,12 @@ class Course:
                 self.causes.update(dict.fromkeys(change.ids, change.cause))
         return plan
 
-    def _place(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Plan:
+    def _place(self, stage: Stage, snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
         if len(snapshot.nodes) <= EXPLAINED:
             for alike, (first, *_) in snapshot.waiting.grouped():
                 if alike.service_id in self._ids and alike.service_id not in self.seen and first not in self.base.tasks:
                     self.seen[alike.service_id] = explain(snapshot, first, now, settings)
-        return stage.decide(snapshot, now, settings)
+        return (yield from stage.parts(snapshot, now, settings))
 
     def _note(self, wrote: Iterable[Group]) -> None:
         for group in wrote:

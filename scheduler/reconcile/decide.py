@@ -38,10 +38,10 @@ def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:
 def parts(snapshot: Snapshot, now: float, settings: Settings) -> Generator[None, None, Plan]:
     """The same decision, stopping now and then; the snapshot must not change meanwhile."""
     draft = Draft(settings.pass_creates)
-    leaving = drain.leaving(snapshot, now)
+    effort = Effort(PART)
+    leaving = yield from drain.leaving(snapshot, now, effort)
     if leaving.wake_at is not None:
         draft.wake(leaving.wake_at)
-    effort = Effort(PART)
     for service_id, service in snapshot.services.items():
         spec = snapshot.service_specs[service_id]
         mode = cron.decide if spec.cron is not None else MODES.get(spec.mode)

@@ -24,7 +24,7 @@ from scheduler.settings import Settings
 
 NOW = 1_000_000.0
 LIMIT = 0.05
-OTHERS = (Stage("liveness", liveness.decide), Stage("reap", reap.decide, reap.parts))
+OTHERS = (Stage("liveness", liveness.parts), Stage("reap", reap.parts))
 
 Change = tuple[str, str, Stored | None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -134,7 +134,12 @@ def create(number: int, revision: int) -> Plan:
 
 def decided(mirror: Mirror, plan: Plan) -> Pass:
     """A pass whose one decision wants ``plan``, done."""
-    work = Pass(mirror.snapshot(), 1.0, Settings.test(), (Stage("test", lambda *given: plan),))
+
+    def decision(*given: Any) -> Generator[None, None, Plan]:
+        yield from ()
+        return plan
+
+    work = Pass(mirror.snapshot(), 1.0, Settings.test(), (Stage("test", decision),))
     assert list(work.steps())
     return work
 

@@ -12,6 +12,7 @@ from scheduler.placement import place
 from scheduler.placement.improve import Amount, fill
 from scheduler.plan import AssignTasks
 from scheduler.settings import Settings
+from scheduler.steps import whole
 from scheduler.verify import verify
 from tests.scheduler.test_placement_reference import NOW, Case
 
@@ -22,7 +23,7 @@ def test_a_node_gets_what_fits_and_a_request_no_more_often_than_it_waits(seed: i
     nodes = [Amount(rng.randint(0, 100), rng.randint(0, 100)) for _ in range(rng.randint(0, 8))]
     requests = [Amount(rng.randint(0, 60), rng.randint(0, 60)) for _ in range(rng.randint(0, 6))]
     counts = [rng.randint(0, 5) for _ in requests]
-    filled = fill(nodes, requests, counts, rng.choice((0, 10, 500)))
+    filled = whole(fill(nodes, requests, counts, rng.choice((0, 10, 500))))
     assert len(filled) == len(nodes)
     for node, chosen in zip(nodes, filled, strict=True):
         assert sum(requests[at].cpus for at in chosen) <= node.cpus
@@ -34,7 +35,7 @@ def test_a_node_gets_what_fits_and_a_request_no_more_often_than_it_waits(seed: i
 def test_a_set_that_fills_a_node_is_found() -> None:
     nodes = [Amount(100, 100)] * 3
     requests = [Amount(60, 10), Amount(50, 10), Amount(40, 10), Amount(30, 10), Amount(20, 10)]
-    filled = fill(nodes, requests, [1, 2, 1, 2, 2], 1000)
+    filled = whole(fill(nodes, requests, [1, 2, 1, 2, 2], 1000))
     assert [sum(requests[at].cpus for at in chosen) for chosen in filled] == [100, 100, 100]
 
 

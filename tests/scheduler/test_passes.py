@@ -137,7 +137,7 @@ def test_what_no_speculative_snapshot_shows_ends_a_pass() -> None:
     world = World()
     world.node("n1")
     world.service("s")
-    stages = (Stage("liveness", liveness.decide), *TASKS)
+    stages = (Stage("liveness", liveness.parts), *TASKS)
     work = world.plan_pass(stages)
     assert {write.kind for group in work.groups for write in group.writes} == {"node_status"}
     assert work.more, "the rest is decided once that is written"

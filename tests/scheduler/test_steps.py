@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from covey.model.objects import Task
+from covey.model.objects import DrainPolicy, Task
 from covey.model.task_states import TaskState as S
-from scheduler import allocate, reap, verify, waiting
+from scheduler import allocate, liveness, reap, verify, waiting
 from scheduler.passes import TASKS, Pass
 from scheduler.placement import place
 from scheduler.plan import Plan
@@ -148,6 +148,29 @@ def waits(strategy: str, fits: bool) -> Callable[[], World]:
     return make
 
 
+def drained() -> World:
+    """Half of a large service is to leave its nodes, of each one by one."""
+    world = World()
+    for number in range(PART):
+        world.node(f"n{number}", cpus=400, memory=1 << 40)
+    world.step()
+    world.service("web", replicas=MANY)
+    world.run()
+    for number in range(0, PART, 2):
+        node = world.snapshot.nodes[f"n{number}"].node
+        world.put(msgspec.structs.replace(node, availability="drain", drain=DrainPolicy(parallelism=3)))
+    return world
+
+
+def lost() -> World:
+    """Every node is down, and the tasks of all are nobody's."""
+    world = everywhere()
+    for node_id, status in world.snapshot.node_statuses.items():
+        world.put(msgspec.structs.replace(status, state="down"))
+        world.drop("session", node_id)
+    return world
+
+
 def removed() -> World:
     world = fresh()
     world.drop("service", "web")
@@ -159,6 +182,7 @@ Decision = Callable[[Snapshot, float, Settings], Generator[None, None, Plan]]
 
 #: decision → how often an object is looked at or into at most.
 RECONCILE, ALLOCATE, PLACE, REAP = (reconcile.parts, 8), (allocate.parts, 6), (place.parts, 12), (reap.parts, 6)
+LIVENESS = (liveness.parts, 6)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +193,8 @@ RECONCILE, ALLOCATE, PLACE, REAP = (reconcile.parts, 8), (allocate.parts, 6), (p
         pytest.param(RECONCILE, outdated, id="roll out"),
         pytest.param(RECONCILE, everywhere, id="reconcile a global service"),
         pytest.param(RECONCILE, job, id="reconcile a job"),
+        pytest.param(RECONCILE, drained, id="drain step by step"),
+        pytest.param(LIVENESS, lost, id="lose every node"),
         pytest.param(ALLOCATE, fresh, id="allocate tasks"),
         pytest.param(ALLOCATE, waits("binpack", True), id="allocate services"),
         pytest.param(PLACE, waits("binpack", True), id="place"),
@@ -181,7 +207,14 @@ RECONCILE, ALLOCATE, PLACE, REAP = (reconcile.parts, 8), (allocate.parts, 6), (p
 def test_so_much_is_looked_at_between_two_stops(
     decision: tuple[Decision, int], make: Callable[[], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("reconcile.decide.PART", "allocate.PART", "placement.lists.PART", "placement.place.STEP", "reap.PART"):
+    for name in (
+        "reconcile.decide.PART",
+        "allocate.PART",
+        "placement.lists.PART",
+        "placement.place.STEP",
+        "reap.PART",
+        "liveness.PART",
+    ):
         monkeypatch.setattr(f"scheduler.{name}", PART)
     monkeypatch.setattr(waiting, "PART", PART)
     world = make()

@@ -43,12 +43,22 @@ def failed_is_done() -> AbstractContextManager[Any]:
 
 def drain_forgets_its_parallelism() -> AbstractContextManager[Any]:
     """A node that is to be emptied step by step is emptied at once."""
-    return mock.patch.object(drain, "_within", lambda snapshot, tasks, parallelism, origins=None: tasks)
+
+    def everybody(snapshot: Any, tasks: Any, *others: Any) -> Any:
+        yield from ()
+        return tasks
+
+    return mock.patch.object(drain, "_within", everybody)
 
 
 def moves_are_not_counted() -> AbstractContextManager[Any]:
     """Whoever decides next does not see what is on its way already."""
-    return mock.patch.object(drain, "_successors", return_value=())
+
+    def nobody(*given: Any) -> Any:
+        yield from ()
+        return []
+
+    return mock.patch.object(drain, "_successors", nobody)
 
 
 #: As in tests/sim/bugs.py.
