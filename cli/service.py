@@ -252,26 +252,52 @@ def scale(
     sizes: Annotated[list[str], typer.Argument(metavar="SERVICE=REPLICAS...", show_default=False)],
     detach: Detach = False,
     timeout: Timeout = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show what would happen: status 0 nothing, 1 changes, 255 error")
+    ] = False,
+    form: Annotated[str | None, typer.Option("--format", help="How a plan is shown: json", show_default=False)] = None,
 ) -> None:
     """Set how many tasks services have."""
-    from cli.service_spec import replica_count, set_replicas
+    if plan:
+        from cli.plan import planning
 
-    wanted: dict[str, int] = {}
-    for text in sizes:
-        name, equals, count = text.rpartition("=")
-        if not equals or not name:
-            raise InvalidArgument(f"{text!r} is not of the form SERVICE=REPLICAS")
-        wanted[name] = replica_count(count, text)
+        with planning(form) as rehearsal:
+            for service in _scaled(rehearsal, _sizes(sizes)).values():
+                _put(rehearsal, service, service["Spec"])
+        return
+    _shown_only_as_plan(form)
+    wanted = _sizes(sizes)
     with client() as api:
-        found = {name: api.get(f"/services/{name}") for name in wanted}
-        for name, service in found.items():
-            set_replicas(service["Spec"], wanted[name])
+        found = _scaled(api, wanted)
         ids = [service["ID"] for service in found.values()]
         wait = Wait(api, ids, detach=detach, timeout=timeout)
         for name, service in found.items():
             _put(api, service, service["Spec"])
             print(f"{name} scaled to {wanted[name]}", flush=True)
         wait.end(ids)
+
+
+def _sizes(texts: list[str]) -> dict[str, int]:
+    """Service → number of replicas."""
+    from cli.service_spec import replica_count
+
+    wanted: dict[str, int] = {}
+    for text in texts:
+        name, equals, count = text.rpartition("=")
+        if not equals or not name:
+            raise InvalidArgument(f"{text!r} is not of the form SERVICE=REPLICAS")
+        wanted[name] = replica_count(count, text)
+    return wanted
+
+
+def _scaled(api: Client, wanted: Mapping[str, int]) -> dict[str, Any]:
+    """Services by the names they were called by, their specs with other numbers of replicas."""
+    from cli.service_spec import set_replicas
+
+    found = {name: api.get(f"/services/{name}") for name in wanted}
+    for name, service in found.items():
+        set_replicas(service["Spec"], wanted[name])
+    return found
 
 
 @app.command("rm")

@@ -177,8 +177,8 @@ def show_task(snapshot: Snapshot, task: Task) -> dict[str, Any]:
             )
     if attachments:
         shown["NetworksAttachments"] = attachments
-    if task.node_id and (generic := show_generic(assigned_generic(_reserved(task), task.generic_named))):
-        shown["AssignedGenericResources"] = generic
+    if task.state >= TaskState.ASSIGNED and (given := show_generic(assigned_generic(_reserved(task), task.generic_named))):
+        shown["AssignedGenericResources"] = given
     return shown
 
 

@@ -27,7 +27,7 @@ MODES: dict[str, Callable[[Work], Generator[None]]] = {
 
 
 #: So many tasks, and so many slots, are looked at without a stop.
-PART = 4000
+PART = 2000
 
 
 def decide(snapshot: Snapshot, now: float, settings: Settings) -> Plan:

@@ -152,9 +152,21 @@ def test_a_rollback_is_planned_with_the_previous_spec(cluster, swarm):
     assert swarm.asked[-1]["Services"] == [{"ID": "id-web", "Spec": {**spec, "Labels": {"old": "1"}}}]
 
 
+def test_a_scale_is_planned_for_all_services_at_once(cluster, swarm):
+    spec, other = service(swarm), service(swarm, "db")
+    assert cluster("service", "scale", "--plan", "web=5", "db=0").status == 1
+    (asked,) = swarm.asked
+    sized = [{**one, "Mode": {"Replicated": {"Replicas": count}}} for one, count in ((spec, 5), (other, 0))]
+    assert asked["Services"] == [{"ID": "id-web", "Spec": sized[0]}, {"ID": "id-db", "Spec": sized[1]}]
+    swarm.answer = {**swarm.answer, "Changes": False}
+    assert cluster("service", "scale", "--plan", "--format", "json", "web=2").status == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["service", "scale", "--plan", "web"], "'web' is not of the form SERVICE=REPLICAS"),
+        (["service", "scale", "--plan", "nope=1"], "service nope not found"),
         (["service", "update", "--plan", "nope"], "service nope not found"),
         (["service", "update", "--plan", "--replicas", "x", "web"], "--replicas: 'x' is not a whole number"),
         (["service", "update", "--plan", "--format", "{{.ID}}", "web"], "as json"),
@@ -191,7 +203,13 @@ def test_what_the_daemon_refuses_is_255_too_and_a_daemon_without_plans_is_named(
 
 
 @pytest.mark.parametrize(
-    "argv", [["service", "create", "i"], ["service", "update", "web"], ["stack", "deploy", "-c", "f", "s"]]
+    "argv",
+    [
+        ["service", "create", "i"],
+        ["service", "update", "web"],
+        ["service", "scale", "web=3"],
+        ["stack", "deploy", "-c", "f", "s"],
+    ],
 )
 def test_a_format_without_a_plan_changes_nothing_by_mistake(cluster, swarm, argv):
     done = cluster(*argv[:2], "--format", "json", *argv[2:])

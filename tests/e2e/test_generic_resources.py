@@ -18,6 +18,7 @@ pytestmark = pytest.mark.e2e
 NODES = 2
 KINDS = ("gpu=UUID-a", "gpu=UUID-b", "ssd=3")
 OPTIONS = tuple(f"--node-generic-resource={kind}" for kind in KINDS)
+BRISK = ("--init", "--stop-grace-period", "1s", "--update-monitor", "100ms")
 SHOWN = [
     {"DiscreteResourceSpec": {"Kind": "ssd", "Value": 3}},
     {"NamedResourceSpec": {"Kind": "gpu", "Value": "UUID-a"}},
@@ -45,7 +46,7 @@ def test_nodes_show_what_they_were_told(lab: Lab) -> None:
 
 
 def test_every_task_has_a_name_of_its_own_and_sees_it(lab: Lab) -> None:
-    options = ("--detach", "--replicas", "4", "--generic-resource", "gpu=1")
+    options = ("--detach", *BRISK, "--replicas", "4", "--generic-resource", "gpu=1")
     command(lab.manager, "docker", "service", "create", "--name", "train", *options, IMAGE, "sleep", "1000")
     tasks = running(lab, "train", 4)
     seen = {(machine_of(lab, task).name, told(lab, task)["DOCKER_RESOURCE_GPU"]) for task in tasks}
@@ -62,7 +63,7 @@ def test_every_task_has_a_name_of_its_own_and_sees_it(lab: Lab) -> None:
 
 
 def test_what_is_counted_is_told_by_its_number_and_comes_back(lab: Lab) -> None:
-    options = ("--replicas", "2", "--generic-resource", "ssd=2", "--generic-resource", "gpu=2")
+    options = (*BRISK, "--replicas", "2", "--generic-resource", "ssd=2", "--generic-resource", "gpu=2")
     command(lab.manager, "cluster", "service", "create", "--name", "db", *options, IMAGE, "sleep", "1000")
     for task in running(lab, "db", 2):
         assert told(lab, task) == {"DOCKER_RESOURCE_SSD": "2", "DOCKER_RESOURCE_GPU": "UUID-a,UUID-b"}
