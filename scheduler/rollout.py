@@ -6,7 +6,8 @@ scheduler/update_status.py.
 
 A slot takes one of ``parallelism`` places from the moment its task is replaced until the new one runs or is over, and
 ``delay`` longer. A slot that a former rollout took down and that does not run yet still has its place. Stop-first replaces
-a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs.
+a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs, unless it
+is itself waiting for a node: then the two would wait for the same room.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _replace(work: Work, slot: Slot, cause: str) -> None:
         return
     kept = max(slot.active, key=lambda a: (a.state >= TaskState.RUNNING, a.task.attempt))
     surplus = [a.task for a in slot.active if a is not kept]
-    if work.policy.order == "start-first":
+    if work.policy.order == "start-first" and kept.state >= TaskState.ASSIGNED:
         first, more = (surplus[0].id, surplus[1:]) if surplus else ("", [])
         work.create(slot.key, replaces=first, cause=cause, marks=marks, retires=more)
     else:

@@ -110,7 +110,7 @@ class _Pass:
         tasks = waiting.ordered()
         count = min(len(tasks), self.left)
         request = self._request(alike, waiting)
-        group = request.spec.placement.group
+        group = together.group_of(self.snapshot, waiting.first())
         if group and not together.begun(self.snapshot, group):
             self._place_together(group)
             return
