@@ -7,7 +7,7 @@ placed (small groups, large ones, with preferences) never changes where its task
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 from covey.model.objects import Task
@@ -154,8 +154,19 @@ class _Pass:
                 self._refuse_together(members, f"group {name} has no place for all of its tasks together: {why}")
                 return
             found.append((waiting, rows, request))
+        self._assign_together(found, f"placement: group {name}")
+
+    def _assign_together(self, found: Sequence[tuple[Waiting, list[int], Request]], cause: str) -> None:
+        """All of them get the nodes of their rows, all or none where one transaction can hold them."""
+        names, tasks, nodes = self.capacity.ids, list[str](), list[str]()
+        given: list[Mapping[str, tuple[str, ...]]] = []
         for waiting, rows, request in found:
-            self._assign(waiting.ordered(), rows, request, f"placement: group {name}")
+            tasks += waiting.ordered()
+            nodes += [names[row] for row in rows]
+            given += [self.capacity.give(row, request) for row in rows] if request.generic else [{}] * len(rows)
+        at_once = together.fits_at_once(waiting for waiting, _, _ in found)
+        self.draft.assign(tasks, nodes, cause, ASSIGNED_MESSAGE, given if any(given) else (), at_once)
+        self.left -= len(tasks)
 
     def _refuse_together(self, members: Sequence[Group], message: str) -> None:
         tasks = (task for _, waiting in members for task in waiting.ordered().values())

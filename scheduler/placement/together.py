@@ -7,9 +7,23 @@ the tasks with it that it made before.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from covey.model.objects import Task
 from scheduler.placement.lists import Group
 from scheduler.snapshot import Snapshot
+from scheduler.tally import Waiting
+
+
+#: So many tasks with their predecessors, and of such specs (characters), one transaction of the store holds.
+_TASKS = 40
+_CHARACTERS = 400_000
+
+
+def fits_at_once(groups: Iterable[Waiting]) -> bool:
+    """Whether one transaction is to hold all of a group; what does not fit into one is written in several."""
+    sizes = [(len(waiting.tasks), len(str(waiting.first().spec))) for waiting in groups]
+    return sum(count for count, _ in sizes) <= _TASKS and sum(count * size for count, size in sizes) <= _CHARACTERS
 
 
 def begun(snapshot: Snapshot, name: str) -> bool:

@@ -97,6 +97,7 @@ class ScarcityOracle:
         self._told: list[Task] = []
         self._open: list[Preempted] = []
         self._begun: dict[str, float] = {}
+        self._held: set[str] = set()
         self._specs: dict[str, list[tuple[float, Service | None]]] = {}
 
     # -- what is heard of the store ----------------------------------------------------------------------------------
@@ -129,6 +130,8 @@ class ScarcityOracle:
                     self._usable.pop(key, None)
                 else:
                     self._usable.setdefault(key, now)
+        # What ran until this revision was there until just now.
+        self._begun |= dict.fromkeys(self._held, now)
         if told:
             rooms = tuple(self._surely_free(node_id, told) for node_id, since in self._usable.items() if since <= now - KNOWN)
             for task in told:
@@ -138,9 +141,7 @@ class ScarcityOracle:
         if assigned and self._sure(writer):
             self._judge_order(assigned)
             self._judge_groups(assigned, {key for kind, key, _ in changes if kind == "task"})
-        for group in GROUPS:
-            if self._running(group):
-                self._begun[group] = now
+        self._held = {group for group in GROUPS if self._running(group)}
 
     def check(self) -> None:
         """Time has passed: what was not to be judged at once."""
