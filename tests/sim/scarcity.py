@@ -237,10 +237,9 @@ class ScarcityOracle:
     # -- groups ----------------------------------------------------------------------------------------------------------
 
     def _group(self, task: Task) -> str:
-        """What it is placed together with: the group it was made for, if its service has not left it."""
+        """What it is placed together with: its service's group."""
         service = self._truth.snapshot().services.get(task.service_id)
-        name: str = _placement(task.spec).get("Group", "")
-        return name if service is not None and _group_of(service) == name else ""
+        return _group_of(service) if service is not None else ""
 
     def _running(self, group: str) -> list[Task]:
         """Those tasks of a group's services that have their nodes."""
@@ -285,14 +284,20 @@ class ScarcityOracle:
 
     def rightly_waiting(self, service_id: str) -> list[Task]:
         """Those tasks of a service that wait, at rest, as there is no room for them."""
-        return [task for task in self._truth.snapshot().tasks_of(service_id) if task.id in self._waits and self._must_wait(task)]
+        return [
+            task for task in self._truth.snapshot().tasks_of(service_id) if task.id in self._waits and self._must_wait(task)
+        ]
 
     def _must_wait(self, task: Task) -> bool:
         """Whether no node has room for it, not even with everything of a lower priority gone; nor for its whole group."""
         size, mine, group = _asked(task), self._priorities[task.id], self._group(task)
         if group and not self._running(group):
             services = [service for service in self._truth.snapshot().services.values() if _group_of(service) == group]
-            size = max((_asked_by(service.spec["TaskTemplate"]) for service in services), default=0)
+            size = max(
+                _asked(other)
+                for other in map(self._truth.snapshot().tasks.__getitem__, self._waits)
+                if self._group(other) == group
+            )
             places = sum(max(self._maybe_free(node_id), 0) // size for node_id in self._usable) if size else 0
             return bool(size) and places < sum(_replicas(service) for service in services)
         rooms = (self._room(node_id, lambda other: self._stays(other, mine)) for node_id in self._usable)
