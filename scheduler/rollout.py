@@ -5,9 +5,9 @@ rollout made it (``Task.rollout``), its status since when it runs. How the whole
 scheduler/update_status.py.
 
 A slot takes one of ``parallelism`` places from the moment its task is replaced until the new one runs or is over, and
-``delay`` longer. A slot that a former rollout took down, or whose task waits for a node, still has its place. Stop-first replaces
-a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs, unless it
-is itself waiting for a node: then the two would wait for the same room.
+``delay`` longer. A slot that a former rollout took down, or whose task waits for a node, still has its place. Stop-first
+replaces a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs,
+unless it is itself waiting for a node: then the two would wait for the same room.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from scheduler.placement.lists import Group
 from scheduler.snapshot import Snapshot
 from scheduler.tally import Waiting
 
-
 #: So many tasks with their predecessors, and of such specs (characters), one transaction of the store holds.
 _TASKS = 40
 _CHARACTERS = 400_000

@@ -18,6 +18,7 @@ from covey.model.task_states import TaskState, is_terminal
 if TYPE_CHECKING:
     from scheduler.index import Index
     from tests.sim.controller import Controller
+    from tests.sim.loop import Process
     from tests.sim.simulation import Simulation
 
 S = TaskState
@@ -26,20 +27,27 @@ SHARE = 0.2
 """Of all seeds."""
 KNOWN = 0.5
 """What is in the store for so many seconds, a leader whose view is not disturbed has decided with."""
+PASS = 0.1
+"""So long a pass is being written, at the most."""
 STALLED = 2.0
 """So long after it was stopped a leader may still write what it decided before."""
 PREEMPTED = "preempted by task "
+LATE = "late"
 GROUPS = ("red", "blue")
 
 
 class World(NamedTuple):
-    """How large machines and requests are, in halves of a CPU; ``eager``: how much more than others users create."""
+    """How large machines and requests are, in halves of a CPU; ``eager``: how much more than others users create.
+
+    Of the ``networks`` that services ask for, all but the first are made late.
+    """
 
     machines: tuple[int, ...] = (6,)
     requests: tuple[int, ...] = (0, 1)
     priorities: tuple[int, ...] = (0, 0, 1, 5)
     services: int = 4
     eager: int = 0
+    networks: tuple[str, ...] = ("net",)
     grouped: float = 0.0
 
     @property
@@ -57,13 +65,24 @@ class World(NamedTuple):
             said["Group"] = rng.choice(GROUPS)
         return said
 
+    def network(self, rng: random.Random) -> str:
+        return self.networks[0] if len(self.networks) == 1 else rng.choice(self.networks)
+
     def request(self, rng: random.Random, mode: Mapping[str, Any]) -> int:
-        """Nano-CPUs. Global services reserve nothing: they must fit on a node that others have filled."""
+        """Nano-CPUs that a task reserves. Global services reserve nothing: they must fit on a node that others have filled."""
         return 0 if "Global" in mode or "GlobalJob" in mode else rng.choice(self.requests) * NANO // 2
 
 
 PLENTY = World()
-SCARCE = World(machines=(2, 2, 3), requests=(0, 1, 2, 2), priorities=(0, 0, 1, 5, 5), services=6, eager=6, grouped=0.4)
+SCARCE = World(
+    machines=(2, 3, 3),
+    requests=(0, 1, 1, 2, 2),
+    priorities=(0, 0, 1, 3, 5, 5),
+    services=6,
+    eager=6,
+    networks=("net", LATE),
+    grouped=0.4,
+)
 
 
 def drawn(seed: int) -> World:
@@ -72,11 +91,12 @@ def drawn(seed: int) -> World:
 
 
 class Preempted(NamedTuple):
-    """One victim: told ``at``, for the task ``by``; ``rooms``: what each node in use had for it without, for all that wait."""
+    """One victim: told ``at`` by ``process``, for the task ``by``; ``rooms``: what each node in use would have had without."""
 
     at: float
     task: Task
     by: str
+    process: Process | None
     rooms: tuple[int, ...]
 
 
@@ -133,11 +153,18 @@ class ScarcityOracle:
         # What ran until this revision was there until just now.
         self._begun |= dict.fromkeys(self._held, now)
         if told:
-            rooms = tuple(self._surely_free(node_id, told) for node_id, since in self._usable.items() if since <= now - KNOWN)
+            # Of those it told itself, in another pass, a leader knows at once: it waits until it sees what it wrote.
+            itself = {each.task.id for each in self._open if each.process is writer.process} if writer is not None else set()
+            known = itself - {each.task.id for each in self._open if each.at > now - PASS}
+            usable = [node_id for node_id, since in self._usable.items() if since <= now - KNOWN]
+            rooms = tuple(self._surely_free(node_id, told, known) for node_id in usable)
             for task in told:
                 self._sim.cover("preempted")
                 by = task.cause.removeprefix(PREEMPTED).split()[0]
-                self._open.append(Preempted(now, task, by, rooms if self._sure(writer) else ()))
+                process = writer.process if writer is not None else None
+                self._open.append(Preempted(now, task, by, process, rooms if self._sure(writer) else ()))
+                if self._sure(writer):
+                    self._judge_choice(task)
         if assigned and self._sure(writer):
             self._judge_order(assigned)
             self._judge_groups(assigned, {key for kind, key, _ in changes if kind == "task"})
@@ -183,10 +210,14 @@ class ScarcityOracle:
         tasks = self._truth.snapshot().tasks_on(node_id)
         return self._total(node_id) - sum(_asked(task) for task in tasks if task.state >= S.ASSIGNED and stays(task))
 
-    def _surely_free(self, node_id: str, told: Iterable[Task] = ()) -> int:
-        """What has been free, or about to be, for a while."""
+    def _surely_free(self, node_id: str, told: Iterable[Task] = (), known: Collection[str] = ()) -> int:
+        """What has been free, or about to be, for a while, if ``told`` stay; who is ``known`` to leave does."""
         since, ids = self._sim.loop.time() - KNOWN, {task.id for task in told}
-        return self._room(node_id, lambda task: task.id in ids or self._freed.get(task.id, since + 1) > since)
+
+        def stays(task: Task) -> bool:
+            return task.id in ids or (task.id not in known and self._freed.get(task.id, since + 1) > since)
+
+        return self._room(node_id, stays)
 
     def _maybe_free(self, node_id: str) -> int:
         """What is free, or will be once everybody is gone who is told to."""
@@ -206,10 +237,20 @@ class ScarcityOracle:
             task
             for task in snapshot.tasks.values()
             if task.state in (S.NEW, S.PENDING) or self._born[task.id] >= since or self._placed.get(task.id, 0.0) >= since
+            if self._priorities[task.id] >= its or self._group(task)
         ]
         size = max((_asked(task) for task in rivals), default=0)
         if size and sum(max(room, 0) // size for room in each.rooms) >= len(rivals):
             self._broken("preempted though there was room", f"{each.task} for {len(rivals)} tasks of {size}: {each.rooms}")
+
+    def _judge_choice(self, task: Task) -> None:
+        """Nobody leaves who is more important than another on the same node that would have freed as much."""
+        now, snapshot = self._sim.loop.time(), self._truth.snapshot()
+        for other in snapshot.tasks_on(task.node_id):
+            stays = other.id not in self._freed and self._placed.get(other.id, now) <= now - KNOWN
+            enough = _asked(other) >= _asked(task)
+            if stays and enough and self._priorities[other.id] < self._priorities[task.id]:
+                self._broken("a more important one had to leave", f"{task.id} of {task.node_id}, not {other.id}")
 
     def _judge_order(self, assigned: Mapping[str, Task]) -> None:
         """Nobody takes the room that another of higher priority waits for and will have nowhere else."""
@@ -249,7 +290,7 @@ class ScarcityOracle:
             for service in snapshot.services.values()
             if _group_of(service) == group
             for task in snapshot.tasks_of(service.id)
-            if S.ASSIGNED <= task.state and task.desired < S.SHUTDOWN and not is_terminal(snapshot.state(task))
+            if task.state >= S.ASSIGNED and task.desired < S.SHUTDOWN and not is_terminal(snapshot.state(task))
         ]
 
     def _judge_groups(self, assigned: Mapping[str, Task], changed: Collection[str]) -> None:
