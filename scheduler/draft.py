@@ -44,7 +44,7 @@ class Draft:
         self._creates: dict[tuple[Any, ...], tuple[Task, list[Row]]] = {}
         self._moves: dict[_Move, list[str]] = {}
         self._deletes: dict[str, list[str]] = {}
-        self._assigns: list[tuple[tuple[str, str, bool], list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = []
+        self._assigns: list[tuple[tuple[str, str, bool, bool], list[str], list[str], list[Mapping[str, tuple[str, ...]]]]] = []
         self._others: list[Change] = []
         self._wake_at: float | None = None
 
@@ -94,9 +94,10 @@ class Draft:
         cause: str,
         message: str,
         generic_named: Sequence[Mapping[str, tuple[str, ...]]] = (),
+        together: bool = False,
     ) -> None:
         """Tasks get their nodes, row by row, and names of generic resources where ``generic_named`` has any."""
-        key = (cause, message, bool(generic_named))
+        key = (cause, message, bool(generic_named), together)
         if not self._assigns or self._assigns[-1][0] != key:
             # Only neighbours are batched: what is verified in another order may be refused.
             self._assigns.append((key, [], [], []))
@@ -122,8 +123,8 @@ class Draft:
             MoveTasks(some, m.cause, m.state, m.desired, m.message) for m, ids in self._moves.items() for some in _batches(ids)
         ]
         changes += [
-            AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names))
-            for (why, message, _), ids, nodes, names in self._assigns
+            AssignTasks(tuple(ids), tuple(nodes), why, message, tuple(names), together)
+            for (why, message, _, together), ids, nodes, names in self._assigns
         ]
         changes += [DeleteTasks(some, why) for why, ids in self._deletes.items() for some in _batches(ids)]
         return Plan(base_revision, tuple(changes), cause, self._wake_at)

@@ -68,7 +68,8 @@ class AllocateTasks:
 class AssignTasks:
     """Tasks get their node and move to ASSIGNED. ``message`` says why there.
 
-    ``generic_named`` is empty, or one mapping a row: the names of generic resources given, by kind.
+    ``generic_named`` is empty, or one mapping a row: the names of generic resources given, by kind. ``together``: all rows or
+    none, in one transaction.
     """
 
     ids: Sequence[str]
@@ -76,6 +77,7 @@ class AssignTasks:
     cause: str
     message: str = ""
     generic_named: Sequence[Mapping[str, tuple[str, ...]]] = ()
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)

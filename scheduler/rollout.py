@@ -5,8 +5,9 @@ rollout made it (``Task.rollout``), its status since when it runs. How the whole
 scheduler/update_status.py.
 
 A slot takes one of ``parallelism`` places from the moment its task is replaced until the new one runs or is over, and
-``delay`` longer. A slot that a former rollout took down and that does not run yet still has its place. Stop-first replaces
-a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs.
+``delay`` longer. A slot that a former rollout took down, or whose task waits for a node, still has its place. Stop-first
+replaces a task at once, the new one waiting for the old to be over; start-first leaves the old one until the new one runs,
+unless it is itself waiting for a node: then the two would wait for the same room.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
     cause = f"service {work.service.id} is updated to version {work.service.spec_version}"
     if work.service.rolling_back:
         cause = f"service {work.service.id} is rolled back to version {work.service.spec_version}"
+    standing.flying |= {slot.key for slot in standing.waiting if _has_no_node(slot)}
     taken = [slot for slot in standing.waiting if slot.key in standing.flying]
     others = [slot for slot in standing.waiting if slot.key not in standing.flying]
     # They come by their keys.
@@ -62,6 +64,11 @@ def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
         if work.effort.due():
             yield
     return chosen
+
+
+def _has_no_node(slot: Slot) -> bool:
+    """Whether nothing of the slot is anywhere yet: it is replaced whatever the parallelism, as nothing is taken down."""
+    return bool(slot.active) and all(attempt.state < TaskState.ASSIGNED for attempt in slot.active)
 
 
 def stop(work: Work, slots: Iterable[Slot]) -> None:
@@ -141,7 +148,7 @@ def _replace(work: Work, slot: Slot, cause: str) -> None:
         return
     kept = max(slot.active, key=lambda a: (a.state >= TaskState.RUNNING, a.task.attempt))
     surplus = [a.task for a in slot.active if a is not kept]
-    if work.policy.order == "start-first":
+    if work.policy.order == "start-first" and kept.state >= TaskState.ASSIGNED:
         first, more = (surplus[0].id, surplus[1:]) if surplus else ("", [])
         work.create(slot.key, replaces=first, cause=cause, marks=marks, retires=more)
     else:

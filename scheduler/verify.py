@@ -219,7 +219,11 @@ def _assign(check: _Check, change: AssignTasks) -> Change | None:
         capacity.spend_one(at, request)
         return ""
 
+    restore = check.capacity.saved() if change.together else None
     rows = check.rows(change, change.ids, refuse)
+    if restore is not None and len(rows) < len(change.ids):
+        restore()
+        return None
     if not rows:
         return None
     return replace(

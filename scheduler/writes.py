@@ -95,11 +95,17 @@ def _allocate(change: AllocateTasks, snapshot: Snapshot, now: float) -> Iterator
 
 def _assign(change: AssignTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:
     fields: dict[str, Any] = {"state": TaskState.ASSIGNED, "message": change.message}
+    joined: list[Write] = []
     for row, (task_id, node_id) in enumerate(zip(change.ids, change.node_ids, strict=True)):
         if change.generic_named:
             fields["generic_named"] = dict(change.generic_named[row])
         if (task := snapshot.tasks.get(task_id)) is not None:
-            yield _changed(task, now, change.cause, node_id=node_id, **fields)
+            writes = _changed(task, now, change.cause, node_id=node_id, **fields)
+            if change.together:
+                joined += writes
+            else:
+                yield writes
+    yield tuple(joined)
 
 
 def _move(change: MoveTasks, snapshot: Snapshot, now: float) -> Iterator[tuple[Write, ...]]:

@@ -133,7 +133,7 @@ class _Pass:
         alike, ids = group
         count = min(len(ids), self.left)
         request = self._request(group)
-        name = request.spec.placement.group
+        name = together.group_of(self.snapshot, alike.service_id)
         if name and not together.begun(self.snapshot, name):
             self._place_together(name)
             return
@@ -161,7 +161,7 @@ class _Pass:
             return
         self.together.add(name)
         members = together.members(self.snapshot, self.waiting, name)
-        if lacking := together.lacking(self.snapshot, self.waiting, name):
+        if lacking := together.lacking(self.snapshot, name):
             self._refuse_together(members, lacking)
             return
         restore = self.capacity.saved()
@@ -177,8 +177,19 @@ class _Pass:
                 self._refuse_together(members, f"group {name} has no place for all of its tasks together: {why}")
                 return
             found.append((group, rows, request))
+        self._assign_together(found, f"placement: group {name}")
+
+    def _assign_together(self, found: Sequence[tuple[Group, list[int], Request]], cause: str) -> None:
+        """All of them get the nodes of their rows, all or none where one transaction can hold them."""
+        names, tasks, nodes = self.capacity.ids, list[str](), list[str]()
+        given: list[Mapping[str, tuple[str, ...]]] = []
         for group, rows, request in found:
-            self._assign(group.ids, rows, request, f"placement: group {name}")
+            tasks += group.ids
+            nodes += [names[row] for row in rows]
+            given += [self.capacity.give(row, request) for row in rows] if request.generic else [{}] * len(rows)
+        at_once = together.fits_at_once(self.snapshot, (group for group, _, _ in found))
+        self.draft.assign(tasks, nodes, cause, ASSIGNED_MESSAGE, given if any(given) else (), at_once)
+        self.left -= len(tasks)
 
     def _refuse_together(self, members: Sequence[Group], message: str) -> None:
         tasks = (self.snapshot.tasks[task_id] for _, ids in members for task_id in ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -57,16 +58,18 @@ class Preemption:
         self._capacity = capacity
         self._snapshot = capacity.snapshot
         self._leaving: set[str] = set()
-        self._promised: Counter[str] = Counter()
+        self._promised = 0
 
     def promise(self, request: Request, bound: str = "") -> Promise | None:
         """Room for one task of ``request``, on the node ``bound`` if given, which is spent; None: there is none to make."""
-        if sum(self._promised.values()) >= MOST:
+        if self._promised >= MOST:
             return None
-        rows = np.flatnonzero(self._candidates(request))
+        rows = np.flatnonzero(self._candidates(request)).tolist()
+        # Not all are compared, and where somebody leaves anyway there may be nobody to be told to.
+        rows.sort(key=lambda row: row not in self._emptying)
         best: tuple[tuple[int, int, int], Promise] | None = None
         looked_at = 0
-        for row in rows.tolist():
+        for row in rows:
             if bound and self._capacity.ids[row] != bound:
                 continue
             victims = self._victims(request, row)
@@ -84,8 +87,18 @@ class Preemption:
         promise = best[1]
         self._leaving.update(promise.victims)
         self._capacity.spend_one(promise.row, request)
-        self._promised[self._capacity.ids[promise.row]] += 1
+        self._promised += 1
+        self._emptying.add(promise.row)
         return promise
+
+    @cached_property
+    def _emptying(self) -> set[int]:
+        """The rows of nodes that somebody is about to leave."""
+        staying: Counter[str] = Counter()
+        for nodes in self._snapshot.replicas.values():
+            staying.update(nodes)
+        held = self._snapshot.columns.tasks[self._capacity.column_rows].tolist()
+        return {row for row, node_id in enumerate(self._capacity.ids) if held[row] > staying[node_id]}
 
     def _candidates(self, request: Request) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         rows = suitable(self._capacity, request).copy()

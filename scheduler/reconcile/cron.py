@@ -59,7 +59,7 @@ def _ended(run: Work) -> bool:
 
 def _over(run: Work) -> bool:
     """Whether every slot is complete or given up."""
-    settled = sum(1 for slot in run.slots.values() if jobs.completed(slot) or (jobs.given_up(slot) and not slot.active))
+    settled = sum(1 for slot in run.slots.values() if jobs.completed(slot) or (jobs.given_up(run, slot) and not slot.active))
     wanted = run.spec.replicas if run.spec.mode == "replicated-job" else len(run.slots)
     return settled >= wanted
 

@@ -25,10 +25,14 @@ def completed(slot: Slot) -> bool:
     return any(attempt.state == TaskState.COMPLETE for attempt in slot.history)
 
 
-def given_up(slot: Slot) -> bool:
-    """Whether the restart policy leaves the slot empty: its last task ended or was lost, and nobody followed it."""
+def given_up(work: Work, slot: Slot) -> bool:
+    """Whether the restart policy leaves the slot empty: its last task ended or was lost, and nobody is to follow it.
+
+    That a task which failed had been told to stop is not enough: it may have been told to leave its node.
+    """
     last = slot.history[-1]
-    return last.task.desired >= TaskState.SHUTDOWN and (last.state in ENDED_BY_ITSELF or last.state == TaskState.ORPHANED)
+    over = last.task.desired >= TaskState.SHUTDOWN and (last.state in ENDED_BY_ITSELF or last.state == TaskState.ORPHANED)
+    return over and not work.judge(slot.history)[0].again
 
 
 def _end_successor(work: Work, slot: Slot) -> None:
@@ -47,7 +51,7 @@ def replicated(work: Work) -> Generator[None]:
             in_progress += bool(slot.active)
         else:
             tend(work, slot)
-            in_progress += not given_up(slot)
+            in_progress += not given_up(work, slot)
         if work.effort.due():
             yield
     free = (number for number in range(1, total + 1) if (number, "") not in work.slots)

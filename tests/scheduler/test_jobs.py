@@ -225,3 +225,14 @@ def test_a_task_that_completes_while_it_is_being_replaced_ends_its_successor() -
     end(world, S.COMPLETE, first)
     assert world.snapshot.tasks[second.id].desired == S.SHUTDOWN
     assert [task.slot for task in wanted(world)] == [2]
+
+
+def test_a_slot_whose_task_was_told_to_leave_and_failed_meanwhile_still_counts_as_one_in_progress() -> None:
+    world = cluster(1)
+    job(world, total=5, most=1)
+    (task,) = wanted(world)
+    world.report(task.id, S.RUNNING)
+    world.put(msgspec.structs.replace(world.snapshot.tasks[task.id], desired=S.SHUTDOWN))
+    end(world, S.FAILED, task)
+    world.settle()
+    assert [(task.slot, task.attempt) for task in wanted(world)] == [(1, 2)]

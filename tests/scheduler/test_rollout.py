@@ -13,6 +13,7 @@ from covey.model import versions
 from covey.model.objects import Name, Node
 from covey.model.resources import NANO
 from covey.model.task_states import TaskState as S
+from tests.scheduler.apply import World
 from tests.scheduler.rollouts import Rollout, policy
 
 
@@ -439,3 +440,20 @@ def test_what_a_former_update_started_beside_a_task_that_is_wanted_again_takes_n
     assert not world.decide("reconcile").changes
     world.live(5)
     assert world.images() == ["v1"] * 3
+
+
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+def test_what_waits_for_a_node_is_replaced_at_once_and_not_kept_beside_its_successor(order: str) -> None:
+    world = World()
+    world.node("n1", cpus=1)
+
+    def ask(cpus: int, image: str) -> None:
+        template = {"ContainerSpec": {"Image": image}, "Resources": {"Reservations": {"NanoCPUs": cpus * NANO}}}
+        world.service("web", replicas=3, template=template, UpdateConfig={"Parallelism": 1, "Order": order})
+        world.run()
+
+    ask(2, "v1")
+    ask(1, "v2")
+    wanted = [(task.slot, task.spec["ContainerSpec"]["Image"]) for task in world.tasks("web") if task.desired == S.RUNNING]
+    assert sorted(wanted) == [(1, "v2"), (2, "v2"), (3, "v2")]
+    assert len(world.running("web")) == 1

@@ -20,6 +20,7 @@ from manager.store.writer import WriterStore
 from tests.sim import drains, jobs
 from tests.sim.clock import SimClock
 from tests.sim.loop import Process
+from tests.sim.scarcity import LATE
 from tests.sim.updates import policy
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Client:
         """Do one thing that a user would do."""
         rng = self.sim.rng
         actions = [self.create] * 3 + [self.scale] * 3 + [self.update] * 4 + [self.rollback, self.stop_or_start]
+        actions += [self.create] * self.sim.world.eager + [self.late_network] * self.sim.world.scarce
         actions += [self.remove, self.availability, self.exchange, self.job, self.job, self.drain]
         self.sim.loop.start(self.process, self._alone(rng.choice(actions)), "client")
 
@@ -69,7 +71,7 @@ class Client:
             await action()
 
     async def create(self) -> None:
-        if len(self.services) >= 4:
+        if len(self.services) >= self.sim.world.services:
             return await self.scale()
         rng = self.sim.rng
         mode: dict[str, Any] = {"Global": {}} if rng.random() < 0.25 else {"Replicated": {"Replicas": rng.randint(1, 5)}}
@@ -95,15 +97,14 @@ class Client:
         await self._write("service", name, None, service)
 
     def _template(self, mode: dict[str, Any]) -> dict[str, Any]:
-        """Global services reserve nothing: they must fit on a node that others have filled."""
-        rng, everywhere = self.sim.rng, "Global" in mode or "GlobalJob" in mode
+        rng, world = self.sim.rng, self.sim.world
         template: dict[str, Any] = {
             "ContainerSpec": {"Image": f"image{rng.randint(0, 8)}", "StopGracePeriod": NANO},
-            "Resources": {"Reservations": {"NanoCPUs": 0 if everywhere else rng.choice((0, NANO // 2))}},
-            "Placement": {"Strategy": rng.choice(("", "spread", "pack")), "Priority": rng.choice((0, 0, 1, 5))},
+            "Resources": {"Reservations": {"NanoCPUs": world.request(rng, mode)}},
+            "Placement": world.placement(rng, mode),
         }
         if rng.random() < 0.5:
-            template["Networks"] = [{"Target": "net"}]
+            template["Networks"] = [{"Target": world.network(rng)}]
         return template
 
     async def scale(self) -> None:
@@ -166,8 +167,21 @@ class Client:
         await self._write("node", fresh.name, None, Node(id=fresh.name, name=fresh.name))
         fresh.boot()
 
+    async def late_network(self) -> None:
+        """What services ask for already is made."""
+        if self.sim.world.scarce and await self._read("network", LATE) is None:
+            await self._write("network", LATE, None, Network(id=LATE, spec={"Name": LATE, "Driver": "bridge"}))
+
+    async def relieve(self) -> None:
+        """Room for everything: machines are bought."""
+        for _ in range(2):
+            large = self.sim.new_machine(cpus=40)
+            await self._write("node", large.name, None, Node(id=large.name, name=large.name))
+            large.boot()
+
     async def make_good(self) -> None:
-        """The end of the story: every node may be used again."""
+        """The end of the story: every node may be used again, and every network is there."""
+        await self.late_network()
         for name in list(self.sim.machines):
             for _ in range(50):
                 held = await self._read("node", name)

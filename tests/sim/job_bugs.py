@@ -12,7 +12,7 @@ from scheduler.reconcile import jobs, slots
 
 def waiting_slot_makes_room() -> AbstractContextManager[Any]:
     """A slot whose task has failed is not counted among those in progress, though a successor is on its way."""
-    return mock.patch.object(jobs, "given_up", lambda slot: not slot.active)
+    return mock.patch.object(jobs, "given_up", lambda work, slot: not slot.active)
 
 
 def executions_are_mixed_up() -> AbstractContextManager[Any]:

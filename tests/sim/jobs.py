@@ -82,15 +82,17 @@ def _known_complete(task: Task, writer: Controller | None) -> bool:
     return view is not None and held is not None and view.state(held) == S.COMPLETE
 
 
-def problem(oracles: Oracles, service: Service) -> str:
-    """What a job lacks at the end, "" when each of its slots is complete or was given up by its policy."""
+def problem(oracles: Oracles, service: Service, waiting: list[Task]) -> str:
+    """What a job lacks at the end, "" when each of its slots is complete or was given up by its policy, or has to wait."""
     snapshot = oracles.truth.snapshot()
     slots: dict[tuple[int, int, str], list[Task]] = {}
     for task in snapshot.tasks_of(service.id):
-        if task.desired <= S.COMPLETE and not is_terminal(snapshot.state(task)):
+        if task.desired <= S.COMPLETE and not is_terminal(snapshot.state(task)) and task not in waiting:
             return f"job {service.id} is not over: {task.id} is {snapshot.state(task).label}"
         if task.job_iteration == service.job_iteration:
             slots.setdefault(task.slot_key, []).append(task)
+    if waiting:
+        return ""
     mode = service.spec["Mode"]
     if "ReplicatedJob" in mode:
         wanted = {(service.job_iteration, n, "") for n in range(1, mode["ReplicatedJob"]["TotalCompletions"] + 1)}

@@ -69,7 +69,7 @@ class Disk:
 class Machine:
     """One worker: its disk and containers, and the daemon while it runs."""
 
-    def __init__(self, sim: Simulation, name: str, cpus: int) -> None:
+    def __init__(self, sim: Simulation, name: str, cpus: float) -> None:
         self.sim = sim
         self.name = name
         self.cpus = cpus
@@ -139,7 +139,7 @@ class WeatheredRuntime(FakeRuntime):
         return NodeDescription(
             hostname=self.machine.name,
             architecture="x86_64",
-            resources=Resources(nano_cpus=self.machine.cpus * NANO, memory_bytes=4096 * MIB),
+            resources=Resources(nano_cpus=int(self.machine.cpus * NANO), memory_bytes=4096 * MIB),
         )
 
     async def prepare(

@@ -17,6 +17,7 @@ from scheduler.index import Index
 from tests.sim import drains, jobs
 from tests.sim.controller import Controller
 from tests.sim.loop import current
+from tests.sim.scarcity import ScarcityOracle
 from tests.sim.updates import UpdateOracle
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ class Oracles:
         self.offered: dict[str, dict[int, StatusBatch]] = {}
         self.session_since: dict[str, float] = {}
         self.updates = UpdateOracle(sim, self.truth, self.broken)
+        self.scarcity = ScarcityOracle(sim, self.truth, self.broken)
 
     def broken(self, what: str, details: str) -> None:
         if self.breach is None:
             self.breach = Broken(f"{what}: {details} (at {self.sim.loop.time():.3f} s, revision {self.truth.revision})")
 
     def check(self) -> None:
+        self.scarcity.check()
         if self.breach is not None:
             raise self.breach
 
@@ -72,10 +75,12 @@ class Oracles:
             old = cast("Stored | None", self.truth.objects(kind).get(key))
             self._judge(kind, key, old, value, writer)
             self.updates.before(kind, key, old, value, Writer.API if writer is None else Writer.LEADER)
+            self.scarcity.before(kind, key, old, value)
             changes.append((kind, key, value))
         self.truth.apply(changes, revision)
         self._judge_whole(changes, writer)
         self.updates.after(changes)
+        self.scarcity.after(changes, writer)
 
     def _judge(self, kind: str, key: str, old: Stored | None, new: Stored | None, writer: Controller | None) -> None:
         stored_kind = "allocation" if kind.endswith("_allocation") else kind
@@ -262,8 +267,9 @@ class Oracles:
         """What a service lacks or has too much of, or "" when it is exactly as wanted: in the store and on the nodes."""
         snapshot = self.truth.snapshot()
         spec = snapshot.service_specs[service_id]
+        waiting = self.scarcity.rightly_waiting(service_id) if self.sim.world.scarce else []
         if spec.is_job:
-            return jobs.problem(self, snapshot.services[service_id])
+            return jobs.problem(self, snapshot.services[service_id], waiting)
         wanted: set[tuple[int, str]]
         if spec.stopped:
             wanted = set()
@@ -274,12 +280,14 @@ class Oracles:
             wanted = {(slot, "") for slot in range(1, spec.replicas + 1)}
         tasks = [t for t in snapshot.tasks_of(service_id) if t.desired == S.RUNNING and snapshot.state(t) == S.RUNNING]
         slots = [(t.slot, "" if t.slot else t.node_id) for t in tasks]
-        if len(tasks) != len(wanted) or (spec.mode == "global" and set(slots) != wanted) or len(set(slots)) != len(slots):
-            return f"service {service_id} ({spec.mode}, {len(wanted)} wanted) has {sorted(slots)} running"
+        filled = set(slots) | {(t.slot, "") for t in waiting}
+        if len(filled) != len(wanted) or (spec.mode == "global" and filled != wanted) or len(set(slots)) != len(slots):
+            lacks = f"has {sorted(slots)} running, and {sorted(filled - set(slots))} wait rightly"
+            return f"service {service_id} ({spec.mode}, {len(wanted)} wanted) {lacks}"
         lacking = [t.id for t in tasks if not self._runs(t)]
         if lacking:
             return f"tasks {lacking} of service {service_id} run in the store only"
-        return self.updates.going_on(service_id)
+        return self.updates.going_on(service_id) if not waiting else ""
 
     def _runs(self, task: Task) -> bool:
         machine = self.sim.machines.get(task.node_id)

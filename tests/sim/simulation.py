@@ -22,7 +22,7 @@ from manager.store.interface import WatchEvent
 from manager.store.keys import Keys
 from manager.store.mvcc import Database
 from scheduler.settings import Settings
-from tests.sim import faults
+from tests.sim import faults, scarcity
 from tests.sim.client import Client
 from tests.sim.clock import EPOCH
 from tests.sim.controller import Controller
@@ -76,6 +76,7 @@ class Simulation:
         self.keys = Keys()
         self.settings = Settings.default()
         self.trouble = self.usual = faults.Trouble()
+        self.world = scarcity.drawn(seed)
         self.coverage: Counter[str] = Counter()
         self.context = Process("world").context
         self.by_process: dict[Process, Controller] = {}
@@ -141,12 +142,12 @@ class Simulation:
     def restore_trouble(self) -> None:
         self.trouble = self.usual
 
-    def new_machine(self) -> Machine:
-        """A machine that has not been here before."""
+    def new_machine(self, cpus: float | None = None) -> Machine:
+        """A machine that has not been here before, as large as the world has them unless said."""
         self.joined += 1
         name = f"w{self.joined}"
         self.skew[name] = self.rng.uniform(-2, 2)
-        machine = self.machines[name] = Machine(self, name, cpus=3)
+        machine = self.machines[name] = Machine(self, name, cpus=self.world.machine(self.rng) / 2 if cpus is None else cpus)
         return machine
 
     def retire(self, name: str) -> None:
@@ -211,6 +212,8 @@ class Simulation:
             self._fault(self.rng.choice(list(faults.FAULTS)))()
             self._advance(self.loop.time() + 5)
         healed_after = self._heal()
+        if self.world.scarce:
+            self._relieve()
         self.oracles.check_end()
         return Report(self.seed, self._hash.hexdigest(), self.events, self.struck, healed_after, self.coverage)
 
@@ -256,6 +259,20 @@ class Simulation:
         for machine in self.machines.values():
             machine.boot()
         self.loop.start(self.client.process, self.client.make_good(), "client")
+        return self._rest()
+
+    def _relieve(self) -> None:
+        """Who waited as there was no room must not wait any more. Raises Broken."""
+        self.cover("scarce worlds")
+        waiting = [task for service_id in self.truth("service") for task in self.oracles.scarcity.rightly_waiting(service_id)]
+        self.coverage["tasks that had to wait"] += len(waiting)
+        self.world = scarcity.PLENTY
+        self.loop.start(self.client.process, self.client.relieve(), "client")
+        self._advance(self.loop.time() + 1)
+        self._rest()
+
+    def _rest(self) -> float:
+        """Seconds until the cluster is at rest. Raises Broken when that does not come."""
         began, quiet = self.loop.time(), 0
         while quiet < 3:
             self._advance(self.loop.time() + 2)

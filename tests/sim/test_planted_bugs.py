@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sim import bugs, job_bugs
+from tests.sim import bugs, job_bugs, scarce_bugs
 from tests.sim.bugs import Plant
 from tests.sim.oracles import Broken
 from tests.sim.simulation import run
@@ -15,7 +15,7 @@ from tests.sim.simulation import run
 pytestmark = pytest.mark.suite
 
 SEEDS = 500
-BUGS = {**bugs.BUGS, **job_bugs.BUGS}
+BUGS = {**bugs.BUGS, **job_bugs.BUGS, **scarce_bugs.BUGS}
 
 
 @pytest.fixture(autouse=True)

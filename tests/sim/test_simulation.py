@@ -1,6 +1,6 @@
 """Histories of a whole control plane: as many seeds as fit, each with its oracles. See tests/sim/simulation.py.
 
-COVEY_SIM_SECONDS (25) bounds the time, COVEY_SIM_SEEDS asks for a number of seeds instead; ``--long`` runs 10,000.
+COVEY_SIM_SECONDS (25) bounds the time, COVEY_SIM_SEEDS asks for a number of seeds instead; ``--long`` runs 20,000.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ SEEN_IN_MANY = (
     "moves of a drain step by step",
     "store answers lost",
     "tasks of jobs",
+    "scarce worlds",
+    "preempted",
+    "groups placed",
+    "tasks that had to wait",
     "terms",
 )
 
@@ -103,6 +107,8 @@ class Tally:
             f"simulation: {self.seeds} seeds, {self.events} events, {self.faults} faults in {seconds:.0f} s"
             f" ({self.seeds / seconds:.1f} seeds/s); at rest {healed[len(healed) // 2]:.0f} s after the last fault, at most"
             f" {healed[-1]:.0f} s",
+            f"  scarcity: {self.coverage['scarce worlds']} worlds, {self.coverage['preempted']} preemptions,"
+            f" {self.coverage['groups placed']} groups placed, {self.coverage['tasks that had to wait']} tasks that had to wait",
             "  seen: " + ", ".join(f"{name} {count}" for name, count in sorted(self.coverage.items())),
         ]
         return "\n".join(lines)
@@ -143,8 +149,8 @@ def test_no_oracle_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_ten_thousand_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_thousand_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     tally = Tally()
     with ProcessPoolExecutor() as pool:
-        tally.take(pool.map(check_seed, range(1, 10_001), chunksize=20))
+        tally.take(pool.map(check_seed, range(1, 20_001), chunksize=20))
     conclude(tally, capsys)

@@ -15,6 +15,7 @@ from covey.model.objects import Service, ServiceStatus, Stored, Task
 from covey.model.resources import NANO
 from covey.model.task_states import TaskState, is_terminal
 from manager.store.keys import Writer
+from tests.sim.scarcity import PREEMPTED
 
 if TYPE_CHECKING:
     from scheduler.index import Index
@@ -58,7 +59,8 @@ class UpdateOracle:
         if kind == "service":
             self._change_service(key, old, new, writer)
         elif kind == "task" and old is not None and new is not None and old.desired < S.SHUTDOWN == new.desired:
-            self._told += [new] if self._truth.snapshot().state(old) == S.RUNNING else []
+            runs = self._truth.snapshot().state(old) == S.RUNNING and not new.cause.startswith(PREEMPTED)
+            self._told += [new] if runs else []
 
     def after(self, changes: list[tuple[str, str, Stored | None]]) -> None:
         """The truth has taken ``changes`` in."""
