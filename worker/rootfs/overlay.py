@@ -37,6 +37,7 @@ class Overlay:
     def __init__(self, root: Path) -> None:
         self._containers = root / "containers"
         self._containers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trees.spread(self._containers)
         self._scratch = trees.emptied(root / "removed")
         self._lock = threading.Lock()
         self._ids: dict[str, dict[str, Any] | None] = {}
