@@ -11,9 +11,9 @@ import contextlib
 import os
 import signal
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
-from worker.kernel import mounts, safe_paths
+from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, sandbox, spec, zygote
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
@@ -74,6 +74,7 @@ def rehearse(hierarchies: list[Hierarchy]) -> None:
                 _make(directory)
                 _live(directory, hierarchies)
                 _keep()
+                _tend(directory)
         finally:
             with contextlib.suppress(OSError):
                 _remove(directory)
@@ -176,6 +177,27 @@ def _keep() -> None:
         keeper.sleep(handed)
         for fd in (*handed.fds, read, write):
             os.close(fd)
+
+
+def _tend(directory: str) -> None:
+    """A keeper whose container is started, ends at once, and has a worker that ends it all."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = socket.socketpair()
+    watched = [(read, keeper.READABLE), (ours.fileno(), keeper.READABLE), (write, 0)]
+
+    def become(channel: Any, keeper_pid: int) -> NoReturn:
+        keeper.send(channel, keeper.packed(keeper.EXECUTES, {}, watched), watched)
+        os._exit(0)
+
+    def resume(handed: keeper.Handed, channel: keeper.Channel) -> None:
+        os._exit(0)
+
+    os.write(write, b"x")
+    keeper.tend(theirs.detach(), become, resume)
+    syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
+    ours.close()
+    os.close(read)
+    os.close(write)
 
 
 def _planned(steps: list[Step]) -> Any:
