@@ -90,6 +90,8 @@ class Shim:
         self.hello = hello
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
+        self.identity: tuple[int, int] | None = None
+        """Its (pid, start time), where they are known without looking into its record."""
         self.silence = ""
         """Why every request is refused, of one that does not answer."""
         self._client = client
@@ -116,9 +118,11 @@ class Shim:
         return cls(directory, client, hello)
 
     @classmethod
-    def newborn(cls, directory: Path) -> Shim:
+    def newborn(cls, directory: Path, identity: tuple[int, int] | None = None) -> Shim:
         """One that has just been forked by a zygote of our version: it need not be asked who it is, and has no ``hello``."""
-        return cls(directory, Client(directory / "shim.sock"), {})
+        shim = cls(directory, Client(directory / "shim.sock"), {})
+        shim.identity = identity
+        return shim
 
     @classmethod
     def unreachable(cls, silent: ShimSilent) -> Shim:
@@ -299,6 +303,8 @@ class Launching:
         """(init pid, its start time). Raises RuntimeFault, after which a start is refused, or ShimGone."""
         answer = await self._line.answer()
         self._shim.warnings = answer.get("warnings") or []
+        if "pid" in answer:
+            self._shim.identity = answer["pid"], answer["start_time"]
         return answer["init_pid"], answer["init_start_time"]
 
     def ask_start(self) -> None:

@@ -485,7 +485,7 @@ async def _launch(
             return shim, shim.launching(line)
     pid, started = await host.zygote.fork_shim(container.id, directory, parent, program)
     undo.push_async_callback(end_shim, pid, started)
-    shim = Shim.newborn(directory)
+    shim = Shim.newborn(directory, (pid, started))
     return shim, await shim.launch(directory, config=config, **settings)
 
 

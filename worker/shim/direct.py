@@ -69,6 +69,7 @@ class Self:
         self._hierarchies = hierarchies
         self._group: Cgroup | None = None
         self._request: dict[str, Any] = {}
+        self._identity: dict[str, Any] = {}
         self._fds: list[tuple[str, int, int]] = []
         self._handed = False
         self._start_length = 0
@@ -101,7 +102,7 @@ class Self:
             fd, priority = oom
             self._fds.append(("oom-v2", fd, EXCEPTIONAL) if priority else ("oom", fd, READABLE))
         init.perform(self.init, plan.create)
-        answer: dict[str, Any] = {"pid": self._keeper, "init_pid": self._pid, "init_start_time": self._started}
+        answer = {**self._identity, "init_pid": self._pid, "init_start_time": self._started}
         if plan.warnings:
             answer["warnings"] = plan.warnings
         self._say(zygote.frame(answer))
@@ -116,6 +117,7 @@ class Self:
             # Who else is in that cgroup cannot be seen from our pid namespace.
             raise RuntimeFault(UNFIT, "the bundle asks for more than a process can do for itself")
         body = records.identity(request["id"], self._keeper, group.path)
+        self._identity = {"pid": body["pid"], "start_time": body["start_time"]}
         records.write(request["dir"], "shim.json", body, durable=False)
         if self._peeked() == b"":
             raise RuntimeFault("bad-state", "whoever wanted the container is gone")
