@@ -298,7 +298,10 @@ def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     """Rates of BURST starts, FLIGHT at a time, and of their removal: medians of BURSTS, in an order drawn for each."""
     dice = random.Random(BURST)
     spent: list[tuple[float, float]] = []
-    contenders = {"covey": partial(_counted_burst, nodes["covey"], spent), "docker": partial(_burst, nodes["docker"])}
+    contenders = {
+        "covey": partial(_counted_burst, nodes["covey"], spent),
+        "docker": lambda name: _burst(nodes["docker"], name)[:2],
+    }
     contenders["crun"] = partial(_crun_burst, crun)
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(BURSTS):
@@ -318,27 +321,23 @@ def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     ]
 
 
-def _burst(
-    node: Node, _: str, count: Callable[[], float] = lambda: 0.0, spent: list[float] | None = None
-) -> tuple[float, float]:
-    """Rates of starts and removals. ``spent``: gets what ``count`` grew by during each."""
+def _burst(node: Node, _: str, count: Callable[[], float] = lambda: 0.0) -> tuple[float, float, list[float]]:
+    """Rates of starts and removals, and what ``count`` grew by during each."""
     idents = [node.create("sleep", "600") for _ in range(BURST)]
-    rates = []
+    rates, grown = [], []
     for method, path in (("POST", "/containers/{}/start"), ("DELETE", "/containers/{}?force=true")):
         time.sleep(1)
         before = count()
         rates.append(BURST / node.many(idents, method, path))
-        if spent is not None:
-            spent.append(count() - before)
-    return rates[0], rates[1]
+        grown.append(count() - before)
+    return rates[0], rates[1], grown
 
 
 def _counted_burst(node: Node, held: list[tuple[float, float]], name: str) -> tuple[float, float]:
-    """As ``_burst``; ``held`` gets the CPU milliseconds of a start and of a removal until it is answered."""
-    spent: list[float] = []
-    rates = _burst(node, name, partial(_cpu, node.rival), spent)
-    held.append((spent[0] / BURST, spent[1] / BURST))
-    return rates
+    """Rates; ``held`` gets the CPU milliseconds of a start and of a removal until it is answered."""
+    started, removed, grown = _burst(node, name, partial(_cpu, node.rival))
+    held.append((grown[0] / BURST, grown[1] / BURST))
+    return started, removed
 
 
 def _crun_burst(crun: Crun, prefix: str) -> tuple[float, float]:
