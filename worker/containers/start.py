@@ -180,7 +180,7 @@ async def _run(host: Host, live: Live, *, short: bool) -> None:
         else:
             shim, launching = await _launch(host, live, directory, config, undo, short=short)
             undo.callback(launching.close)
-            pid, started = await (_taken_over(launching) if launching.short else launching.created())
+            pid, started = await (_made_alone(launching) if launching.short else launching.created())
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
@@ -232,6 +232,18 @@ async def _taken_over(launching: Launching) -> tuple[int, int]:
         raise ShortWayClosed(str(gone)) from gone
     except RuntimeFault as fault:
         if fault.code not in (UNFIT, "bad-state", "kernel"):
+            raise
+        raise ShortWayClosed(str(fault)) from fault
+
+
+async def _made_alone(launching: Launching) -> tuple[int, int]:
+    """As ``_taken_over``, of a process that was made for this bundle: what goes wrong in it would go wrong again."""
+    try:
+        return await launching.created()
+    except ShimGone as gone:
+        raise ShortWayClosed(str(gone)) from gone
+    except RuntimeFault as fault:
+        if fault.code != UNFIT:
             raise
         raise ShortWayClosed(str(fault)) from fault
 

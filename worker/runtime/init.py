@@ -132,10 +132,15 @@ def run(
             perform(init, plan.start)
         except Exception as error:
             fault = as_fault(error, init.step)
-            code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
+            code = exit_code(fault)
             init.channel.send(sync.ERROR, fault=fault)
     finally:
         os._exit(code)
+
+
+def exit_code(fault: RuntimeFault) -> int:
+    """What a process ends with that could not become its program; where it cannot say why, that alone tells."""
+    return {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
 
 
 def as_fault(error: Exception, step: str) -> RuntimeFault:

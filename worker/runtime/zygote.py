@@ -214,6 +214,10 @@ class Zygote:
                 return None
             body = bytes(buffer[4 : 4 + length])
             del buffer[: 4 + length]
+            if _FOR_A_CONTAINER in body and self._passed < 0:
+                # The kernel had no descriptor for what came along: nobody would read an answer here.
+                self._drop(fd)
+                return None
             if _FOR_A_SHIM in body or _FOR_A_CONTAINER in body:
                 return body
             self._answer(fd, body)

@@ -35,24 +35,26 @@ _WORDS = 2048
 
 def become(body: bytes, line: int, hierarchies: list[Hierarchy], channel: _socket.socket, keeper_pid: int) -> NoReturn:
     """The whole life of that process until it executes; never returns. ``body``: the request; ``line``: where it came from."""
+    code = 1
     try:
-        made = Self(line, channel, keeper_pid, hierarchies)
+        made = Maker(line, channel, keeper_pid, hierarchies)
         try:
-            request = compact_json.loads(body)
-            plan = made.create(request)
+            plan = made.create(compact_json.loads(body))
             if not made.wait_asked_to_start():
                 made.give_way()
             init.perform(made.init, plan.start)
         except Exception as error:
-            made.tell(error)
+            fault = init.as_fault(error, made.init.step)
+            code = init.exit_code(fault)
+            made.tell(fault)
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 class Announcing(sync.Channel):
     """The handshake of a process whose parent only has to know that it executes."""
 
-    def __init__(self, sock: _socket.socket, made: Self) -> None:
+    def __init__(self, sock: _socket.socket, made: Maker) -> None:
         super().__init__(sock)
         self._made = made
 
@@ -61,7 +63,9 @@ class Announcing(sync.Channel):
             self._made.announce()
 
 
-class Self:
+class Maker:
+    """Makes a container out of this process, and serves whoever asked for it meanwhile."""
+
     def __init__(self, line: int, channel: _socket.socket, keeper_pid: int, hierarchies: list[Hierarchy]) -> None:
         self._line = _socket.socket(AF_UNIX, SOCK_STREAM, 0, line)
         self._channel = channel
@@ -181,12 +185,11 @@ class Self:
         watched = [(fd, mask) for _, fd, mask in fds]
         keeper.send(self._channel, keeper.packed(how, body, watched), watched)
 
-    def tell(self, error: Exception) -> None:
-        """A fault, to whoever waits for us now."""
-        fault = init.as_fault(error, self.init.step)
+    def tell(self, fault: RuntimeFault) -> None:
+        """To whoever waits for us now: a worker, the keeper, or the client itself."""
         if self.init.channel.fileno() != self._channel.fileno():
             self.init.channel.send(sync.ERROR, fault=fault)
-            os._exit({"not-found": 127, "not-executable": 126}.get(fault.code, 1))
+            return
         words = zygote.frame({"error": {name: value[:_WORDS] for name, value in fault.as_dict().items()}})
         if self._handed:
             self._channel.send(words)

@@ -202,7 +202,7 @@ def _tend() -> None:
     os.close(write)
 
 
-class _Rehearsed(direct.Self):
+class _Rehearsed(direct.Maker):
     """Serves itself, without becoming anything."""
 
     def live(self, request: dict[str, Any], files: list[str]) -> None:
