@@ -297,7 +297,11 @@ def _counted(crun: Crun, ident: str) -> None:
 def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     """Rates of BURST starts, FLIGHT at a time, and of their removal: medians of BURSTS, in an order drawn for each."""
     dice = random.Random(BURST)
-    contenders = {name: partial(_burst, nodes[name]) for name in ("covey", "docker")}
+    spent: list[tuple[float, float]] = []
+    contenders = {
+        "covey": partial(_counted_burst, nodes["covey"], spent),
+        "docker": lambda name: _burst(nodes["docker"], name)[:2],
+    }
     contenders["crun"] = partial(_crun_burst, crun)
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(BURSTS):
@@ -310,18 +314,30 @@ def _bursts(nodes: dict[str, Node], crun: Crun) -> list[str]:
     return [
         f"{f'{BURSTS} bursts of {BURST}, {FLIGHT} in flight (1/s)':36}{'start':>9}{'remove':>9}",
         *(f"{name:36}{starts[name]:9.1f}{removals[name]:9.1f}" for name in ("covey", "crun", "docker")),
+        f"{'CPU time of one of Covey (ms)':36}" + "".join(f"{statistics.median(one):9.1f}" for one in zip(*spent, strict=True)),
         _least("starts, Covey / crun", starts["covey"] / starts["crun"], 1.0),
         _least("starts, Covey / docker", starts["covey"] / starts["docker"], 15.0),
         _least("removals, Covey / crun", removals["covey"] / removals["crun"], 1.0),
     ]
 
 
-def _burst(node: Node, _: str) -> tuple[float, float]:
+def _burst(node: Node, _: str, count: Callable[[], float] = lambda: 0.0) -> tuple[float, float, list[float]]:
+    """Rates of starts and removals, and what ``count`` grew by during each."""
     idents = [node.create("sleep", "600") for _ in range(BURST)]
-    time.sleep(1)
-    started = BURST / node.many(idents, "POST", "/containers/{}/start")
-    time.sleep(1)
-    return started, BURST / node.many(idents, "DELETE", "/containers/{}?force=true")
+    rates, grown = [], []
+    for method, path in (("POST", "/containers/{}/start"), ("DELETE", "/containers/{}?force=true")):
+        time.sleep(1)
+        before = count()
+        rates.append(BURST / node.many(idents, method, path))
+        grown.append(count() - before)
+    return rates[0], rates[1], grown
+
+
+def _counted_burst(node: Node, held: list[tuple[float, float]], name: str) -> tuple[float, float]:
+    """Rates; ``held`` gets the CPU milliseconds of a start and of a removal until it is answered."""
+    started, removed, grown = _burst(node, name, partial(_cpu, node.rival))
+    held.append((grown[0] / BURST, grown[1] / BURST))
+    return started, removed
 
 
 def _crun_burst(crun: Crun, prefix: str) -> tuple[float, float]:

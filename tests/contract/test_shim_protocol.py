@@ -12,7 +12,8 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,71 @@ async def test_the_zygote(tmp_path: Path, release: str) -> None:
         assert forked == (answer["pid"], answer["start_time"])
         await zygote.stop()
         assert heard == [golden(release, f"zygote-{name}")[0] for name in names]
+
+
+@contextlib.contextmanager
+def zygote_with_containers(path: Path, release: str) -> Iterator[list[dict[str, Any]]]:
+    """A zygote as kept that forks shims with their containers: those answer, and tell, on the connection that came along."""
+    heard: list[dict[str, Any]] = []
+
+    def message(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
+        data, fds, _, _ = socket.recv_fds(sock, 65536, 1)
+        return json.loads(data[4:]), fds
+
+    def say(sock: socket.socket, answers: list[dict[str, Any]]) -> None:
+        for answer in answers:
+            data = json.dumps(answer).encode()
+            sock.sendall(LENGTH.pack(len(data)) + data)
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            heard.append(message(client)[0])
+            say(client, [{**golden(release, "zygote-hello")[1][0], "containers": True}])
+            request, fds = message(client)
+            heard.append(request)
+            with socket.socket(fileno=fds[0]) as line:
+                say(line, golden(release, "zygote-fork_container")[1])
+                heard.append(message(line)[0])
+                say(line, golden(release, "start-and-tell")[1])
+                say(line, golden(release, "events")[1])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(4)
+        serving = threading.Thread(target=serve)
+        serving.start()
+        yield heard
+        serving.join(10)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_shim_with_its_container(tmp_path: Path, release: str) -> None:
+    request, (answer,) = golden(release, "zygote-fork_container")
+    with zygote_with_containers(tmp_path / "z.sock", release) as heard:
+        zygote = await Zygote.connect(tmp_path / "z.sock")
+        assert zygote.containers
+        wanted = {key: request[key] for key in ("bundle", "log", "init")}
+        line = await zygote.fork_container(request["id"], Path(request["dir"]), wanted, request["cgroup_parent"])
+        shim = Shim.newborn(tmp_path)
+        launching = shim.launching(line)
+        assert await launching.created() == (answer["init_pid"], answer["init_start_time"])
+        assert shim.identity == (answer["pid"], answer["start_time"])
+        await launching.started()
+        events = shim.events()
+        told = golden(release, "events")[1]
+        assert [await anext(events) for _ in told] == told
+        await events.aclose()
+        zygote.close()
+    assert heard[1:] == [request, golden(release, "start-and-tell")[0]]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("release", RELEASES)
+async def test_an_older_zygote_is_asked_for_shims_alone(tmp_path: Path, release: str) -> None:
+    async with old_one(tmp_path / "z.sock", release, "zygote-hello"):
+        assert not (await Zygote.connect(tmp_path / "z.sock")).containers
 
 
 @pytest.mark.asyncio

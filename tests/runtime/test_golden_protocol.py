@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,32 @@ async def test_a_whole_life_in_the_words_of(boxes, release):
             states = [await talk.ask({"op": "exec_state", "exec_id": "e1"})]
             while states[-1]["running"]:
                 states.append(await talk.ask({"op": "exec_state", "exec_id": "e1"}))
+    talk.writer.close()
+    await wait_until("the socket gone", lambda: not (directory / "shim.sock").exists())
+
+
+@pytest.mark.parametrize("release", sorted(path.name for path in GOLDEN.iterdir()))
+async def test_a_shim_with_its_container_in_the_words_of(boxes, zygote_socket, release):
+    directory = boxes.base / f"with-{release}"
+    directory.mkdir(mode=0o700)
+    (directory / "config.json").write_text(json.dumps(boxes.bundle(["sleep", "0.2"], directory.name)))
+    kept = json.loads((GOLDEN / release / "zygote-fork_container.json").read_text())
+    place = {"id": directory.name, "dir": str(directory), "bundle": str(directory), "cgroup_parent": boxes.parent}
+    request = {**kept["request"], **place, "log": {**kept["request"]["log"], "path": str(directory / "log")}}
+    data = json.dumps(request).encode()
+    ours, theirs = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as zygote, theirs:
+        zygote.connect(str(zygote_socket))
+        socket.send_fds(zygote, [LENGTH.pack(len(data)) + data], [theirs.fileno()])
+    talk = Talk(*await asyncio.open_unix_connection(sock=ours))
+    holds(await talk.hear(), kept["answers"][0], "fork_container")
+    kept = json.loads((GOLDEN / release / "start-and-tell.json").read_text())
+    assert await talk.ask(kept["request"]) == kept["answers"][0]
+    event = await talk.hear()
+    assert (event["type"], event["code"]) == ("exit", 0)
+    talk.writer.close()
+    talk = await Talk.open(directory / "shim.sock")
+    assert await talk.ask({"op": "delete"}) == {}
     talk.writer.close()
     await wait_until("the socket gone", lambda: not (directory / "shim.sock").exists())
 

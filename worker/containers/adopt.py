@@ -183,11 +183,12 @@ def _start_by_policy(host: Host) -> None:
     for live in list(host.lives.values()):
         container = live.container
         policy = container.host_config.get("RestartPolicy") or {}
-        if container.state.status == record.RESTARTING and live.restart is None:
+        under_way = live.restart is not None or live.lock.locked()
+        if container.state.status == record.RESTARTING and not under_way:
             live.restart = host.spawn(supervise.restart(host, live), f"container {container.short}: restart")
         elif (
             container.state.status == record.EXITED
-            and live.restart is None
+            and not under_way
             and restart_policy.wanted_at_boot(policy, container.manually_stopped)
         ):
             host.spawn(start.start(host, live), f"container {container.short}: start by policy")

@@ -25,7 +25,6 @@ from worker.containers.registry import Registry
 from worker.containers.shim_client import Attachment, Shim
 from worker.containers.zygote_link import ZygoteLink
 from worker.images.store import ImageStore
-from worker.kernel import trees
 from worker.network import endpoint as network_endpoint
 from worker.network.node_network import NodeNetwork
 from worker.rootfs.overlay import Overlay
@@ -36,7 +35,8 @@ from worker.runtime.errors import remedy
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 SYNC_DELAY = 0.05
-DISCARD_DELAY = 0.1
+CLEAR_QUIET, CLEAR_LATEST = 0.1, 2.0
+"""Seconds without a removal after which what removed containers have left is cleared away, and after which it is anyhow."""
 
 
 @dataclass(eq=False)
@@ -67,7 +67,7 @@ class PendingAttach:
 class Live:
     """``lock`` is held by whoever changes the container's state; ``exited`` is set while no process is there.
 
-    ``kept``: a restart is under way, the exit must not remove the container.
+    ``kept``: a restart is under way, the exit must not remove the container. ``put_down``: we have killed its shim.
     """
 
     container: Container
@@ -84,6 +84,7 @@ class Live:
     restart: asyncio.Task[None] | None = None
     removing: bool = False
     kept: bool = False
+    put_down: bool = False
 
     def wake_exit_waiters(self, code: int) -> None:
         waiters, self.exit_waiters = self.exit_waiters, []
@@ -145,8 +146,8 @@ class Host:
         self.unnoted: set[str] = set()
         """Containers whose end found no room on the disk: what lies in their run directories tells it."""
         self._changed = asyncio.Event()
-        self._discarded: list[Path] = []
-        self._discarding = asyncio.Event()
+        self._left: list[Callable[[], object]] = []
+        self._leaving = asyncio.Event()
         self._threads = threads
 
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -216,19 +217,29 @@ class Host:
             unsynced, self._unsynced = self._unsynced, set()
             await self.run(self.registry.sync, unsynced)
 
-    def discard(self, trees_aside: Iterable[Path]) -> None:
-        """Have ``keep_cleared`` delete what was set aside; a daemon that dies does it at its next start."""
-        self._discarded += trees_aside
-        self._discarding.set()
+    def clear_later(self, *work: Callable[[], object]) -> None:
+        """Have ``keep_cleared`` do it: it blocks, and nobody waits for it. A daemon that dies does it at its next start."""
+        self._left += work
+        self._leaving.set()
 
     async def keep_cleared(self) -> None:
-        """Deletes what was discarded, some at a time, until cancelled."""
-        while True:
-            await self._discarding.wait()
-            await asyncio.sleep(DISCARD_DELAY)
-            self._discarding.clear()
-            discarded, self._discarded = self._discarded, []
-            await self.run(_remove_trees, discarded)
+        """Clears away what was left for later when nobody leaves more, until cancelled; what is left then is cleared first."""
+        try:
+            while True:
+                await self._leaving.wait()
+                latest = self.clock.monotonic() + CLEAR_LATEST
+                while self._leaving.is_set() and self.clock.monotonic() < latest:
+                    self._leaving.clear()
+                    await asyncio.sleep(CLEAR_QUIET)
+                self._leaving.clear()
+                await self._clear_left()
+        finally:
+            await self._clear_left()
+
+    async def _clear_left(self) -> None:
+        work, self._left = self._left, []
+        if work:
+            await self.run(_do_all, work)
 
     def publish(self, container: Container, action: str, extra: Mapping[str, str] | None = None) -> None:
         """A container event with the attributes Docker gives: image, name, labels."""
@@ -269,12 +280,12 @@ class Host:
         return [container.id for container in self.registry if container.state.status in (record.RUNNING, record.PAUSED)]
 
 
-def _remove_trees(paths: Iterable[Path]) -> None:
-    for path in paths:
+def _do_all(work: Iterable[Callable[[], object]]) -> None:
+    for one in work:
         try:
-            trees.remove_path(path)
-        except OSError as error:
-            log.warning("%s, of a removed container, stays until the daemon's next start: %s", path, error)
+            one()
+        except Exception:
+            log.exception("something of a removed container stays until the daemon's next start")
 
 
 async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:

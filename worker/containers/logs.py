@@ -218,9 +218,14 @@ async def read(path: Path, query: Query, ended: Callable[[], bool], form: Form =
     """The entries ``query`` wants, in order. With ``follow`` until ``ended()`` says that no more will be written."""
     opened = await asyncio.to_thread(_open_all, path, query.tail, form)
     try:
-        while not opened and query.follow and not ended():
-            await asyncio.sleep(POLL_SECONDS)
+        while not opened and query.follow:
+            # There is no file before the first entry. Asked before looking: what was written before the end is found after it.
+            over = ended()
             opened = await asyncio.to_thread(_open_all, path, None, form)
+            if over:
+                break
+            if not opened:
+                await asyncio.sleep(POLL_SECONDS)
         while opened:
             # Asked before reading: what was written before the end is read after it.
             final = ended() or not query.follow

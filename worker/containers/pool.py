@@ -206,7 +206,7 @@ class Pool:
         shim_pid, started = 0, 0
         try:
             shim_pid, started = await self._zygote.fork_shim(name, directory, parent)
-            shim = Shim.newborn(directory)
+            shim = Shim.newborn(directory, (shim_pid, started))
             cgroup = f"/{parent.strip('/')}/{name}"
             pid = await shim.prepare({**self._template, "linux": {**self._template["linux"], "cgroupsPath": cgroup}})
             return Sandbox(shim, shim_pid, started, pid, directory, await self._network.prewire(pid))

@@ -48,6 +48,7 @@ class Registry:
     def load(self) -> None:
         """Reads every record; a directory without a whole one (a create that a crash cut) is removed."""
         self.root.mkdir(parents=True, exist_ok=True, mode=0o710)
+        trees.spread(self.root)
         trees.emptied(self._scratch)
         for directory in sorted(self.root.iterdir()):
             path = directory / "config.json"

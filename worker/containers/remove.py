@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from covey.errors import Conflict, CoveyError, Internal
 from worker.containers import list_filters, record, start, stop, teardown
 from worker.containers.host import Host, Live
 from worker.containers.record import Container
+from worker.kernel import trees
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +71,20 @@ async def _delete(host: Host, live: Live) -> None:
     directory = host.options.run_directory(container.id)
     if directory.exists():
         await teardown.detach(host, container)
-    host.discard(await host.run(_retire, host, container, directory))
+    aside = await host.run(_retire, host, container, directory)
+    # Nobody waits for the kernel to take back mounts and cgroups, and for files to be deleted.
+    host.clear_later(partial(teardown.clear_run, host, directory), *(partial(trees.remove_path, one) for one in aside))
     host.registry.forget(container)
 
 
 def _retire(host: Host, container: Container, directory: Path) -> list[Path]:
-    """Blocking; where what is left of it lies. Raises Internal while something in its run directory is in use."""
-    if directory.exists():
+    """Blocking; where what is left of it lies. Raises Internal while a volume of its is in use."""
+    if any(mount.type == "volume" for mount in container.mounts) and directory.exists():
+        # Whoever removes the volume next must find it free.
         teardown.clear_logged(host, container, directory, keep_exit=True)
         if teardown.beside_exit(directory):
             raise Internal(f"cannot remove container {container.short}: {directory} cannot be cleared away now: try again")
     places = (host.registry.retire(container.id), host.overlay.retire(container.id))
-    shutil.rmtree(directory, ignore_errors=True)
     return [one for one in places if one is not None]
 
 

@@ -31,6 +31,8 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 _START_REQUEST = {"op": "start"}
+_START_AND_TELL = {"op": "start", "events": True}
+"""Have the events of the container come on the same line from then on, unasked; the answer says whether they do."""
 _FRAME = struct.Struct(">BxxxI")
 _GONE = (ConnectionError, asyncio.IncompleteReadError)
 _FORGET_SECONDS = 10.0
@@ -88,11 +90,14 @@ class Shim:
         self.hello = hello
         self.warnings: list[str] = []
         """What the last ``create`` or ``delete`` has left out or met, without failing."""
+        self.identity: tuple[int, int] | None = None
+        """Its (pid, start time), where they are known without looking into its record."""
         self.silence = ""
         """Why every request is refused, of one that does not answer."""
         self._client = client
         self._attached: list[Attachment] = []
         self._used: Line | None = None
+        self._told = False
 
     @classmethod
     async def connect(cls, directory: Path, patience: float | None = ANSWER_SECONDS) -> Shim:
@@ -113,9 +118,11 @@ class Shim:
         return cls(directory, client, hello)
 
     @classmethod
-    def newborn(cls, directory: Path) -> Shim:
+    def newborn(cls, directory: Path, identity: tuple[int, int] | None = None) -> Shim:
         """One that has just been forked by a zygote of our version: it need not be asked who it is, and has no ``hello``."""
-        return cls(directory, Client(directory / "shim.sock"), {})
+        shim = cls(directory, Client(directory / "shim.sock"), {})
+        shim.identity = identity
+        return shim
 
     @classmethod
     def unreachable(cls, silent: ShimSilent) -> Shim:
@@ -234,8 +241,10 @@ class Shim:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """exit (told again to whoever comes later), oom and exec-exit events. Raises ShimGone when the shim ends."""
         line, self._used = self._used or await self._client.open(), None
+        told, self._told = self._told, False
         try:
-            line.send({"op": "events"})
+            if not told:
+                line.send({"op": "events"})
             while True:
                 yield await line.answer()
         finally:
@@ -252,9 +261,16 @@ class Shim:
         """Whether the shim is known to have ended: it has let go of a connection that nobody uses."""
         return self._client.lost
 
-    def listen_on(self, line: Line) -> None:
-        """Have the next ``events`` come on this line, at rest, rather than on one that must be opened."""
-        self._used = line
+    def listen_on(self, line: Line, *, told: bool) -> None:
+        """Have the next ``events`` come on this line, at rest, rather than on one that must be opened.
+
+        ``told``: they come already.
+        """
+        self._used, self._told = line, told
+
+    def launching(self, line: Line) -> Launching:
+        """The container that was asked for together with its shim, on this line."""
+        return Launching(self, self._client, line, _START_AND_TELL)
 
     def moved(self, directory: Path) -> None:
         """The shim's socket has been moved into ``directory``; connections that are open go on."""
@@ -271,29 +287,37 @@ class Shim:
 class Launching:
     """A process being made, on a line of its own: its start can be asked for before it is there, and waits at the shim."""
 
-    def __init__(self, shim: Shim, client: Client, line: Line) -> None:
+    def __init__(self, shim: Shim, client: Client, line: Line, start: Mapping[str, Any] = _START_REQUEST) -> None:
         self._shim = shim
         self._client = client
         self._line = line
+        self._start = start
         self._asked = False
+
+    @property
+    def short(self) -> bool:
+        """Whether shim and container were asked for together."""
+        return self._start is _START_AND_TELL
 
     async def created(self) -> tuple[int, int]:
         """(init pid, its start time). Raises RuntimeFault, after which a start is refused, or ShimGone."""
         answer = await self._line.answer()
         self._shim.warnings = answer.get("warnings") or []
+        if "pid" in answer:
+            self._shim.identity = answer["pid"], answer["start_time"]
         return answer["init_pid"], answer["init_start_time"]
 
     def ask_start(self) -> None:
         """Have it started as soon as it is created."""
         if not self._asked:
             self._asked = True
-            self._line.send(_START_REQUEST)
+            self._line.send(self._start)
 
     async def started(self) -> None:
         """After ``created``: see ``Shim.start``."""
         self.ask_start()
-        await self._line.answer()
-        self._shim.listen_on(self._line)
+        answer = await self._line.answer()
+        self._shim.listen_on(self._line, told=bool(answer.get("events")))
 
     def end(self) -> None:
         """Everything that was asked for has been answered."""

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,29 @@ class Line:
         finally:
             os.close(directory)
 
-    def send(self, body: dict[str, Any]) -> None:
+    def send(self, body: Mapping[str, Any]) -> None:
         data = json.dumps(body).encode()
         self.writer.write(_LENGTH.pack(len(data)) + data)
+
+    async def send_for(self, body: Mapping[str, Any]) -> Line:
+        """Send over a line at rest, with a new connection, on which the answers come: that is the new line.
+
+        Raises ShimGone where the other end has gone, or does not take it.
+        """
+        data = json.dumps(body).encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs, socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as whole:
+                sent = socket.send_fds(whole, [_LENGTH.pack(len(data)) + data], [theirs.fileno()])
+            if sent != _LENGTH.size + len(data):
+                raise ShimGone(f"{self.path} did not take a request as a whole")
+            return type(self)(self.path, *await asyncio.open_unix_connection(sock=ours))
+        except OSError as error:
+            ours.close()
+            raise ShimGone(f"{self.path} ended before it read {body['op']}: {error}") from None
+        except BaseException:
+            ours.close()
+            raise
 
     async def answer(self) -> dict[str, Any]:
         """The next one, or event. Raises RuntimeFault, after which the line can be used, or ShimGone."""

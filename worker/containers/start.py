@@ -35,12 +35,14 @@ from worker.containers import (
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Launching, Shim, end_shim
+from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim
 from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
+from worker.runtime import birth
 from worker.runtime.errors import UNFIT, RuntimeFault, remedy
+from worker.shim import logs
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,8 @@ EXIT_CODES = {"not-found": 127, "not-executable": 126}
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
 
 
-class SandboxLost(Exception):
-    """A sandbox made ahead could not become the container; nothing of it is left."""
+class ShortWayClosed(Exception):
+    """A short way of starting did not lead to the container; nothing of it is left, and the long way is still open."""
 
 
 async def start(host: Host, live: Live) -> None:
@@ -147,14 +149,17 @@ async def _start(host: Host, live: Live) -> None:
         host.save(live.container)
     async with host.pool.starting():
         try:
-            await _run(host, live, warm=True)
-        except SandboxLost as lost:
-            log.warning("container %s is started without a sandbox made ahead: %s", live.container.short, lost)
-            await _run(host, live, warm=False)
+            await _run(host, live, short=True)
+        except ShortWayClosed as closed:
+            log.warning("container %s is started the long way: %s", live.container.short, closed)
+            await _run(host, live, short=False)
 
 
-async def _run(host: Host, live: Live, *, warm: bool) -> None:
-    """``warm``: a sandbox of the pool may be taken; SandboxLost when that went wrong, with everything undone."""
+async def _run(host: Host, live: Live, *, short: bool) -> None:
+    """``short``: a sandbox of the pool may be taken, or a shim with its container asked for.
+
+    ShortWayClosed when that went wrong, with everything undone.
+    """
     container = live.container
     directory = host.options.run_directory(container.id)
     async with AsyncExitStack() as undo:
@@ -162,7 +167,7 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
         joins = namespace_joins(host, container)
         _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
         ours = not _program(host, container)
-        sandbox = host.pool.take(container.host_config) if warm and ours and _has_links(attachment) else None
+        sandbox = host.pool.take(container.host_config) if short and ours and _has_links(attachment) else None
         if sandbox is not None:
             undo.push_async_callback(host.pool.give_up, sandbox)
         config = await host.run(_bundle, host, container, directory, attachment, joins)
@@ -173,10 +178,9 @@ async def _run(host: Host, live: Live, *, warm: bool) -> None:
             # The process is at work meanwhile; making the bundle beside it would only take turns with it.
             (pid, started), attachment = await _both(_taken_over(launching), _plug(host, live, sandbox, launching))
         else:
-            shim = await _make_shim(host, container, directory, undo)
-            launching = await shim.launch(directory, config=config, **_settings(host, container))
+            shim, launching = await _launch(host, live, directory, config, undo, short=short)
             undo.callback(launching.close)
-            pid, started = await launching.created()
+            pid, started = await (_made_alone(launching) if launching.short else launching.created())
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
@@ -202,22 +206,22 @@ async def _plug(host: Host, live: Live, sandbox: Sandbox, launching: Launching) 
     try:
         attachment = await host.network.plug(live.container.id, sandbox.pid, sandbox.spare)
     except CoveyError as error:
-        raise SandboxLost(error.message) from error
+        raise ShortWayClosed(error.message) from error
     if not live.pending:
         launching.ask_start()
     return attachment
 
 
 async def _take_over(host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox) -> Launching:
-    """Have the sandbox become the container that ``config`` describes. Raises SandboxLost."""
+    """Have the sandbox become the container that ``config`` describes. Raises ShortWayClosed."""
     if not host.pool.fits(config):
-        raise SandboxLost("its bundle is not like the others")
+        raise ShortWayClosed("its bundle is not like the others")
     identity = {"id": container.id, "dir": str(directory)}
     try:
         sandbox.become(directory)
         return await sandbox.shim.launch(directory, config=config, identity=identity, **_settings(host, container))
     except (ShimGone, FileNotFoundError) as gone:
-        raise SandboxLost(str(gone)) from gone
+        raise ShortWayClosed(str(gone)) from gone
 
 
 async def _taken_over(launching: Launching) -> tuple[int, int]:
@@ -225,11 +229,23 @@ async def _taken_over(launching: Launching) -> tuple[int, int]:
     try:
         return await launching.created()
     except ShimGone as gone:
-        raise SandboxLost(str(gone)) from gone
+        raise ShortWayClosed(str(gone)) from gone
     except RuntimeFault as fault:
         if fault.code not in (UNFIT, "bad-state", "kernel"):
             raise
-        raise SandboxLost(str(fault)) from fault
+        raise ShortWayClosed(str(fault)) from fault
+
+
+async def _made_alone(launching: Launching) -> tuple[int, int]:
+    """As ``_taken_over``, of a process that was made for this bundle: what goes wrong in it would go wrong again."""
+    try:
+        return await launching.created()
+    except ShimGone as gone:
+        raise ShortWayClosed(str(gone)) from gone
+    except RuntimeFault as fault:
+        if fault.code != UNFIT:
+            raise
+        raise ShortWayClosed(str(fault)) from fault
 
 
 def _settings(host: Host, container: Container) -> dict[str, Any]:
@@ -465,11 +481,24 @@ def _program(host: Host, container: Container) -> str:
     return host.options.runtimes[name]
 
 
-async def _make_shim(host: Host, container: Container, directory: Path, undo: AsyncExitStack) -> Shim:
-    program = _program(host, container)
-    pid, started = await host.zygote.fork_shim(container.id, directory, host.options.cgroup_parent, program)
+async def _launch(
+    host: Host, live: Live, directory: Path, config: dict[str, Any], undo: AsyncExitStack, *, short: bool
+) -> tuple[Shim, Launching]:
+    """A new shim, and the bundle's process that it is making: both asked for at once where the process can do for itself."""
+    container, parent = live.container, host.options.cgroup_parent
+    program, settings = _program(host, container), _settings(host, container)
+    plain = not program and not live.pending and not settings["stdin"] and logs.is_plain(settings["log"])
+    if short and plain and birth.of_container(config).alone:
+        undo.push_async_callback(end_recorded, directory)
+        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"]}
+        line = await host.zygote.fork_container(container.id, directory, request, parent)
+        if line is not None:
+            shim = Shim.newborn(directory)
+            return shim, shim.launching(line)
+    pid, started = await host.zygote.fork_shim(container.id, directory, parent, program)
     undo.push_async_callback(end_shim, pid, started)
-    return Shim.newborn(directory)
+    shim = Shim.newborn(directory, (pid, started))
+    return shim, await shim.launch(directory, config=config, **settings)
 
 
 def _log_settings(host: Host, container: Container) -> dict[str, Any]:

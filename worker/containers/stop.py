@@ -133,7 +133,7 @@ async def put_down(host: Host, live: Live) -> None:
 
     A process dies with its shim, and a shim that goes at once has no end to record and nothing to clear away: half the work.
     """
-    if _unheard(live) and await _end_with_shim(host, live.container):
+    if _unheard(live) and await _end_with_shim(host, live):
         await _wait_killed(live)
     else:
         await end(host, live, signal.SIGKILL, KILL_PATIENCE)
@@ -152,15 +152,20 @@ def _unheard(live: Live) -> bool:
     )
 
 
-async def _end_with_shim(host: Host, container: Container) -> bool:
+async def _end_with_shim(host: Host, live: Live) -> bool:
     """Whether there is nothing left to kill. The shim goes first, or it would begin to record an end."""
+    container = live.container
     try:
-        found = records.read(str(host.options.run_directory(container.id)), "shim.json")
-        if found is None:
-            return False
-        identities = ((found["pid"], found["start_time"]), (container.state.pid, container.state.pid_start))
+        known = live.shim.identity if live.shim is not None else None
+        if known is None:
+            found = records.read(str(host.options.run_directory(container.id)), "shim.json")
+            if found is None:
+                return False
+            known = (found["pid"], found["start_time"])
         host.publish(container, "kill", {"signal": str(int(signal.SIGKILL))})
-        return await processes.end(identities, KILL_PATIENCE)
+        live.put_down = True
+        live.put_down = await processes.end((known, (container.state.pid, container.state.pid_start)), KILL_PATIENCE)
+        return live.put_down
     except OSError:
         # Out of descriptors: the shim can still be asked.
         return False

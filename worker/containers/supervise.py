@@ -42,6 +42,7 @@ def begin(host: Host, live: Live) -> None:
     """Watches a container that runs (just started or adopted), and its health if it has a check."""
     assert live.shim is not None
     live.exited.clear()
+    live.put_down = False
     short = live.container.short
     live.supervisor = host.spawn(_supervise(host, live, live.shim), f"container {short}: supervisor")
     if live.container.state.health is not None:
@@ -66,7 +67,7 @@ async def _wait_exit(host: Host, live: Live, shim: Shim) -> Exit:
                 _other_event(host, live, event)
         except ShimGone:
             try:
-                ended = await _found_ended(host, shim)
+                ended = await _found_ended(host, live, shim)
             except OSError as error:
                 await out_of_means(host, live, error)
                 continue
@@ -82,11 +83,13 @@ async def out_of_means(host: Host, live: Live, error: OSError) -> None:
     await host.clock.sleep(WATCH_AGAIN)
 
 
-async def _found_ended(host: Host, shim: Shim) -> Exit | None:
+async def _found_ended(host: Host, live: Live, shim: Shim) -> Exit | None:
     """The exit of a shim that has let go of us; None when it lives and only cut us off for being slow."""
     found = exit_record(shim.directory)
     if found is not None:
         return from_record(found)
+    if live.put_down:
+        return died(host)
     try:
         (await Shim.connect(shim.directory)).close()
     except ShimGone:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from covey.errors import Unavailable
-from worker.containers.shim_socket import ShimGone
+from worker.containers.shim_socket import Line, ShimGone
 from worker.containers.zygote_client import Zygote
 from worker.processes import wait_gone
 
@@ -63,6 +65,18 @@ class ZygoteLink:
         except ShimGone:
             self._drop(zygote)
         return await (await self.open()).fork_shim(container_id, directory, cgroup_parent, runtime)
+
+    async def fork_container(
+        self, container_id: str, directory: Path, request: Mapping[str, Any], cgroup_parent: str
+    ) -> Line | None:
+        """The line on which a new shim and its container answer; None where the zygote cannot or is not there now."""
+        zygote = await self.open()
+        if not zygote.containers:
+            return None
+        try:
+            return await zygote.fork_container(container_id, directory, request, cgroup_parent)
+        except ShimGone:
+            return None
 
     async def keep(self) -> None:
         """See that there is a zygote before the next start needs one; until cancelled."""

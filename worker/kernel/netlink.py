@@ -1,11 +1,13 @@
 """The netlink socket: sends requests, collects answers, and turns a refusal into an OSError in the kernel's own words.
 
-Also `in_namespace`, which runs a function inside a network namespace. What the messages mean is netlink_codec.py's.
+Also `in_namespace`, which runs a function inside a network namespace, and `inside`, a socket of one. What the messages
+mean is netlink_codec.py's.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -37,6 +39,8 @@ T = TypeVar("T")
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _CAPPED, _ACK_TLVS = 0x100, 0x200
 _ERROR, _DONE = 2, 3
+# netdevice(7): struct ifreq; any socket takes it, and asks in its own namespace.
+_INDEX_OF, _REQUEST = 0x8933, struct.Struct("16si20x")
 
 
 class Netlink:
@@ -119,6 +123,16 @@ class Netlink:
                     return None
                 raise refusal
 
+    def index(self, name: str) -> int | None:
+        """The number of a link; None when there is none. A tenth of what ``link`` costs."""
+        try:
+            answer = fcntl.ioctl(self._socket.fileno(), _INDEX_OF, _REQUEST.pack(name.encode(), 0))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return int(_REQUEST.unpack(answer)[1])
+
     def addresses(self) -> list[LinkAddress]:
         return [parse_address(body) for body in self.dump(list_addresses())]
 
@@ -139,6 +153,23 @@ def _refusal(what: str, flags: int, body: bytes) -> OSError | None:
         start = 20 if flags & _CAPPED else 4 + ((echoed + 3) & ~3)
         words = dict(attributes(body[start:])).get(1, b"").rstrip(b"\0").decode(errors="replace")
     return OSError(-code, f"{what}: {os.strerror(-code)}" + (f" ({words})" if words else ""))
+
+
+def inside(namespace: int) -> Netlink:
+    """A socket of the network namespace with this descriptor, made by the calling thread, which is in its own again then."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(namespace, syscalls.CLONE_NEWNET)
+        try:
+            return Netlink()
+        finally:
+            try:
+                syscalls.setns(own, syscalls.CLONE_NEWNET)
+            except OSError:
+                # What this thread does from now on would be done to a container.
+                os.abort()
+    finally:
+        os.close(own)
 
 
 def in_namespace(namespace: str | int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -117,14 +117,15 @@ def _mac(kind: int, value: str) -> bytes:
     return attribute(kind, bytes.fromhex(value.replace(":", "")))
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The (kind, value) pairs of a packed attribute list; flags of the kind are cut."""
+def attributes(data: bytes, kinds: Container[int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """The (kind, value) pairs of a packed attribute list, all or those of some ``kinds``; flags of the kind are cut."""
     at = 0
     while at + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < 4:
             return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
+        if kinds is None or kind & 0x3FFF in kinds:
+            yield kind & 0x3FFF, data[at + 4 : at + length]
         at += (length + 3) & ~3
 
 
@@ -291,10 +292,14 @@ def list_routes(family: int) -> Message:
     return Message("list routes", _GET_ROUTE, _DUMP, _ROUTE.pack(family, *[0] * 7, 0))
 
 
+_OF_A_LINK = frozenset((1, 3, 4, 10, 16, 18, 23, 27))
+"""The attributes that ``Link`` is made of: one in five of those the kernel tells."""
+
+
 def parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    found = dict(attributes(body[_LINK.size :]))
-    info = dict(attributes(found.get(18, b"")))
+    found = dict(attributes(body[_LINK.size :], _OF_A_LINK))
+    info = dict(attributes(found.get(18, b""), (1,)))
     statistics = {}
     if len(found.get(23, b"")) >= _STATISTICS.size:
         names = ["rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors", "rx_dropped", "tx_dropped"]

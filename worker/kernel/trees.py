@@ -6,13 +6,18 @@ OSError.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 64
+# linux/fs.h; the ioctls are declared with a long and take an int.
+_GETFLAGS, _SETFLAGS, _TOPDIR = 0x80086601, 0x40086602, 0x00020000
 
 
 def sync_directory(path: Path) -> None:
@@ -52,6 +57,23 @@ def emptied(path: Path) -> Path:
     finally:
         os.close(fd)
     return path
+
+
+def spread(path: Path) -> None:
+    """Have the directories made in ``path`` lie all over the disk, where its file system knows such a thing (ext4's +T).
+
+    For a directory whose children come and go by the hundred. ext4 gives no inode out again for minutes after its deletion,
+    and to find one that is free it walks past every one of these in its block group: beside each other, such trees make each
+    file of the next one dearer, by 0.6 ms of CPU after 4,000 deletions.
+    """
+    with contextlib.suppress(OSError):
+        fd = os.open(path, DIRECTORY)
+        try:
+            (flags,) = struct.unpack("i", fcntl.ioctl(fd, _GETFLAGS, bytes(4)))
+            if not flags & _TOPDIR:
+                fcntl.ioctl(fd, _SETFLAGS, struct.pack("i", flags | _TOPDIR))
+        finally:
+            os.close(fd)
 
 
 def set_aside(path: Path, scratch: Path) -> Path | None:

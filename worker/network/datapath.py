@@ -82,7 +82,7 @@ class Datapath:
     def bridged(self, networks: Iterable[Network]) -> bool:
         """True if the bridge of each bridge network is there and known to the rules."""
         names = [one.bridge for one in networks if one.driver == "bridge"]
-        return all(name in self._made and self._netlink.link(name) is not None for name in names)
+        return all(name in self._made and self._netlink.index(name) is not None for name in names)
 
     def rules(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
         """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -162,9 +162,6 @@ class Attachment:
 
     def with_endpoints(self, endpoints: Sequence[Endpoint]) -> Attachment:
         return replace(self, endpoints=tuple(endpoints))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:

@@ -287,7 +287,7 @@ class Networks:
 
     def keep(self, attachment: Attachment) -> None:
         """Writes the attachment (the journal of its leases) and remembers it."""
-        records.write(self._attachment_path(attachment.container_id), attachment.to_json(), sync=False)
+        records.write(self._attachment_path(attachment.container_id), attachment, sync=False)
         self.attachments[attachment.container_id] = attachment
 
     def hold(self, attachment: Attachment) -> None:

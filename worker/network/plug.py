@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.kernel.netlink import Netlink, in_namespace
+from worker.kernel.netlink import Netlink, in_namespace, inside
 from worker.kernel.netlink_codec import (
     Message,
     add_address,
@@ -64,7 +64,8 @@ def plug(
     try:
         for one in endpoints:
             _create(netlink, fd, one, bridges[one.network_id], group)
-        in_namespace(fd, _configure, attachment, endpoints)
+        with inside(fd) as within:
+            _configure(within, attachment, endpoints)
         _wait_operational(netlink, [one.host_link for one in endpoints])
     except BaseException:
         for one in endpoints:
@@ -75,13 +76,13 @@ def plug(
 
 
 def _create(netlink: Netlink, fd: int, one: Endpoint, port: Port, group: int) -> None:
-    master = netlink.link(port.bridge)
+    master = netlink.index(port.bridge)
     if master is None:
         raise OSError(errno.ENODEV, f"bridge {port.bridge} of network {one.network_name} is gone")
     request = create_veth(
         one.host_link,
         one.interface,
-        master=master.index,
+        master=master,
         mtu=port.mtu,
         peer_mac=one.mac,
         peer_namespace_fd=fd,
@@ -106,17 +107,17 @@ def _wait_operational(netlink: Netlink, names: Sequence[str]) -> None:
             time.sleep(0.0005)
 
 
-def _configure(attachment: Attachment, endpoints: Sequence[Endpoint]) -> None:
-    """Runs inside the container's namespace."""
-    with Netlink() as inside:
-        indexes = {link.name: link.index for link in inside.links()}
-        messages: list[Message] = [change_link(LOOPBACK, up=True)]
-        for one in endpoints:
-            index = indexes[one.interface]
-            messages += [change_link(index, link_local=False), change_link(index, up=True)]
-            messages += [add_address(index, address) for address in addresses(one)]
-        messages += default_routes(attachment, indexes)
-        inside.run(*messages)
+def _configure(within: Netlink, attachment: Attachment, endpoints: Sequence[Endpoint]) -> None:
+    """``within``: speaks to the container's namespace."""
+    found = {one.interface: within.index(one.interface) for one in attachment.endpoints if one.interface}
+    indexes = {name: index for name, index in found.items() if index is not None}
+    messages: list[Message] = [change_link(LOOPBACK, up=True)]
+    for one in endpoints:
+        index = indexes[one.interface]
+        messages += [change_link(index, link_local=False), change_link(index, up=True)]
+        messages += [add_address(index, address) for address in addresses(one)]
+    messages += default_routes(attachment, indexes)
+    within.run(*messages)
 
 
 def default_routes(attachment: Attachment, indexes: dict[str, int]) -> list[Message]:
@@ -140,13 +141,13 @@ def addresses(one: Endpoint) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Int
 def reroute(where: int | str, attachment: Attachment) -> None:
     """Sets the default routes right after an endpoint left a running container."""
 
-    def inside() -> None:
+    def change() -> None:
         with Netlink() as netlink:
             messages = default_routes(attachment, {link.name: link.index for link in netlink.links()})
             if messages:
                 netlink.run(*messages)
 
-    in_namespace(namespace_path(where), inside)
+    in_namespace(namespace_path(where), change)
 
 
 def unplug(netlink: Netlink, one: Endpoint) -> None:

@@ -13,15 +13,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 log = logging.getLogger(__name__)
 
 
-def write(path: Path, record: dict[str, Any], *, sync: bool) -> None:
-    """Replaces the file whole; the directory must exist."""
+def write(path: Path, record: object, *, sync: bool) -> None:
+    """Replaces the file whole, by what JSON makes of ``record`` (objects, dataclasses); the directory must exist."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(record, file, separators=(",", ":"))
+        with open(temporary, "wb") as file:
+            file.write(msgspec.json.encode(record))
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

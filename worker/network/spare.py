@@ -11,7 +11,8 @@ import errno
 import os
 from dataclasses import dataclass
 
-from worker.kernel.netlink import Netlink, in_namespace
+from worker.kernel.netlink import Netlink
+from worker.kernel.netlink import inside as netlink_inside
 from worker.kernel.netlink_codec import Message, add_address, change_link, change_port, create_veth, delete_link
 from worker.network.endpoint import Attachment, Endpoint
 from worker.network.plug import LOOPBACK, Port, addresses, default_routes, namespace_path
@@ -31,16 +32,16 @@ class Spare:
 
 def prewire(netlink: Netlink, where: int | str, host_link: str, port: Port, group: int) -> Spare:
     """Makes the pair, up on both ends, and brings lo up. Raises OSError; nothing is left then."""
-    master = netlink.link(port.bridge)
+    master = netlink.index(port.bridge)
     fd = os.open(namespace_path(where), os.O_RDONLY | os.O_CLOEXEC)
     inside: Netlink | None = None
     try:
-        inside = in_namespace(fd, Netlink)
+        inside = netlink_inside(fd)
         netlink.run(
             create_veth(
                 host_link,
                 INTERFACE,
-                master=master.index if master else None,
+                master=master,
                 mtu=port.mtu,
                 peer_namespace_fd=fd,
                 group=group,
@@ -49,12 +50,10 @@ def prewire(netlink: Netlink, where: int | str, host_link: str, port: Port, grou
             change_link(host_link, link_local=False),
             change_link(host_link, up=True),
         )
-        found = inside.link(INTERFACE)
-        assert found is not None
-        inside.run(
-            change_link(LOOPBACK, up=True), change_link(found.index, link_local=False), change_link(found.index, up=True)
-        )
-        return Spare(host_link, inside, found.index, port)
+        index = inside.index(INTERFACE)
+        assert index is not None
+        inside.run(change_link(LOOPBACK, up=True), change_link(index, link_local=False), change_link(index, up=True))
+        return Spare(host_link, inside, index, port)
     except BaseException:
         if inside is not None:
             inside.close()
@@ -69,11 +68,11 @@ def adopt(netlink: Netlink, spare: Spare, attachment: Attachment, port: Port) ->
     """Makes the pair the link of the attachment's only endpoint. Raises OSError; the pair is the container's even so."""
     (one,) = attachment.endpoints
     if port != spare.port:
-        master = netlink.link(port.bridge)
+        master = netlink.index(port.bridge)
         if master is None:
             raise OSError(errno.ENODEV, f"bridge {port.bridge} of network {one.network_name} is gone")
         netlink.run(
-            change_link(spare.host_link, mtu=port.mtu, master=master.index),
+            change_link(spare.host_link, mtu=port.mtu, master=master),
             change_port(spare.host_link, hairpin=True, isolated=port.isolated),
         )
     spare.inside.run(*_inside(spare, attachment, one, port))

@@ -37,6 +37,7 @@ class Overlay:
     def __init__(self, root: Path) -> None:
         self._containers = root / "containers"
         self._containers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trees.spread(self._containers)
         self._scratch = trees.emptied(root / "removed")
         self._lock = threading.Lock()
         self._ids: dict[str, dict[str, Any] | None] = {}
@@ -83,9 +84,11 @@ class Overlay:
         """Mount the container's root at ``target`` (made if missing); nothing happens if it is mounted there."""
         record = self._record(container_id)
         place = self._containers / container_id
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.path.ismount(target):
-            return
+        try:
+            target.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            if os.path.ismount(target):
+                return
         try:
             with contextlib.ExitStack() as stack:
                 spelled = _Spelling(stack)

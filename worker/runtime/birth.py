@@ -64,6 +64,12 @@ class Birth:
         self.placed_by_parent = placed_by_parent
         self.outside = outside
 
+    @property
+    def alone(self) -> bool:
+        """Whether all its parent does for it is to clone it into a pid namespace and to hear of its end."""
+        helped = self.joins or self.id_maps or self.user_namespace or self.placed_by_parent or self.outside
+        return self.clone_flags == CLONE_FLAG["pid"] and not helped and not self.terminal
+
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 

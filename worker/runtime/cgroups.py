@@ -75,12 +75,15 @@ def read(path: str) -> str:
         os.close(fd)
 
 
-def write(path: str, value: str) -> None:
+def write(path: str, *values: str) -> None:
+    """Each in a write of its own."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
-    except OSError as error:
-        raise OSError(error.errno, f"write {value!r}: {error.strerror}", path) from None
+        for value in values:
+            try:
+                os.write(fd, value.encode())
+            except OSError as error:
+                raise OSError(error.errno, f"write {value!r}: {error.strerror}", path) from None
     finally:
         os.close(fd)
 
@@ -122,14 +125,16 @@ class Cgroup:
     def create(self) -> None:
         for hierarchy in self.hierarchies:
             made = hierarchy.mount
+            if self.version == 1:
+                # What it lies in is there already, most of the time.
+                with contextlib.suppress(FileNotFoundError):
+                    _make(made + self.path, hierarchy)
+                    continue
             for part in self.path.strip("/").split("/"):
                 if self.version == 2:
                     _delegate(made)
                 made = f"{made}/{part}"
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(made, 0o755)
-                    if "cpuset" in hierarchy.controllers:
-                        _inherit_cpuset(made)
+                _make(made, hierarchy)
 
     def renamed(self, path: str) -> Cgroup:
         """The same group under another path with the same parent. v2 knows no renaming: there it keeps its name."""
@@ -163,19 +168,31 @@ class Cgroup:
         current = self._memory_now() if update else (None, None)
         if update:
             self._check_usage(resources.get("memory") or {})
+        held: list[limits.Write] = []
         for entry in limits.writes(resources, self.version, current, devices=not update):
-            self._write_limit(entry)
+            # Device rules are many, for one file.
+            if held and (entry.controller, entry.file) != (held[0].controller, held[0].file):
+                self._write_limits(held)
+                held = []
+            held.append(entry)
+        if held:
+            self._write_limits(held)
         if self.version == 2 and not update and resources.get("devices"):
             self._filter_devices(resources["devices"])
 
-    def _write_limit(self, entry: limits.Write) -> None:
+    def _write_limits(self, entries: list[limits.Write]) -> None:
+        """``entries``: all of one file."""
+        entry = entries[0]
         directory = self.directory(entry.controller)
-        for file, value in [(entry.file, entry.value), *([entry.instead] if entry.instead else [])]:
+        values = [(entry.file, [one.value for one in entries])]
+        if entry.instead:
+            values.append((entry.instead[0], [entry.instead[1]]))
+        for file, texts in values if directory is not None else ():
             path = f"{directory}/{file}"
-            if directory is None or not os.path.exists(path):
-                continue
             try:
-                write(path, value)
+                write(path, *texts)
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 raise RuntimeFault("kernel", f"{entry.field}: {error.strerror} to {path}", "cgroup") from None
             return
@@ -352,6 +369,14 @@ def keyed(text: str) -> dict[str, int]:
 def _read_all(path: str) -> str:
     with open(path, "rb", buffering=0) as file:
         return file.readall().decode("ascii", "replace")
+
+
+def _make(directory: str, hierarchy: Hierarchy) -> None:
+    """Raises FileNotFoundError while there is nothing for it to lie in."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o755)
+        if "cpuset" in hierarchy.controllers:
+            _inherit_cpuset(directory)
 
 
 def _inherit_cpuset(directory: str) -> None:

@@ -116,7 +116,7 @@ def run(
         try:
             init, listener = _isolate(channel, stdio, pidfd, listener, attached=detachment is None)
         except OSError as error:
-            channel.send(sync.ERROR, fault=_as_fault(error, "isolate"))
+            channel.send(sync.ERROR, fault=as_fault(error, "isolate"))
             raise
         try:
             plan = prepare(init)
@@ -131,14 +131,19 @@ def run(
                 _await_start(init, listener)
             perform(init, plan.start)
         except Exception as error:
-            fault = _as_fault(error, init.step)
-            code = {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
+            fault = as_fault(error, init.step)
+            code = exit_code(fault)
             init.channel.send(sync.ERROR, fault=fault)
     finally:
         os._exit(code)
 
 
-def _as_fault(error: Exception, step: str) -> RuntimeFault:
+def exit_code(fault: RuntimeFault) -> int:
+    """What a process ends with that could not become its program; where it cannot say why, that alone tells."""
+    return {"not-found": 127, "not-executable": 126}.get(fault.code, 1)
+
+
+def as_fault(error: Exception, step: str) -> RuntimeFault:
     if isinstance(error, RuntimeFault):
         error.step = error.step or step
         return error
@@ -166,11 +171,7 @@ def _isolate(
 
     Answers also where ``listener`` is then.
     """
-    signal.set_wakeup_fd(-1)
-    if attached:
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    os.setsid()
+    _set_apart(attached=attached)
     private = _FIRST_FD + stdio.kept
     ours = [fd for fd in (channel.fileno(), pidfd, listener) if fd is not None]
     # Above the low numbers first, so that no dup2 below overwrites one that is still to be placed.
@@ -189,6 +190,27 @@ def _isolate(
     _reset_signals()
     last = private + len(ours) - 1
     return Init(channel, None if pidfd is None else private + 1, private, attached), None if listener is None else last
+
+
+def begin(channel: sync.Channel, stdin: int, stdout: int, stderr: int) -> Init:
+    """For the child of a parent that has nothing open but what is closed on exec: as ``_isolate``, with all of it kept.
+
+    The three are closed.
+    """
+    _set_apart(attached=True)
+    for target, fd in enumerate((stdin, stdout, stderr)):
+        os.dup2(fd, target)
+        os.close(fd)
+    _reset_signals()
+    return Init(channel, None, _FIRST_FD, True)
+
+
+def _set_apart(*, attached: bool) -> None:
+    signal.set_wakeup_fd(-1)
+    if attached:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    os.setsid()
 
 
 def _duplicate(fd: int, lowest: int) -> int:

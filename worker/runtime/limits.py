@@ -91,10 +91,19 @@ def _cannot(field: str, version: int) -> SpecFault:
 
 
 def _devices(rules: list[dict[str, Any]]) -> list[Write]:
-    return [
-        Write("devices", "devices.allow" if entry.get("allow") else "devices.deny", devices.rule(entry), "devices")
-        for entry in device_rules(rules)
-    ]
+    """Without what an earlier rule allows already."""
+    result: list[Write] = []
+    allowed: set[str] = set()
+    for entry in device_rules(rules):
+        text = devices.rule(entry)
+        if not entry.get("allow"):
+            allowed.clear()
+        elif text in allowed:
+            continue
+        else:
+            allowed.add(text)
+        result.append(Write("devices", "devices.allow" if entry.get("allow") else "devices.deny", text, "devices"))
+    return result
 
 
 def device_rules(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:

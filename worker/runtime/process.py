@@ -53,6 +53,14 @@ class Launch:
         launched.phase, launched.fault, launched.warnings = "started", None, []
         return launched
 
+    @classmethod
+    def waiting(cls, pid: int, pidfd: int, start_time: int, channel: sync.Channel) -> Launch:
+        """One that another process has brought to where it waits for its start."""
+        launched = cls.running(pid, pidfd, start_time)
+        launched.phase, launched.channel, launched.console = "created", channel, None
+        launched.on_request, launched._announced = None, False
+        return launched
+
     def claim(self, bundle: str, init: bool, stdio: Stdio) -> None:
         """Have a ready sandbox become the container of ``bundle``; it gets our view of the mounts for a moment."""
         self.phase = "claimed"

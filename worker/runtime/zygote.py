@@ -26,7 +26,7 @@ from worker.runtime.errors import remedy
 VERSION = 1
 _ALONE = 2000
 """Milliseconds without any connection after which a zygote looks whether it can still be found."""
-_FOR_A_SHIM = b'"fork_shim"'
+_FOR_A_SHIM, _FOR_A_CONTAINER = b'"fork_shim"', b'"fork_container"'
 """What tells a request for a shim from the others before it is parsed, which the shim does."""
 _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
@@ -34,11 +34,15 @@ _RETRY = 0.05
 _PEER = struct.Struct("iII")
 # As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
 AF_UNIX, SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
+_MSG_CMSG_CLOEXEC, _ROOM = int(socket.MSG_CMSG_CLOEXEC), _socket.CMSG_LEN(4)
+_FD = struct.Struct("i")
 _SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
 
 Divide = Callable[[int], Any]
 """Forks the new process once more; the parent is the shim that is told of, and closes the descriptor it is given. Answers in
 the child what ``Begin`` needs of it, and None in the parent, once that one's life is over."""
+Tend = Callable[[int, bytes], None]
+"""What a shim does that was asked for together with its container: (a connection that came with the request; the request)."""
 Begin = Callable[[dict[str, Any], _socket.socket, Any], None]
 """What the child does: (the request, its listener, the answer of ``Divide``)."""
 
@@ -90,14 +94,16 @@ class Zygote:
     alone with. So a request for a shim is read, carried out and answered by the shim itself.
     """
 
-    def __init__(self, path: str, divide: Divide, begin: Begin) -> None:
+    def __init__(self, path: str, divide: Divide, begin: Begin, tend: Tend) -> None:
         self._path = path
         self._divide = divide
         self._begin = begin
+        self._tend = tend
         self._listener = listen(path)
         self._identity = os.stat(path).st_ino
         self._poll = select.poll()
-        self._buffers: dict[int, bytearray] = {}
+        self._peers: dict[int, tuple[_socket.socket, bytearray]] = {}
+        self._passed = -1
         self._stopped = False
 
     def serve(self) -> None:
@@ -113,7 +119,7 @@ class Zygote:
         gc.collect()
         gc.freeze()
         while not self._stopped:
-            ready = self._poll.poll(None if self._buffers else _ALONE)
+            ready = self._poll.poll(None if self._peers else _ALONE)
             if not ready and self._is_replaced():
                 break
             for fd, _ in ready:
@@ -123,13 +129,16 @@ class Zygote:
                     self._accept()
                 else:
                     wanted = self._receive(fd)
-                    if wanted is not None and self._fork(fd):
+                    if wanted is None:
+                        continue
+                    if self._fork(fd):
                         signal.set_wakeup_fd(-1)
                         os.close(wake_read)
                         os.close(wake_write)
                         os.close(accepting)
                         self._become_shim(fd, wanted)
                         return
+                    self._let_go()
         if not self._is_replaced():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
@@ -147,14 +156,19 @@ class Zygote:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    @staticmethod
-    def _fork(asker: int) -> bool:
+    def _fork(self, asker: int) -> bool:
         """True in the child. Where the machine gives no process, that is the answer."""
         try:
             return os.fork() == 0
         except OSError as error:
-            _say(asker, _fault(error))
+            _say(asker if self._passed < 0 else self._passed, _fault(error))
             return False
+
+    def _let_go(self) -> None:
+        """Of the connection that came with the last request, which is the shim's."""
+        if self._passed >= 0:
+            os.close(self._passed)
+            self._passed = -1
 
     def _accept(self) -> None:
         try:
@@ -166,26 +180,30 @@ class Zygote:
             time.sleep(_RETRY)
             return
         if peer_allowed(fd):
-            self._buffers[fd] = bytearray()
+            self._peers[fd] = (_socket.socket(AF_UNIX, SOCK_STREAM, 0, fd), bytearray())
             self._poll.register(fd, select.POLLIN)
         else:
             os.close(fd)
 
     def _drop(self, fd: int) -> None:
         self._poll.unregister(fd)
-        del self._buffers[fd]
-        os.close(fd)
+        connection, _ = self._peers.pop(fd)
+        connection.close()
+        self._let_go()
 
     def _receive(self, fd: int) -> bytes | None:
         """The body of a request for a shim, if one has come; what else has come is answered."""
+        connection, buffer = self._peers[fd]
         try:
-            data = os.read(fd, 65536)
+            data, rights, _, _ = connection.recvmsg(65536, _ROOM, _MSG_CMSG_CLOEXEC)
         except ConnectionError:
-            data = b""
+            data, rights = b"", []
+        for _, _, packed in rights:
+            self._let_go()
+            (self._passed,) = _FD.unpack(packed)
         if not data:
             self._drop(fd)
             return None
-        buffer = self._buffers[fd]
         buffer += data
         while len(buffer) >= 4 and not self._stopped:
             (length,) = _LENGTH.unpack_from(buffer)
@@ -196,7 +214,11 @@ class Zygote:
                 return None
             body = bytes(buffer[4 : 4 + length])
             del buffer[: 4 + length]
-            if _FOR_A_SHIM in body:
+            if _FOR_A_CONTAINER in body and self._passed < 0:
+                # The kernel had no descriptor for what came along: nobody would read an answer here.
+                self._drop(fd)
+                return None
+            if _FOR_A_SHIM in body or _FOR_A_CONTAINER in body:
                 return body
             self._answer(fd, body)
         return None
@@ -211,7 +233,7 @@ class Zygote:
     def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "hello":
-            return {"version": VERSION, "pid": os.getpid()}
+            return {"version": VERSION, "pid": os.getpid(), "containers": True}
         if op == "ping":
             return {}
         if op == "stop":
@@ -222,10 +244,17 @@ class Zygote:
     def _become_shim(self, asker: int, body: bytes) -> None:
         """In the child. The shim's socket is made before the answer: whoever has that can connect."""
         os.setsid()
-        for fd in self._buffers:
-            if fd != asker:
+        passed = self._passed
+        for fd in self._peers:
+            # The objects around them are left alone: nobody gives them up before this process ends.
+            if fd != asker or passed >= 0:
                 os.close(fd)
-        self._buffers.clear()
+        if passed >= 0:
+            try:
+                self._tend(passed, body)
+            except OSError as error:
+                _say(passed, _fault(error))
+            return
         divided = self._divide(asker)
         if divided is None:
             return

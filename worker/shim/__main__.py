@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import partial
 
 from worker.kernel import safe_paths, syscalls
 from worker.runtime import cgroups, init
 from worker.runtime.zygote import Zygote
-from worker.shim import handover, keeper
+from worker.shim import direct, handover, keeper
 from worker.shim.rehearsal import rehearse
 
 _OOM_SCORE = -998
@@ -35,10 +36,15 @@ def main() -> None:
     if len(sys.argv) > 2:
         _enter(sys.argv[2], found)
     rehearse(found)
+
+    def resume(handed: keeper.Handed, channel: keeper.Channel) -> None:
+        handover.resume(handed, channel, found)
+
     Zygote(
         sys.argv[1],
-        lambda asker: keeper.divide(asker, lambda handed, channel: handover.resume(handed, channel, found)),
+        lambda asker: keeper.divide(asker, resume),
         lambda request, listener, channel: handover.begin(request, listener, channel, found),
+        lambda line, request: keeper.tend(line, partial(direct.become, request, line, found), resume),
     ).serve()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
 from worker.runtime import birth, prepare, spec
 from worker.runtime.birth import Birth
@@ -93,12 +92,7 @@ class Container:
         records.write(self._directory, "shim.json", {**self.identity(), **more}, durable=False)
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "id": self.ident,
-            "pid": self._keeper,
-            "start_time": kernel_process.start_time(self._keeper),
-            "cgroup": self._group.path if self._group else None,
-        }
+        return records.identity(self.ident, self._keeper, self._group.path if self._group else None)
 
     def require(self, *states: str) -> Process:
         if self.state not in states or self.process is None:
@@ -492,15 +486,15 @@ class Container:
         self._group = Cgroup(handed["cgroup"], self._hierarchies)
         if handed["logged"] is not None:
             self._log_wanted = handed["log"]
-            self._log = logs.opened(self._loop, self._log_wanted)
-            assert isinstance(self._log, LogFile)
-            self._log.take(handed["logged"])
+            self._log = logs.resumed(handed["log"], handed["logged"])
         process = self.process = Process(self._loop, self._log, self._on_init_exit)
         self._children[handed["pid"]] = process
         self.state = handed["state"]
         for name, fd in fds:
             if name == "process":
                 process.resume(handed["pid"], fd, handed["start_time"], handed["started_at"])
+            elif name == "handshake":
+                process.follow(fd)
             elif name.startswith("oom"):
                 self._await_oom(fd, priority=name == "oom-v2")
             else:

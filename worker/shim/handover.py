@@ -21,6 +21,8 @@ from worker.shim.main import Shim
 
 _QUIET = (0.4, 60.0)
 """Seconds without an event after which a worker leaves: at first, and at most."""
+FIRST_QUIET = _QUIET[0] / 2
+"""Of the worker there was not, for the first one there is."""
 _LONG_SLEEP = 20.0
 """Seconds between two workers after which the next one is taken for a first; below, it waits twice as long as the last."""
 _UNWATCHED = {"stdin": 0, "oom-v2": EXCEPTIONAL}

@@ -54,7 +54,6 @@ class LogFile:
         self._fd = -1
         self._size = 0
         self.begin(attrs or {})
-        self.open()
 
     def open(self) -> None:
         if self._fd < 0:
@@ -117,6 +116,9 @@ class LogFile:
             self._fd = -1
 
     def store(self, entries: list[bytes]) -> None:
+        with contextlib.suppress(OSError):
+            # For the first entry, and where a rotation that found no descriptor has left it closed.
+            self.open()
         pending: list[bytes] = []
         size = self._size
         for entry in entries:
@@ -131,7 +133,6 @@ class LogFile:
     def _append(self, entries: list[bytes]) -> None:
         data = memoryview(b"".join(entries))
         try:
-            # A rotation that found no descriptor has left it closed.
             self.open()
             whole = self._size
             while data:

@@ -102,11 +102,19 @@ class Process:
         assert self._launch is not None
         return self._launch.pidfd
 
-    def resume(self, pid: int, pidfd: int, start_time: int, started_at: float) -> None:
+    def resume(self, pid: int, pidfd: int, start_time: int, started_at: float | None) -> None:
         """Be a process that another process of the shim has started; its streams ``take`` what there is of them."""
         self._launch = Launch.running(pid, pidfd, start_time)
         self.pid, self.start_time = pid, start_time
         self.started, self.started_at = True, started_at
+
+    def follow(self, handshake: int) -> None:
+        """After ``resume``: it has not been started yet, and waits for that at the other end of ``handshake``."""
+        channel = sync.adopt(handshake)
+        channel.socket.setblocking(False)
+        self._launch = Launch.waiting(self.pid, self.pidfd, self.start_time, channel)
+        self.started, self.started_at = False, None
+        self._loop.add(handshake, READ, lambda _: self._on_handshake())
 
     def claim(self, bundle: str, init: bool, log: Log | None, birth: Birth, *, stdin: bool, answer: Answer) -> None:
         """Have a ready sandbox become the container of ``bundle``; the rest as in ``create``."""

@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+from worker.kernel import process
 from worker.runtime import compact_json
 
 VERSION = 1
@@ -31,6 +32,11 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
+
+
+def identity(ident: str, keeper: int, cgroup: str | None) -> dict[str, Any]:
+    """What shim.json says: who the shim is, and which cgroup is to be swept if it is killed."""
+    return {"id": ident, "pid": keeper, "start_time": process.start_time(keeper), "cgroup": cgroup}
 
 
 def forget(directory: str) -> None:

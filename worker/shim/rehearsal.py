@@ -11,15 +11,16 @@ import contextlib
 import os
 import signal
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
-from worker.kernel import mounts, safe_paths
-from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, sandbox, spec, zygote
+from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel import process as kernel_process
+from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, prepare, sandbox, spec, zygote
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan, Step
-from worker.shim import keeper, logs, records
+from worker.shim import direct, keeper, logs, records
 from worker.shim.loop import READ
 from worker.shim.main import Shim
 from worker.shim.process import Process
@@ -74,6 +75,8 @@ def rehearse(hierarchies: list[Hierarchy]) -> None:
                 _make(directory)
                 _live(directory, hierarchies)
                 _keep()
+                _tend()
+                _become(directory)
         finally:
             with contextlib.suppress(OSError):
                 _remove(directory)
@@ -175,6 +178,70 @@ def _keep() -> None:
     if handed is not None:
         keeper.sleep(handed)
         for fd in (*handed.fds, read, write):
+            os.close(fd)
+
+
+def _tend() -> None:
+    """A keeper whose container is started, ends at once, and has a worker that ends it all."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = socket.socketpair()
+    watched = [(read, keeper.READABLE), (ours.fileno(), keeper.READABLE), (write, 0)]
+
+    def become(channel: Any, keeper_pid: int) -> NoReturn:
+        keeper.send(channel, keeper.packed(keeper.EXECUTES, {}, watched), watched)
+        os._exit(0)
+
+    def resume(handed: keeper.Handed, channel: keeper.Channel) -> None:
+        os._exit(0)
+
+    os.write(write, b"x")
+    keeper.tend(theirs.detach(), become, resume)
+    syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
+    ours.close()
+    os.close(read)
+    os.close(write)
+
+
+class _Rehearsed(direct.Maker):
+    """Serves itself, without becoming anything."""
+
+    def live(self, request: dict[str, Any], files: list[str]) -> None:
+        self._request = request
+        config = self._load(request["bundle"], False)
+        assert self._group is not None
+        self._group.create()
+        for file in files:
+            # What the kernel puts into a cgroup.
+            os.close(os.open(f"{self._group.directories()[0]}/{file}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+        prepare.make_group(config, self._group)
+        prepare.host_of(self._group)
+        self._listener = zygote.listen(os.path.join(request["dir"], "direct.sock"))
+        self._pid, self._started = os.getpid(), kernel_process.start_time(os.getpid())
+        self._fds = [
+            ("listener", self._listener.fileno(), keeper.READABLE),
+            ("events", self._line.fileno(), keeper.READABLE),
+        ]
+        if self.wait_asked_to_start():
+            self.announce()
+        self._say(zygote.frame({"init_pid": self._pid, "init_start_time": self._started}))
+
+
+def _become(directory: str) -> None:
+    """What the process of a container does that serves itself, but for what would change this one."""
+    daemon, line = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with daemon, ours, theirs:
+        hierarchy = Hierarchy(f"{directory}/cgroup", ("cpu", "devices", "memory", "pids"), 1)
+        with open(f"{directory}/config.json", "wb") as file:
+            file.write(compact_json.dumps(_CONFIG))
+        made = _Rehearsed(line.detach(), theirs, os.getpid(), [hierarchy])
+        daemon.sendall(zygote.frame({"op": "start", "events": True}))
+        files = sorted({entry.file for entry in limits.writes(_LINUX["resources"], 1)})
+        request = {"id": "rehearsal", "dir": directory, "bundle": directory, "init": False, "log": {"path": f"{directory}/log"}}
+        os.makedirs(f"{directory}/cgroup/covey-rehearsal")
+        made.live(compact_json.loads(compact_json.dumps(request)), files)
+        handed = keeper.received(ours)
+        for fd in handed.fds if handed is not None else ():
             os.close(fd)
 
 

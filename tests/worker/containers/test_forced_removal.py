@@ -19,8 +19,9 @@ def ident_of(node: Node, ref: str) -> str:
 
 
 def nothing_stays(node: Node, ident: str) -> None:
-    assert not (node.root / "run/containers" / ident).exists()
+    """At once what others may want, its addresses; soon what is left of it in the kernel and on disk."""
     assert not list((node.root / "run/network").rglob(f"{ident}*"))
+    wait_until(lambda: not (node.root / "run/containers" / ident).exists(), "its run directory is gone")
     assert not [path for path in CONTROLLERS.rglob(f"*{ident}*") if path.is_dir()]
     wait_until(lambda: not list((node.root / "data/rootfs/removed").iterdir()), "its files are deleted")
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import http.client
 import json
 import os
+import random
 import signal
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,8 @@ import pytest
 from .conftest import CONTROLLERS, Node, wait_until, zygote_of
 
 pytestmark = pytest.mark.root
+
+ROUNDS, IN_FLIGHT = 3, 8
 
 
 def shim_of(node: Node, ref: str) -> int:
@@ -64,6 +72,50 @@ def test_running_containers_are_adopted_and_exits_told_once(node: Node) -> None:
     assert node.events("event=die") == [], "an exit was told twice"
 
 
+def all_at_once(node: Node, method: str, paths: list[str]) -> list[threading.Thread]:
+    """Requests under way, whatever becomes of them."""
+
+    def ask(path: str) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+            node.call(method, path)
+
+    threads = [threading.Thread(target=ask, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_a_daemon_that_dies_amid_starts_and_removals_loses_nothing(node: Node) -> None:
+    """The next one finds each container running or not, can start, stop and remove it, and nothing stays of any."""
+    dice = random.Random(11)
+    seen: collections.Counter[str] = collections.Counter()
+    for _ in range(ROUNDS):
+        made = [node.out("create", "busybox", "sleep", "100") for _ in range(IN_FLIGHT)]
+        for method, path in (("POST", "/containers/{}/start"), ("DELETE", "/containers/{}?force=true")):
+            under_way = all_at_once(node, method, [path.format(one) for one in made])
+            time.sleep(dice.uniform(0, 0.3))
+            node.kill(signal.SIGKILL)
+            for thread in under_way:
+                thread.join(30)
+            node.start()
+            made = [one for one in made if one in node.out("ps", "-aq", "--no-trunc").split()]
+            for one in made:
+                state = node.state(one)
+                seen[f"{method} {state['Status']}"] += 1
+                assert state["Status"] in ("created", "running", "exited"), state
+                assert state["Running"] == (state["Pid"] > 0 and not gone(state["Pid"])), state
+            if made and method == "POST":
+                node.docker("start", *made)
+        node.clear()
+    print(f"{ROUNDS} rounds of {IN_FLIGHT}: {dict(seen)}")
+    wait_until(lambda: not list((node.root / "run/containers").iterdir()), "their run directories are gone")
+    memory = CONTROLLERS / "memory" / node.cgroup.strip("/")
+    names = [one.name for one in memory.iterdir() if one.is_dir()] if memory.exists() else []
+    assert [name for name in names if name != "shims" and not name.startswith("sandbox-")] == []
+    listed = subprocess.run(node.inside("cat", "/proc/self/mountinfo"), capture_output=True, text=True).stdout
+    assert str(node.root / "run" / "containers") not in listed
+
+
 def test_a_dead_zygote_is_replaced(node: Node) -> None:
     node.run("--name", "stays", "busybox", "sleep", "100")
     os.kill(zygote_of(node.root), signal.SIGKILL)
@@ -75,8 +127,9 @@ def test_nothing_is_left_of_removed_containers(node: Node) -> None:
     node.run("--name", "one", "-p", "8082:80", "--tmpfs", "/t", "busybox", "sleep", "100")
     node.docker("run", "--name", "two", "busybox", "nosuch", code=127)
     node.docker("rm", "-f", "one", "two")
-    for directory in ("run/containers", "data/containers", "data/rootfs/containers", "run/network/attachments"):
+    for directory in ("data/containers", "data/rootfs/containers", "run/network/attachments"):
         assert list((node.root / directory).iterdir()) == [], directory
+    wait_until(lambda: not list((node.root / "run/containers").iterdir()), "their run directories are gone")
     listed = subprocess.run(node.inside("cat", "/proc/self/mountinfo"), capture_output=True, text=True).stdout
     assert str(node.root / "run" / "containers") not in listed
     links = subprocess.run(node.inside("ls", "/sys/class/net"), capture_output=True, text=True).stdout

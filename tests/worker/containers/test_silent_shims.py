@@ -105,7 +105,7 @@ def test_it_can_be_ended(node: Node, how: str, at_work: bool) -> None:
         wait_until(lambda: node.inspect("held")["RestartCount"] == 1, "its policy is kept")
     elif how == "rm":
         node.docker("rm", "-f", "held")
-        assert not directory.exists()
+        wait_until(lambda: not directory.exists(), "its run directory is gone")
     else:
         node.docker(*(["stop", "-t", "1", "held"] if how == "stop" else ["kill", "held"]))
         state = node.state("held")
