@@ -1,7 +1,7 @@
 """Part of the table `scheduler`: the longest step of a pass, by what it does; rule 15 of the house allows 50 ms.
 
 Worlds of which a pass was too long once. Nothing is written: each pass is done on the world as it stands, by ``Pass.steps``, as
-the leader's runner does, and what passes between two stops is CPU time of this process, collected as seldom as a manager is.
+the leader's runner does, and what passes between two stops is CPU time of this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from covey.ids import task_id
 from covey.model.objects import Node, NodeDescription, NodeInfo, NodeStatus, Service, Session, Stored, Task, TaskStatus
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState
-from manager.main import COLLECT
 from scheduler import liveness, reap
 from scheduler.index import Index
 from scheduler.passes import TASKS, Pass, Stage
@@ -32,14 +31,11 @@ Change = tuple[str, str, Stored | None]
 
 def run() -> None:
     """Print a line a world."""
-    held = gc.get_threshold()
-    gc.set_threshold(*COLLECT)
     print(f"\n{'longest step of a pass, CPU time (aim: 50 ms)':58}{'ms':>8}  of")
     for title, made, stages in WORLDS:
         name, seconds, steps = _longest(list(made()), stages)
         verdict = "met" if seconds <= LIMIT else "MISSED"
         print(f"{title:58}{seconds * 1000:8.1f}  {name}, {steps} steps  {verdict}", flush=True)
-    gc.set_threshold(*held)
 
 
 def _longest(objects: list[Change], stages: Sequence[Stage]) -> tuple[str, float, int]:

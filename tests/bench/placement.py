@@ -6,7 +6,8 @@ the part of it that counts tasks and gives those that wait a row, measured apart
 columns, the order of the groups, every choice, the task → node map and its tuples. The snapshot has one row a task that waits,
 not grouped (scheduler/waiting.py). Beside it: *verify*, as the committer does before it writes, and *encode*, every changed
 task to the bytes that are stored. ``pass_tasks`` is lifted: the whole is one pass here, where the leader's are cut.
-Times are CPU time of this process. Packing: see ``packing.py``; the longest step of a pass: see ``longest.py``.
+Times are CPU time of this process, which collects cycles as seldom as a manager. Packing: see
+``packing.py``; the longest step of a pass: see ``longest.py``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from covey.ids import task_id
 from covey.model.objects import Node, NodeDescription, NodeInfo, NodeStatus, Stored, Task
 from covey.model.resources import MIB, NANO, Resources
 from covey.model.task_states import TaskState
+from manager.main import COLLECT
 from manager.store.codec import encode
 from scheduler.index import Index
 from scheduler.placement import place
@@ -58,6 +60,7 @@ GROWTH = (
 
 def run(rounds: int, trace: str | None = None) -> int:
     """Print both tables; 0 also when an aim is missed, which the table says."""
+    gc.set_threshold(*COLLECT)
     print(f"{'placement, one core, CPU time':44}{'nodes':>8}{'tasks':>9}{'columns s':>10}{'rows s':>8}{'group s':>8}"
           f"{'decide s':>10}{'tasks/s':>11}{'aim':>11}{'verify s':>10}{'encode s':>10}")  # fmt: skip
     for title, nodes, tasks, services, strategy, aim in CASES:

@@ -5,7 +5,6 @@ How long the steps are is measured by `scripts/bench scheduler` (tests/bench/lon
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
-from covey.model.objects import DrainPolicy, Task
+from covey.model.objects import DrainPolicy
 from covey.model.task_states import TaskState as S
 from scheduler import allocate, liveness, reap, verify, waiting
 from scheduler.passes import TASKS, Pass
@@ -23,7 +22,6 @@ from scheduler.reconcile import decide as reconcile
 from scheduler.settings import Settings
 from scheduler.snapshot import Snapshot
 from scheduler.steps import Effort, whole
-from scheduler.waiting import Waiting
 from tests.scheduler.apply import World
 
 V = TypeVar("V")
@@ -255,24 +253,6 @@ def test_a_pass_stops_within_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
     world = settled()
     steps = list(Pass(world.snapshot, world.now, world.settings, TASKS).steps())
     assert steps.count("reconcile") >= 2 * MANY // PART
-
-
-def test_those_made_at_once_are_ordered_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "PART", 7)
-    rng = random.Random(3)
-    held = Waiting()
-    tasks = [Task(id=f"t{n}", service_id=f"s{n:03}", state=S.PENDING, created_at=float(n % 3 == 0)) for n in range(100)]
-    for task in rng.sample(tasks, len(tasks)):
-        held.put(task)
-    for task in tasks[:10]:
-        held.drop(task.id)
-        held.drop(task.id)
-    held.put(msgspec.structs.replace(tasks[50], service_id="s000"))
-    stops = sum(1 for _ in held.grouping())
-    assert stops > 90 // 7
-    found = [(alike.service_id, ids) for alike, ids in held.grouped()]
-    expected = sorted((t.created_at, "s000" if t.id == "t50" else t.service_id, [t.id]) for t in tasks[10:])
-    assert found == [(service_id, ids) for _, service_id, ids in expected]
 
 
 def test_effort_is_due_when_so_much_is_done_and_counts_anew() -> None:
