@@ -108,7 +108,7 @@ class Tally:
             f" ({self.seeds / seconds:.1f} seeds/s); at rest {healed[len(healed) // 2]:.0f} s after the last fault, at most"
             f" {healed[-1]:.0f} s",
             f"  scarcity: {self.coverage['scarce worlds']} worlds, {self.coverage['preempted']} preemptions,"
-            f" {self.coverage['groups placed']} groups placed, {self.coverage['tasks that had to wait']} tasks that had to wait",
+            f" {self.coverage['groups placed']} groups placed, {self.coverage['tasks that had to wait']} tasks had to wait",
             "  seen: " + ", ".join(f"{name} {count}" for name, count in sorted(self.coverage.items())),
         ]
         return "\n".join(lines)
