@@ -238,7 +238,7 @@ class ScarcityOracle:
             task
             for task in snapshot.tasks.values()
             if task.state in (S.NEW, S.PENDING) or self._born[task.id] >= since or self._placed.get(task.id, 0.0) >= since
-            if self._priorities[task.id] >= its or self._group(task)
+            if self._rank(task) >= its
         ]
         size = max((_asked(task) for task in rivals), default=0)
         if size and sum(max(room, 0) // size for room in each.rooms) >= len(rivals):
@@ -264,7 +264,7 @@ class ScarcityOracle:
             if any(self._maybe_free(node_id) >= size for node_id in self._usable):
                 continue
             lower = [other for other in assigned.values() if self._rank(other) < self._priorities[key]]
-            for node_id in {other.node_id for other in lower}:
+            for node_id in sorted({other.node_id for other in lower}):
                 taken = sum(_asked(other) for other in lower if other.node_id == node_id)
                 if taken and self._surely_free(node_id) + taken >= size:
                     names = [other.id for other in lower if other.node_id == node_id]
