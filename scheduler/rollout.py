@@ -54,8 +54,11 @@ def decide(work: Work, slots: Sequence[Slot], left_alone: Collection[SlotKey] = 
     if work.service.rolling_back:
         cause = f"service {work.service.id} is rolled back to version {work.service.spec_version}"
     standing.flying |= {slot.key for slot in standing.waiting if _has_no_node(slot)}
-    taken = [slot for slot in standing.waiting if slot.key in standing.flying]
-    others = [slot for slot in standing.waiting if slot.key not in standing.flying]
+    # Beside what was to start first the old task may still run: then nothing is down yet, and stopping first would take it.
+    kept = {slot.key for slot in standing.waiting if slot.running and work.policy.order == "stop-first"}
+    flying = standing.flying - kept
+    taken = [slot for slot in standing.waiting if slot.key in flying]
+    others = [slot for slot in standing.waiting if slot.key not in flying]
     # They come by their keys.
     others.sort(key=lambda slot: slot.running)
     for slot in taken + others[: _room(work, standing, len(others))]:

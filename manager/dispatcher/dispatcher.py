@@ -261,7 +261,7 @@ class Dispatcher:
                 self._note_status(cast("TaskStatus | None", changed.before), cast("TaskStatus | None", changed.after))
             case "service_allocation":
                 snapshot = self._mirror.snapshot()
-                for node_id in {task.node_id for task in snapshot.tasks_of(changed.id)}:
+                for node_id in dict.fromkeys(task.node_id for task in snapshot.tasks_of(changed.id)):
                     self._touch(node_id, f"ports of service {changed.id} changed")
             case "session":
                 self._note_session(changed)

@@ -17,7 +17,7 @@ import numpy as np
 from covey.model.objects import Task
 from covey.model.resources import generic_counts
 from covey.model.task_states import TaskState, is_terminal
-from scheduler.placement.capacity import Capacity, Port, host_ports
+from scheduler.placement.capacity import Capacity, Mask, Port, host_ports
 from scheduler.placement.feasible import suitable
 from scheduler.placement.request import Request
 
@@ -64,9 +64,9 @@ class Preemption:
         """Room for one task of ``request``, on the node ``bound`` if given, which is spent; None: there is none to make."""
         if self._promised >= MOST:
             return None
-        rows = np.flatnonzero(self._candidates(request)).tolist()
+        candidates = self._candidates(request)
         # Not all are compared, and where somebody leaves anyway there may be nobody to be told to.
-        rows.sort(key=lambda row: row not in self._emptying)
+        rows = [*np.flatnonzero(candidates & self._emptying).tolist(), *np.flatnonzero(candidates & ~self._emptying).tolist()]
         best: tuple[tuple[int, int, int], Promise] | None = None
         looked_at = 0
         for row in rows:
@@ -88,19 +88,19 @@ class Preemption:
         self._leaving.update(promise.victims)
         self._capacity.spend_one(promise.row, request)
         self._promised += 1
-        self._emptying.add(promise.row)
+        self._emptying[promise.row] = True
         return promise
 
     @cached_property
-    def _emptying(self) -> set[int]:
-        """The rows of nodes that somebody is about to leave."""
+    def _emptying(self) -> Mask:
+        """Which nodes somebody is about to leave."""
         staying: Counter[str] = Counter()
         for nodes in self._snapshot.replicas.values():
             staying.update(nodes)
-        held = self._snapshot.columns.tasks[self._capacity.column_rows].tolist()
-        return {row for row, node_id in enumerate(self._capacity.ids) if held[row] > staying[node_id]}
+        held = self._snapshot.columns.tasks[self._capacity.column_rows]
+        return np.asarray(held > np.array([staying[node_id] for node_id in self._capacity.ids], dtype=np.int64))
 
-    def _candidates(self, request: Request) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _candidates(self, request: Request) -> Mask:
         rows = suitable(self._capacity, request).copy()
         if request.allowed is not None:
             rows &= request.allowed

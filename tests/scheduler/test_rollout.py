@@ -457,3 +457,15 @@ def test_what_waits_for_a_node_is_replaced_at_once_and_not_kept_beside_its_succe
     wanted = [(task.slot, task.spec["ContainerSpec"]["Image"]) for task in world.tasks("web") if task.desired == S.RUNNING]
     assert sorted(wanted) == [(1, "v2"), (2, "v2"), (3, "v2")]
     assert len(world.running("web")) == 1
+
+
+def test_stop_first_after_start_first_takes_no_more_down_than_it_may() -> None:
+    """What was about to start first runs nowhere yet, and what it was to follow still does, in every slot."""
+    world = Rollout(4, policy(Parallelism=0, Order="start-first"))
+    world.ask("v2")
+    world.settle()
+    assert len([task for task in world.tasks("web") if task.desired == S.RUNNING]) == 8
+    world.ask("v3", UpdateConfig=policy(Parallelism=1, Order="stop-first"))
+    world.live(20)
+    assert world.most_down == 1
+    assert world.images() == ["v3"] * 4

@@ -116,6 +116,7 @@ class ScarcityOracle:
         self._assigned: dict[str, Task] = {}
         self._told: list[Task] = []
         self._open: list[Preempted] = []
+        self._groups = GROUPS if sim.world.grouped else ()
         self._begun: dict[str, float] = {}
         self._held: set[str] = set()
         self._specs: dict[str, list[tuple[float, Service | None]]] = {}
@@ -168,7 +169,7 @@ class ScarcityOracle:
         if assigned and self._sure(writer):
             self._judge_order(assigned)
             self._judge_groups(assigned, {key for kind, key, _ in changes if kind == "task"})
-        self._held = {group for group in GROUPS if self._running(group)}
+        self._held = {group for group in self._groups if self._running(group)}
 
     def check(self) -> None:
         """Time has passed: what was not to be judged at once."""
@@ -237,7 +238,7 @@ class ScarcityOracle:
             task
             for task in snapshot.tasks.values()
             if task.state in (S.NEW, S.PENDING) or self._born[task.id] >= since or self._placed.get(task.id, 0.0) >= since
-            if self._priorities[task.id] >= its or self._group(task)
+            if self._rank(task) >= its
         ]
         size = max((_asked(task) for task in rivals), default=0)
         if size and sum(max(room, 0) // size for room in each.rooms) >= len(rivals):
@@ -263,7 +264,7 @@ class ScarcityOracle:
             if any(self._maybe_free(node_id) >= size for node_id in self._usable):
                 continue
             lower = [other for other in assigned.values() if self._rank(other) < self._priorities[key]]
-            for node_id in {other.node_id for other in lower}:
+            for node_id in sorted({other.node_id for other in lower}):
                 taken = sum(_asked(other) for other in lower if other.node_id == node_id)
                 if taken and self._surely_free(node_id) + taken >= size:
                     names = [other.id for other in lower if other.node_id == node_id]
@@ -296,11 +297,13 @@ class ScarcityOracle:
     def _judge_groups(self, assigned: Mapping[str, Task], changed: Collection[str]) -> None:
         """Of a group of which nothing had its node, everything has it at this very revision."""
         now, snapshot = self._sim.loop.time(), self._truth.snapshot()
-        for group in sorted({self._group(task) for task in assigned.values()} - {""}):
-            if self._begun.get(group, -KNOWN) > now - KNOWN:
+        for group in self._groups:
+            members = [snapshot.services.get(task.service_id) for task in assigned.values() if self._group(task) == group]
+            known = any(service is not None and self._long_in(service, group) for service in members)
+            if not known or self._begun.get(group, -KNOWN) > now - KNOWN:
                 continue
             self._sim.cover("groups placed")
-            services = [service for service in snapshot.services.values() if _group_of(service) == group]
+            services = [service for service in snapshot.services.values() if self._long_in(service, group)]
             left = [
                 task.id
                 for service in services
@@ -312,14 +315,20 @@ class ScarcityOracle:
                 self._broken("a part of a group was placed", f"{sorted(assigned)} of {group}, but not {left}")
             for service in services:
                 slots = {task.slot for task in self._running(group) if task.service_id == service.id}
-                if len(slots) < (wanted := self._wanted(service, group)):
+                if len(slots) < (wanted := self._wanted(service)):
                     self._broken("a part of a group was placed", f"{len(slots)} of {wanted} of {service.id} of {group}")
 
-    def _wanted(self, service: Service, group: str) -> int:
-        """How many replicas of it a group has, at the least, of all that was asked for of late."""
+    def _of_late(self, service: Service) -> list[Service | None]:
+        """What was asked for, and what was until just now; None: nothing."""
         since = self._sim.loop.time() - KNOWN
-        held = [service, *(old for at, old in self._specs.get(service.id, ()) if at > since)]
-        return min(_replicas(one) if one is not None and _group_of(one) == group else 0 for one in held)
+        return [service, *(old for at, old in self._specs.get(service.id, ()) if at > since)]
+
+    def _long_in(self, service: Service, group: str) -> bool:
+        return all(one is None or _group_of(one) == group for one in self._of_late(service))
+
+    def _wanted(self, service: Service) -> int:
+        """How many replicas of it its group has, at the least, of all that was asked for of late."""
+        return min(_replicas(one) if one is not None else 0 for one in self._of_late(service))
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
