@@ -35,8 +35,9 @@ MOST_DOWNLOADS = 12
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """``digest``: of what the name names, perhaps an index. ``fresh``: the name meant something else before."""
+    """``digest``: of what ``name`` names, perhaps an index. ``fresh``: the name meant something else before."""
 
+    name: Reference
     image: Image
     digest: str
     fresh: bool
@@ -131,7 +132,7 @@ class Puller:
         await self._fill(manifest, repository, listener, lease)
         blob = await self._threads.run(self._store.content.put, chosen.data, lease)
         taken = await self._threads.run(self._store.add, Blob(blob.digest, blob.size), given, lease)
-        return Pulled(taken, found.digest, fresh=before is None or before.id != taken.id)
+        return Pulled(given[0], taken, found.digest, fresh=before is None or before.id != taken.id)
 
     async def _chosen(self, found: Found, repository: Repository | None, platform: Platform) -> tuple[Found, Manifest]:
         """The manifest for ``platform``: ``found`` itself, or what its index names, however often."""

@@ -62,6 +62,11 @@ class Connection:
         """What the token server gave in place of the password, "" for nothing."""
         return self._auth.identity_token
 
+    @property
+    def attempts(self) -> int:
+        """How often one thing is tried."""
+        return self._timing.attempts
+
     @asynccontextmanager
     async def request(
         self,

@@ -111,6 +111,9 @@ def check(options: RegistryOptions) -> RegistryOptions:
     for one in options.insecure:
         if "://" in one or not one.strip():
             raise InvalidArgument(f"--insecure-registry {one!r}: give host[:port] or a network as 192.0.2.0/24")
+    for name, count in (("downloads", options.downloads), ("uploads", options.uploads)):
+        if count < 1:
+            raise InvalidArgument(f"--max-concurrent-{name} {count}: give 1 or more")
     return options
 
 
