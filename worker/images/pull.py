@@ -129,7 +129,8 @@ class Puller:
         given = [*(name for name in names if not name.digest), *dict.fromkeys(_canonical(name, found.digest) for name in names)]
         chosen, manifest = await self._chosen(found, repository, platform)
         before = await self._threads.run(self._image_of, given[0])
-        await self._fill(manifest, repository, listener, lease)
+        if before is None or before.manifest_digest != chosen.digest or not await self._threads.run(self._whole, before, lease):
+            await self._fill(manifest, repository, listener, lease)
         blob = await self._threads.run(self._store.content.put, chosen.data, lease)
         taken = await self._threads.run(self._store.add, Blob(blob.digest, blob.size), given, lease)
         return Pulled(given[0], taken, found.digest, fresh=before is None or before.id != taken.id)
@@ -191,6 +192,14 @@ class Puller:
 
         works: list[Awaitable[None]] = [config(), unpacking.run()]
         await together([*works, *(one(place, layer) for place, layer in enumerate(manifest.layers))])
+
+    def _whole(self, known: Image, lease: Lease) -> bool:
+        """Whether nothing of an image that is here is missing, nor will be while the lease is open."""
+        blobs = (known.id, known.manifest_digest, *(layer.digest for layer in known.layers))
+        for each in (*blobs, *(layer.chain_id for layer in known.layers)):
+            lease.pin(each)
+        unpacked = all(self._store.layers.has(layer.chain_id) for layer in known.layers)
+        return unpacked and all(self._store.content.has(digest) for digest in blobs)
 
     def _image_of(self, name: Reference) -> Image | None:
         try:

@@ -19,7 +19,7 @@ from worker.images.reference import Reference
 from worker.images.registry import endpoints
 from worker.images.registry.connection import Connection, tls_context
 from worker.images.registry.endpoints import Endpoint, RegistryOptions
-from worker.images.registry.errors import RegistryError, Unreachable
+from worker.images.registry.errors import Refused, RegistryError, Unreachable
 from worker.images.registry.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class Registries:
             try:
                 done = await work(Repository(connection, named.path, pushing=pushing, also_from=also_from))
             except RegistryError as error:
-                self._plain.discard(endpoint.host)
+                if not isinstance(error, Refused):
+                    self._plain.discard(endpoint.host)
                 if place == len(tried) or not (endpoint.mirror or _speaks_no_https(endpoint, error)):
                     raise
                 log.info("%s: %s; the next endpoint is tried", endpoint.base, error.message)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 
 import pytest
 
 from covey.errors import Conflict, NotFound
+from covey.testing import images
 from worker.images import manifests, reference
 
 from .conftest import Node
-from .scripted import OCI_INDEX, Made, ScriptedRegistry, digest_of, made
+from .scripted import OCI_INDEX, Made, ScriptedRegistry, digest_of, layer_tar, made
 
 pytestmark = pytest.mark.asyncio
 
@@ -65,6 +67,9 @@ async def test_a_second_pull_fetches_the_manifest_only(registry: ScriptedRegistr
     assert not pulled.fresh
     assert not registry.of("GET", "/blobs/")
     assert node.statuses()[-1] == f"Status: Image is up to date for {registry.address}/app:v1"
+    assert len(node.statuses()) == 3
+    registry.add("app", "v2", image)
+    assert (await node.pull(f"{registry.address}/app:v2")).fresh
     assert f"{short(image.layers[0])}: Already exists" in node.statuses()
 
 
@@ -185,10 +190,11 @@ async def test_the_second_of_two_pulls_goes_on_when_the_first_is_given_up(regist
 async def test_a_pull_nobody_waits_for_ends_and_leaves_nothing(registry: ScriptedRegistry, node: Node) -> None:
     image = made({"a": b"1" * 50_000})
     registry.add("app", "v1", image)
-    hung_up = asyncio.Event()
+    arrived, hung_up = asyncio.Event(), asyncio.Event()
 
     async def silent(asked, request):  # type: ignore[no-untyped-def]
         if asked.blob in image.layers:
+            arrived.set()
             try:
                 await asyncio.sleep(30)
             finally:
@@ -196,8 +202,7 @@ async def test_a_pull_nobody_waits_for_ends_and_leaves_nothing(registry: Scripte
 
     registry.fault = silent
     pull = asyncio.create_task(node.pull(f"{registry.address}/app:v1"))
-    while not node.puller.statistics()["waiting"]:
-        await asyncio.sleep(0.001)
+    await asyncio.wait_for(arrived.wait(), 5)
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pull
@@ -246,3 +251,31 @@ async def test_an_empty_layer_comes_too(registry: ScriptedRegistry, node: Node) 
     registry.add("app", "v1", image)
     assert (await node.pull(f"{registry.address}/app:v1")).image.layers[0].digest == image.layers[0]
     assert digest_of(image.manifest) == image.digest
+
+
+async def test_what_a_registry_has_takes_the_place_of_what_an_archive_held(registry: ScriptedRegistry, node: Node) -> None:
+    """Else a pulled image would go on with other bytes than it came with, for the same image was loaded before."""
+    files = {"a": b"1"}
+    image = made(files)
+    registry.add("app", "v1", image)
+    archive = images.docker_archive("app:loaded", [layer_tar(files)], {})
+    loaded = node.store.load_archive(io.BytesIO(archive))[0].image
+    config = json.loads(image.blobs[image.config])
+    same = made_with(node.store.content.read(loaded.id), image)
+    registry.add("app", "v1", same)
+    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in loaded.layers]
+    pulled = await node.pull(f"{registry.address}/app:v1")
+    assert pulled.image.id == loaded.id
+    assert pulled.image.repo_tags == (f"{registry.address}/app:v1", "app:loaded")
+    assert pulled.image.manifest_digest == same.digest
+    assert [layer.digest for layer in pulled.image.layers] == image.layers
+    node.store.collect()
+    assert node.store.content.read(same.digest) == same.manifest
+
+
+def made_with(config: bytes, image: Made) -> Made:
+    """``image`` with another config."""
+    document = json.loads(image.manifest)
+    document["config"] = {**document["config"], "digest": digest_of(config), "size": len(config)}
+    blobs = {**image.blobs, digest_of(config): config}
+    return Made(json.dumps(document).encode(), blobs, image.layers, digest_of(config))
