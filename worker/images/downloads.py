@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey.errors import CoveyError, NotFound
+from covey.errors import CoveyError, Internal, NotFound
 from worker.images.content import BadDigest, ContentStore, Lease
 from worker.images.manifests import BadManifest, Descriptor
 from worker.images.pipe import Pipe
 from worker.images.sources import BlobSource, Sink
+from worker.images.threads import until_done
 
 Origin = Callable[[Descriptor, Sink], Awaitable[None]]
 """Writes the blob from ``sink.offset`` to its end, or raises: the registry."""
@@ -103,7 +104,7 @@ class Downloads:
             if not running.listeners and not running.task.done():
                 self._forget(digest, running)
                 running.task.cancel()
-                await asyncio.wait({running.task})
+                await until_done(running.task)
 
     async def _download(self, descriptor: Descriptor, origin: Origin | None, listeners: Sequence[Listener]) -> None:
         async with self._slots:
@@ -130,7 +131,7 @@ class Downloads:
             self._threads, lambda: self._content.ingest(pipe, lease, descriptor.digest, descriptor.size)
         )
         feeding = asyncio.create_task(self._feed(_Flow(descriptor, pipe, listeners), descriptor, origin, sources, pipe))
-        ends: set[asyncio.Future[Any]] = {storing, feeding}
+        ends: list[asyncio.Future[Any]] = [storing, feeding]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not storing.done():
@@ -139,11 +140,8 @@ class Downloads:
         finally:
             feeding.cancel()
             # The thread must be out of the store before the lease closes, whoever hurries.
-            pipe.fail(BadDigest(f"download of {descriptor.digest} was given up"))
-            await asyncio.wait(ends)
-            for ended in ends:
-                if not ended.cancelled():
-                    ended.exception()
+            pipe.fail(Internal(f"download of {descriptor.digest} was given up"))
+            await until_done(*ends)
         if stored.size != descriptor.size:
             raise BadManifest(f"blob {descriptor.digest} has {stored.size} bytes, not {descriptor.size} as its manifest says")
 

@@ -28,7 +28,20 @@ class Threads:
         except asyncio.CancelledError:
             if on_cancel is not None:
                 on_cancel()
-            await asyncio.wait({work})
-            if not work.cancelled():
-                work.exception()
+            await until_done(work)
             raise
+
+
+async def until_done(*works: asyncio.Future[Any]) -> None:
+    """Returns when all have ended, however they do. Who is cancelled meanwhile waits none the less, and is cancelled then."""
+    cancelled = False
+    while not all(work.done() for work in works):
+        try:
+            await asyncio.wait(works)
+        except asyncio.CancelledError:
+            cancelled = True
+    for work in works:
+        if not work.cancelled():
+            work.exception()
+    if cancelled:
+        raise asyncio.CancelledError

@@ -23,6 +23,7 @@ from worker.images.progress import Listener
 from worker.images.reference import Reference
 from worker.images.registry import inquiries
 from worker.images.registry.errors import NoCredentials, Refused
+from worker.images.threads import until_done
 
 AUTH_HEADER = "X-Registry-Auth"
 _PASSED_ON = frozenset({401, 403, 404, 429})
@@ -67,9 +68,7 @@ async def _run(work: Work, queue: asyncio.Queue[Mapping[str, Any] | None]) -> No
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
+    await until_done(task)
 
 
 class Registry:
