@@ -120,11 +120,7 @@ class Engine:
             raise Internal(f"cannot use {options.data_root} and {options.exec_root}: {error}: run as root") from error
         # Else the next boot has to unpack every image again.
         stack.push_async_callback(loop.run_in_executor, threads, host.images.settle)
-        self.registries = await stack.enter_async_context(Registries(options.registry))
-        self.puller = Puller(host.images, self.registries)
-        stack.callback(self.puller.close)
-        self.pusher = Pusher(host.images, self.registries)
-        stack.callback(self.pusher.close)
+        await self._reach_registries(stack, host.images)
         await stack.enter_async_context(network)
         host.group = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(self._cancel_all)
@@ -138,6 +134,13 @@ class Engine:
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.
             host.spawn(host.pool.keep(), "pool: kept full")
+
+    async def _reach_registries(self, stack: AsyncExitStack, images: ImageStore) -> None:
+        self.registries = await stack.enter_async_context(Registries(self.options.registry))
+        self.puller = Puller(images, self.registries)
+        stack.callback(self.puller.close)
+        self.pusher = Pusher(images, self.registries)
+        stack.callback(self.pusher.close)
 
     def _cancel_all(self) -> None:
         """Supervisors and health checks end with us; the containers they follow do not."""

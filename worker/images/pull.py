@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from covey.credentials import Credentials
 from covey.errors import CoveyError, Internal, NotFound
 from worker.images import image, manifests, platforms, progress
 from worker.images.arrivals import Arrivals
 from worker.images.content import Blob, Lease
-from worker.images.credentials import Credentials
 from worker.images.downloads import Downloads
 from worker.images.image import Image
 from worker.images.manifests import Descriptor, Index, Manifest

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from covey.credentials import Credentials
 from covey.errors import InvalidArgument, NotFound
 from worker.images import manifests, platforms, progress, reference
 from worker.images.compression import CHUNK, Readable
 from worker.images.content import Blob, Lease
-from worker.images.credentials import Credentials
 from worker.images.image import Image, Layer
 from worker.images.progress import Listener
 from worker.images.pull import platform_of, together

@@ -10,14 +10,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
+from covey import credentials
+from covey.credentials import Credentials
 from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
 from covey.errors import CoveyError, InvalidArgument, from_status
 from worker.containers.engine import Engine
-from worker.images import credentials, reference
-from worker.images.credentials import Credentials
+from worker.images import reference
 from worker.images.platforms import Platform
 from worker.images.progress import Listener
 from worker.images.reference import Reference

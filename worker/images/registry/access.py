@@ -13,8 +13,8 @@ from typing import Self, TypeVar
 
 import aiohttp
 
-from worker.images import credentials
-from worker.images.credentials import ANONYMOUS, Credentials
+from covey import credentials
+from covey.credentials import ANONYMOUS, Credentials
 from worker.images.reference import Reference
 from worker.images.registry import endpoints
 from worker.images.registry.connection import Connection, tls_context

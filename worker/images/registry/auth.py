@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from worker.images.credentials import Credentials
+from covey.credentials import Credentials
 from worker.images.registry.challenge import Challenge
 from worker.images.registry.endpoints import Endpoint, is_loopback
 from worker.images.registry.errors import NoCredentials, Unsound

@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
-from worker.images.credentials import Credentials
+from covey.credentials import Credentials
 from worker.images.registry import challenge, errors, retry
 from worker.images.registry.auth import Authorizer, Scopes
 from worker.images.registry.endpoints import Endpoint, Timing, is_loopback, origin

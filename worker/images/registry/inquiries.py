@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from covey.credentials import Credentials
 from covey.errors import InvalidArgument, NotFound, Unauthorized
 from worker.images import manifests
-from worker.images.credentials import Credentials
 from worker.images.manifests import Descriptor, Index
 from worker.images.platforms import Platform
 from worker.images.reference import DEFAULT_DOMAIN, LEGACY_DOMAIN, Reference

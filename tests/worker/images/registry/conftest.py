@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from covey.credentials import Credentials
 from worker.images import reference
-from worker.images.credentials import Credentials
 from worker.images.pull import Pulled, Puller
 from worker.images.registry.access import Registries
 from worker.images.registry.endpoints import RegistryOptions, Timing

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from covey.credentials import ANONYMOUS, Credentials
 from covey.errors import CoveyError
 from worker.images import reference
-from worker.images.credentials import ANONYMOUS, Credentials
 from worker.images.pull import Puller
 from worker.images.registry import endpoints, inquiries
 from worker.images.registry.access import Registries

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covey import credentials
+from covey.credentials import Credentials
 from covey.errors import CoveyError, InvalidArgument
-from worker.images import credentials, progress
-from worker.images.credentials import Credentials
+from worker.images import progress
 from worker.images.registry import challenge, endpoints, errors, inquiries, retry
 from worker.images.registry.endpoints import RegistryOptions, Timing
 

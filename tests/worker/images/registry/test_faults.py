@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from covey.credentials import Credentials
 from covey.errors import CoveyError, NotFound
 from worker.images.content import BadDigest
-from worker.images.credentials import Credentials
 from worker.images.disk import DiskFull
 from worker.images.manifests import BadManifest
 from worker.images.registry.errors import Refused, Unreachable, Unsound

@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from covey.credentials import Credentials
 from covey.errors import CoveyError, InvalidArgument, NotFound
 from covey.testing import images
 from worker.images import reference, upload
-from worker.images.credentials import Credentials
 from worker.images.push import Pushed, Pusher
 from worker.images.registry.errors import NoCredentials, Refused
 

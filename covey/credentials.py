@@ -11,7 +11,6 @@ import binascii
 import json
 import os
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from covey.errors import InvalidArgument
 HUB_KEY = "https://index.docker.io/v1/"
 """What Docker Hub is called where credentials are kept."""
 
+HUB_DOMAIN = "docker.io"
 TOKEN_USER = "<token>"
 HELPER_SECONDS = 30.0
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -93,6 +93,13 @@ def server_key(domain: str) -> str:
     return HUB_KEY if domain in _HUB_NAMES else domain
 
 
+def domain_of(name: str) -> str:
+    """The registry an image's name is of, as a person writes the name."""
+    first, slash, _ = name.partition("/")
+    named = slash and ("." in first or ":" in first or first == "localhost")
+    return first if named else HUB_DOMAIN
+
+
 def default_path(environ: Mapping[str, str] | None = None) -> Path:
     """Docker's config.json of whoever runs this."""
     environ = os.environ if environ is None else environ
@@ -141,6 +148,8 @@ def lookup(path: Path, domain: str) -> Credentials:
 
 def ask_helper(name: str, verb: str, text: str) -> dict[str, Any] | None:
     """Runs ``docker-credential-NAME VERB`` with ``text`` on its stdin; what it answers, None when it has nothing."""
+    import subprocess
+
     program = f"docker-credential-{name}"
     try:
         done = subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=HELPER_SECONDS, check=False)
