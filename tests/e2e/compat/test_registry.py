@@ -236,3 +236,24 @@ def test_events_tell_of_pulls_and_pushes(stage: Stage, docker: Client) -> None:
     wanted = [line for line in told.splitlines() if line.endswith(name)]
     assert wanted[-2:] == [f"push {name}", f"pull {name}"]
     docker("rmi", "app:1", name)
+
+
+def test_the_cluster_command_does_the_same(stage: Stage, cluster: Client, docker: Client) -> None:
+    """And both commands share their logins."""
+    name = f"{PRIVATE}/by-cluster/app:1"
+    load(docker, stage)
+    docker("tag", "app:1", name)
+    assert "no basic auth credentials" in cluster.fails("push", name)
+    assert "Login Succeeded" in cluster("login", "-u", USER, "--password-stdin", PRIVATE, stdin=PASSWORD)
+    digest = digest_in(cluster("push", name).splitlines()[-1])
+    docker("pull", name)
+    docker("rmi", "app:1", name)
+    told = cluster("pull", name).splitlines()
+    assert told[-2:] == [f"Digest: {digest}", f"Status: Downloaded newer image for {name}"]
+    assert sum(line.endswith(": Pull complete") for line in told) == 2
+    cluster("image", "rm", name)
+    assert cluster("run", "--rm", name, "echo", "pulled") == "pulled\n"
+    cluster("logout", PRIVATE)
+    assert "no basic auth credentials" in docker.fails("pull", name)
+    assert "offers no search" in cluster.fails("image", "search", f"{OPEN}/app")
+    docker("rmi", name)

@@ -5,6 +5,7 @@ It decides how answers are read. Status codes and the API's shapes are worker.ro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,11 @@ from worker.images.registry import endpoints
 from worker.images.registry.access import Registries
 from worker.images.registry.connection import ANSWER_LIMIT, read_all
 from worker.images.registry.endpoints import HUB
-from worker.images.registry.errors import NoCredentials, Refused, RegistryError
+from worker.images.registry.errors import NoCredentials, Refused, RegistryError, Unreachable
 from worker.images.registry.repository import Repository
+
+PATIENCE = 10.0
+"""A service that is created waits for the answer, and goes on without it: a registry out of reach must not hold it up."""
 
 SEARCH_DEFAULT = 25
 SEARCH_MOST = 100
@@ -39,7 +43,15 @@ class Described:
 
 
 async def describe(registries: Registries, named: Reference, who: Credentials) -> Described:
-    """Asks the registry what ``named``, a tag or digest, is now."""
+    """Asks the registry what ``named``, a tag or digest, is now. Unreachable when it has not answered soon."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return await _describe(registries, named, who)
+    except TimeoutError:
+        raise Unreachable(f"registry {named.domain} did not say within {PATIENCE:g} s what {named.familiar} is") from None
+
+
+async def _describe(registries: Registries, named: Reference, who: Credentials) -> Described:
 
     async def at(repository: Repository) -> Described:
         found = await repository.manifest(named.digest or named.tag or "")
