@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from covey.credentials import Credentials
@@ -71,6 +70,9 @@ class Puller:
         wanted = platform_of(platform)
 
         async def at(repository: Repository) -> Pulled:
+            if (known := await self._unchanged(repository, named, wanted)) is not None:
+                listener(progress.status(f"Pulling from {_shown(named)}", named.tag or ""))
+                return known
             found = await repository.manifest(named.digest or named.tag or "")
             listener(progress.status(f"Pulling from {_shown(named)}", named.tag or named.digest or ""))
             return await self.take(found, [named], repository=repository, platform=wanted, listener=listener)
@@ -95,6 +97,18 @@ class Puller:
         if not tags:
             raise NotFound(f"repository {named.familiar_name} has no tags: give one, as {named.familiar_name}:latest")
         return [await self.pull(named.with_tag(tag), auth=auth, platform=platform, listener=listener) for tag in tags]
+
+    async def _unchanged(self, repository: Repository, named: Reference, wanted: Platform) -> Pulled | None:
+        """What is here, if the tag still means it: registries count who fetches manifests, not who asks for a digest."""
+        known = await self._threads.run(self._image_of, named) if not named.digest else None
+        if known is None or Platform(known.os, known.architecture, known.variant).normal != wanted.normal:
+            return None
+        digest = (await repository.manifest_descriptor(named.tag or "")).digest
+        if _canonical(named, digest).familiar not in known.repo_digests:
+            return None
+        with self._store.content.lease() as lease:
+            whole = await self._threads.run(self._whole, known, lease)
+        return Pulled(named, known, digest, fresh=False) if whole else None
 
     async def take(
         self,
@@ -279,13 +293,3 @@ def in_dockers_words(error: Refused, named: Reference) -> CoveyError:
     if error.code == "NAME_UNKNOWN":
         return NotFound(f"repository {named.familiar_name} not found: {error.message}")
     return error
-
-
-@contextmanager
-def opened(store: ImageStore, registries: Registries, sources: Sequence[BlobSource] = ()) -> Iterator[Puller]:
-    """A Puller whose threads end with the context."""
-    puller = Puller(store, registries, sources)
-    try:
-        yield puller
-    finally:
-        puller.close()

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ class Stage:
     machine: lab_machine.Machine
     directory: Path
     cgroup: str
-    environ: dict[str, str] = field(default_factory=dict)
 
     @property
     def covey(self) -> Endpoint:
@@ -69,10 +68,6 @@ class Stage:
     def client(self, program: str, *words: str, config: Path, endpoint: Endpoint | None = None) -> Client:
         host = (endpoint or self.covey).host
         return Client(self, (program, *words), {"DOCKER_HOST": host, "COVEY_HOST": host, "DOCKER_CONFIG": str(config)})
-
-    def storage(self, name: str) -> Path:
-        """Where a registry keeps what it has."""
-        return self.directory / name / "docker" / "registry" / "v2"
 
     def start(self) -> None:
         self.machine.wait_ready()

@@ -13,12 +13,15 @@ import io
 import json
 import re
 import secrets
+import ssl
 import tarfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+
+from worker.images.image import host_architecture
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -57,8 +60,9 @@ class Made:
         return digest_of(self.manifest)
 
 
-def made(*layers: Mapping[str, bytes], platform: str = "linux/amd64", **changes: Any) -> Made:
-    """An image of gzip layers; ``changes`` replace fields of its manifest."""
+def made(*layers: Mapping[str, bytes], platform: str = "", **changes: Any) -> Made:
+    """An image of gzip layers, for this machine unless said otherwise; ``changes`` replace fields of its manifest."""
+    platform = platform or f"linux/{host_architecture()}"
     tars = [layer_tar(files) for files in layers or ({"hello": b"hello\n"},)]
     packed = [gzip.compress(tar, 1, mtime=0) for tar in tars]
     system, _, architecture = platform.partition("/")
@@ -108,7 +112,8 @@ class _Repository:
 class ScriptedRegistry:
     """``async with ScriptedRegistry()``; ``address`` is ``127.0.0.1:port``. ``fault`` is asked before every request."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.repositories: dict[str, _Repository] = {}
         self.asked: list[Asked] = []
         self.fault: Fault | None = None
@@ -118,13 +123,14 @@ class ScriptedRegistry:
         self.realm = ""
         self.ranges = True
         self.mounts = True
+        self.referrers: dict[str, list[dict[str, Any]]] = {}
         self._uploads: dict[str, bytearray] = {}
 
     async def __aenter__(self) -> Self:
         # Without a pause, handlers of clients that hang up would go on for a minute.
         self._runner = web.ServerRunner(web.Server(self._serve, handler_cancellation=True), shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
         return self
@@ -178,6 +184,7 @@ class ScriptedRegistry:
             (r"/v2/(.+)/blobs/uploads/([0-9a-f]+)", self._upload),
             (r"/v2/(.+)/blobs/(sha256:[0-9a-f]{64})", self._blob),
             (r"/v2/(.+)/tags/list", self._tags),
+            (r"/v2/(.+)/referrers/(sha256:[0-9a-f]{64})", self._referrers),
         ]
 
     def _token(self, request: web.BaseRequest) -> web.Response:
@@ -247,6 +254,12 @@ class ScriptedRegistry:
         if page and page[-1] != tags[-1]:
             headers["Link"] = f'</v2/{path}/tags/list?last={page[-1]}&n=2>; rel="next"'
         return web.json_response({"name": path, "tags": page}, headers=headers)
+
+    async def _referrers(self, request: web.BaseRequest, asked: Asked, path: str, digest: str) -> web.StreamResponse:
+        if not self.referrers:
+            return web.Response(status=404)
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self.referrers.get(digest, [])}
+        return web.Response(body=json.dumps(document).encode(), headers={"Content-Type": OCI_INDEX})
 
     async def _begin(self, request: web.BaseRequest, asked: Asked, path: str) -> web.StreamResponse:
         query = request.rel_url.query

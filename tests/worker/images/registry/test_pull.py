@@ -9,7 +9,7 @@ import json
 import pytest
 
 from covey.errors import Conflict, NotFound
-from covey.testing import images
+from covey.testing import images as archives
 from worker.images import manifests, reference
 
 from .conftest import Node
@@ -58,19 +58,27 @@ async def test_an_image_comes_whole(registry: ScriptedRegistry, node: Node) -> N
     assert told[-2:] == [f"Digest: {image.digest}", f"Status: Downloaded newer image for {registry.address}/team/app:v1"]
 
 
-async def test_a_second_pull_fetches_the_manifest_only(registry: ScriptedRegistry, node: Node) -> None:
+async def test_a_second_pull_asks_for_the_digest_only(registry: ScriptedRegistry, node: Node) -> None:
     image = made({"a": b"1"})
     registry.add("app", "v1", image)
     await node.pull(f"{registry.address}/app:v1")
     registry.asked.clear()
     pulled = await node.pull(f"{registry.address}/app:v1")
     assert not pulled.fresh
-    assert not registry.of("GET", "/blobs/")
+    assert [one.method for one in registry.asked] == ["HEAD"]
     assert node.statuses()[-1] == f"Status: Image is up to date for {registry.address}/app:v1"
     assert len(node.statuses()) == 3
     registry.add("app", "v2", image)
     assert (await node.pull(f"{registry.address}/app:v2")).fresh
     assert f"{short(image.layers[0])}: Already exists" in node.statuses()
+
+
+async def test_another_platform_than_the_one_here_is_fetched(registry: ScriptedRegistry, node: Node) -> None:
+    images = [made({"a": b"amd"}, platform="linux/amd64"), made({"a": b"arm"}, platform="linux/arm64")]
+    registry.add("app", "v1", index_of(("linux/amd64", images[0]), ("linux/arm64", images[1])), *images)
+    for place, platform in ((1, "linux/arm64"), (0, "linux/amd64"), (1, "linux/arm64"), (1, "linux/arm64")):
+        pulled = await node.pull(f"{registry.address}/app:v1", platform=platform)
+        assert pulled.image.id == images[place].config
 
 
 async def test_a_layer_that_is_here_is_not_fetched(registry: ScriptedRegistry, node: Node) -> None:
@@ -110,7 +118,7 @@ async def test_an_index_gives_the_platform_asked_for(
     registry: ScriptedRegistry, node: Node, platform: str, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.images.image.host_architecture", lambda: "amd64")
-    images = [made({"a": b"amd"}), made({"a": b"arm"}, platform="linux/arm64")]
+    images = [made({"a": b"amd"}, platform="linux/amd64"), made({"a": b"arm"}, platform="linux/arm64")]
     index = index_of(("linux/amd64", images[0]), ("linux/arm64", images[1]))
     registry.add("app", "v1", index, *images)
     pulled = await node.pull(f"{registry.address}/app:v1", platform=platform)
@@ -258,7 +266,7 @@ async def test_what_a_registry_has_takes_the_place_of_what_an_archive_held(regis
     files = {"a": b"1"}
     image = made(files)
     registry.add("app", "v1", image)
-    archive = images.docker_archive("app:loaded", [layer_tar(files)], {})
+    archive = archives.docker_archive("app:loaded", [layer_tar(files)], {})
     loaded = node.store.load_archive(io.BytesIO(archive))[0].image
     config = json.loads(image.blobs[image.config])
     same = made_with(node.store.content.read(loaded.id), image)
