@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from covey.engine_api.answers import Answer
+from covey.engine_api.call import Call
+from covey.engine_api.listeners import listen_unix
+from covey.engine_api.server import Server
 from covey.errors import InvalidArgument, NotFound
 from worker.images.progress import Listener
 from worker.routes import registry
@@ -101,3 +106,31 @@ async def test_what_is_to_be_pulled(name: str, tag: str, expected: str, every: b
 async def test_what_names_no_image_is_refused(name: str, tag: str) -> None:
     with pytest.raises(InvalidArgument):
         registry._wanted(name, tag)
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+async def test_the_connection_s_end_ends_the_work(tmp_path: Path, lines: int) -> None:
+    """Through the real server: the docker command that is interrupted closes its connection, and that is all it does."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work(listener: Listener) -> None:
+        for number in range(lines):
+            listener({"status": str(number)})
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def create(call: Call) -> Answer:
+        await call.read()
+        return await registry.told(work)
+
+    async with listen_unix(Server({"image_create": create}), tmp_path / "s"):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(b"POST /v1.41/images/create?fromImage=x HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.wait_for(begun.wait(), 10)
+        if lines:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await asyncio.wait_for(ended.wait(), 10)

@@ -25,7 +25,7 @@ from worker.images.registry.repository import Repository
 from .conftest import TIMING, Node
 from .scripted import ScriptedRegistry, made
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 
 def certificate(directory: Path) -> ssl.SSLContext:

@@ -22,7 +22,7 @@ from worker.images.registry.errors import NoCredentials, Refused, Unsound
 from .conftest import TIMING, Node
 from .scripted import Asked, ScriptedRegistry, made
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 SECRET = base64.b64encode(b"user:secret").decode()
 

@@ -25,7 +25,7 @@ from worker.images.registry.errors import Refused, Unreachable, Unsound
 from .conftest import Node
 from .scripted import Asked, Made, ScriptedRegistry, cut, digest_of, made
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 Rule = Callable[[Asked], bool]
 

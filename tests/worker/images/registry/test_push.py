@@ -24,7 +24,7 @@ from worker.images.registry.errors import NoCredentials, Refused
 from .conftest import Node
 from .scripted import Asked, ScriptedRegistry, digest_of, layer_tar, made
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 
 class Sender:

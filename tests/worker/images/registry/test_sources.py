@@ -18,7 +18,7 @@ from worker.images.sources import BlobSource, Sink
 from .conftest import Node
 from .scripted import Made, ScriptedRegistry, made
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 
 class Peer:
