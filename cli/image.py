@@ -11,6 +11,7 @@ import typer
 from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet, References
 from cli.output import Listing, clean, labels_text, short_id, show_objects, since, size
+from covey.engine_api.light import Client
 from covey.errors import CoveyError, Internal, InvalidArgument
 
 app = typer.Typer()
@@ -110,6 +111,81 @@ def _split(reference: str) -> tuple[str, str]:
     """(name, tag) of a reference; a colon before a slash belongs to a registry's port."""
     name, colon, tag = reference.rpartition(":")
     return (name, tag) if colon and "/" not in tag else (reference, "")
+
+
+@app.command("pull")
+def pull(
+    image: Annotated[str, typer.Argument(metavar="NAME[:TAG|@DIGEST]", show_default=False)],
+    all_tags: Annotated[bool, typer.Option("--all-tags", "-a", help="Every tag of the repository")] = False,
+    quiet: Quiet = False,
+    platform: Annotated[str | None, typer.Option(help="os[/arch[/variant]]", show_default=False)] = None,
+) -> None:
+    """Get an image from a registry."""
+    with client() as api:
+        fetch(api, image, platform=platform, quiet=quiet, all_tags=all_tags)
+    if quiet:
+        print(image)
+
+
+def fetch(api: Client, image: str, *, platform: str | None = None, quiet: bool = False, all_tags: bool = False) -> None:
+    """Pull ``image`` as the one logged in to its registry, and show the way there."""
+    from cli.registry import auth_header
+    from cli.transfer import show
+
+    name, tag = (image, "") if "@" in image else _split(image)
+    if all_tags and tag:
+        raise InvalidArgument("a tag cannot be used with --all-tags/-a")
+    tag = tag if tag or all_tags or "@" in image else "latest"
+    query = {"fromImage": name, "tag": tag, "platform": platform}
+    show(api.lines("POST", "/images/create", query, headers=auth_header(image)), quiet)
+
+
+@app.command("push")
+def push(
+    image: Annotated[str, typer.Argument(metavar="NAME[:TAG]", show_default=False)],
+    all_tags: Annotated[bool, typer.Option("--all-tags", "-a", help="Every tag of the repository")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Send an image to the registry its name begins with."""
+    from cli.registry import auth_header
+    from cli.transfer import show
+
+    name, tag = _split(image)
+    if all_tags and tag:
+        raise InvalidArgument("a tag cannot be used with --all-tags/-a")
+    query = {"tag": tag or (None if all_tags else "latest")}
+    with client() as api:
+        show(api.lines("POST", f"/images/{name}/push", query, headers=auth_header(image)), quiet)
+    if quiet:
+        print(image)
+
+
+FINDINGS = Listing({"NAME": "Name", "DESCRIPTION": "Description", "STARS": "StarCount", "OFFICIAL": "IsOfficial"}, quiet="Name")
+
+
+@app.command("search")
+def search(
+    term: Annotated[str, typer.Argument(metavar="[REGISTRY/]WORD", show_default=False)],
+    limit: Annotated[int | None, typer.Option(show_default=False)] = None,
+    given: Filter = None,
+    no_trunc: NoTrunc = False,
+    form: Format = None,
+) -> None:
+    """Look for images at a registry that can be searched; Docker Hub unless one is named."""
+    from cli.output import clipped
+
+    with client() as api:
+        found = api.get("/images/search", {"term": term, "limit": limit, "filters": filters(given)})
+    rows = [
+        {
+            "Name": one["name"],
+            "Description": one["description"] if no_trunc else clipped(one["description"], 45),
+            "StarCount": one["star_count"],
+            "IsOfficial": "[OK]" if one.get("is_official") else "",
+        }
+        for one in sorted(found, key=lambda one: -int(one["star_count"]))
+    ]
+    FINDINGS.show(rows, form=form)
 
 
 @app.command("load")

@@ -35,6 +35,13 @@ _NODE = (
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
+_REGISTRIES = (
+    Flag("--insecure-registry", list, "host[:port] or a network: a registry reached over plain http, or by any certificate"),
+    Flag("--registry-mirror", list, "http(s)://host[:port] that is asked before Docker Hub"),
+    Flag("--registry-config", str, "A Docker config.json whose logins and helpers serve pulls that bring none"),
+    Flag("--max-concurrent-downloads", int, "Layers of one image that are pulled at once (3)"),
+    Flag("--max-concurrent-uploads", int, "Layers of one image that are pushed at once (5)"),
+)
 #: What containers of this node may not ask for; the names are worker.containers.policy's.
 _POLICY = (
     Flag("--no-privileged", bool, "Refuse privileged containers and execs"),
@@ -51,13 +58,15 @@ _LISTENERS = (
     Flag("--tls-cert --tlscert", str, "The daemon's certificate"),
     Flag("--tls-key --tlskey", str, "Its key"),
 )
-_PATHS = {"data_root", "exec_root", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
+_PATHS = {"data_root", "exec_root", "registry_config", "tls_ca", "tls_cert", "tls_key", "store_ca", "store_cert", "store_key"}
 _NAMES = {
     "host": "hosts",
     "label": "labels",
     "add_runtime": "runtimes",
     "etcd": "etcd_binary",
     "node_generic_resource": "generic_resources",
+    "insecure_registry": "insecure_registries",
+    "registry_mirror": "registry_mirrors",
 }
 #: Options whose value is one of a few.
 _CHOICES = {"profile": _PROFILES, "log_level": _LEVELS}
@@ -83,14 +92,14 @@ def _run_node(options: dict[str, Any]) -> int:
 
 
 @app.command("daemon")
-@with_flags(_NODE, _POLICY, _LISTENERS)
+@with_flags(_NODE, _REGISTRIES, _POLICY, _LISTENERS)
 def daemon(**flags: Any) -> None:
     """Run the node daemon: containers of this node, and its part in a cluster."""
     raise typer.Exit(_run_node(chosen(flags)))
 
 
 @app.command("worker")
-@with_flags(_NODE, _POLICY)
+@with_flags(_NODE, _REGISTRIES, _POLICY)
 def worker(**flags: Any) -> None:
     """Run a worker alone: a node daemon that only <exec-root>/daemon.sock reaches, to join with."""
     options = chosen(flags)

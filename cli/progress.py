@@ -44,6 +44,17 @@ class Display:
         self.clear()
         print(f"{clean(text)} ({time.monotonic() - self._start:.1f}s)", flush=True)
 
+    @property
+    def live(self) -> bool:
+        """Whether there is a terminal to repaint."""
+        return self._live
+
+    def plain(self, text: str) -> None:
+        """A line that stays, as it is."""
+        if not self._quiet:
+            self.clear()
+            print(clean(text), flush=True)
+
     def paint(self, lines: Sequence[str]) -> None:
         """Replace what was painted last."""
         if not self._live:

@@ -56,7 +56,9 @@ def run(image: str, words: Words = None, **flags: Any) -> None:
         raise InvalidArgument("the input device is not a TTY: leave -t out when stdin is not a terminal")
     with client() as api:
         try:
-            made = api.post("/containers/create", {"name": flags["name"], "platform": flags["platform"]}, body)
+            made = _created(
+                api, image, {"name": flags["name"], "platform": flags["platform"]}, body, flags["pull"] or "missing"
+            )
         except CoveyError as error:
             raise typer.Exit(_fail(_image_hint(error, image), REFUSED)) from None
         for text in made.get("Warnings") or ():
@@ -75,8 +77,35 @@ def run(image: str, words: Words = None, **flags: Any) -> None:
         raise typer.Exit(start_attached(api, reference, stdin=stdin, tty=tty, gone=bool(flags["rm"])))
 
 
+def _created(api: Client, image: str, query: dict[str, str | None], body: dict[str, Any], pull: str) -> dict[str, Any]:
+    """The container made; its image is pulled before if it is missing, or as ``pull`` says."""
+    from cli.image import fetch
+
+    if pull not in ("missing", "always", "never"):
+        raise InvalidArgument(f"--pull {pull!r} is none of missing, always, never")
+    quiet = not sys.stdout.isatty()
+    if pull == "always":
+        fetch(api, image, platform=query["platform"], quiet=quiet)
+    try:
+        made: dict[str, Any] = api.post("/containers/create", query, body)
+    except NotFound as error:
+        if pull != "missing" or not _is_of_image(error):
+            raise
+        print(f"cluster: image {image} is not on this node: pulling it", file=sys.stderr)
+        try:
+            fetch(api, image, platform=query["platform"], quiet=quiet)
+        except CoveyError as refusal:
+            raise type(error)(f"No such image: {image}, and it cannot be pulled: {refusal.message.rstrip('.')}") from None
+        made = api.post("/containers/create", query, body)
+    return made
+
+
+def _is_of_image(error: NotFound) -> bool:
+    return "image" in error.message.lower()
+
+
 def _image_hint(error: CoveyError, image: str) -> str:
-    if isinstance(error, NotFound) and "image" in error.message.lower():
+    if isinstance(error, NotFound) and _is_of_image(error):
         return f"{error.message.rstrip('.')}: get it with `cluster image load` or `cluster image import`"
     return error.message
 

@@ -88,7 +88,7 @@ RUN = (
     Flag("--runtime", str, "Which OCI runtime"),
     Flag("--platform", str, "os/architecture of the image"),
     Flag("--cidfile", str, "A new file for its id"),
-    Flag("--pull", str, "Accepted: images are taken as the node has them"),
+    Flag("--pull", str, "When its image is pulled: missing (the default), always or never"),
     Flag("--quiet -q", bool, "Accepted"),
     Flag("--detach-keys", str, "Accepted; the keys are ctrl-p ctrl-q"),
     *HEALTH,

@@ -41,6 +41,7 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
         with planning(flags["format"]) as rehearsal:
             spec = created(image, words or [], flags)
             _resolve(rehearsal, spec)
+            _pin(rehearsal, spec, flags)
             rehearsal.post("/services/create", json=spec)
         return
     _shown_only_as_plan(flags["format"])
@@ -48,6 +49,7 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
     with client() as api:
         wait = Wait(api, [], **_waiting(flags))
         _resolve(api, spec)
+        _pin(api, spec, flags)
         answer = api.post("/services/create", json=spec)
         _warn(answer)
         print(answer["ID"], flush=True)
@@ -210,7 +212,18 @@ def _changed(api: Client, found: Mapping[str, Any], flags: dict[str, Any]) -> di
         flags["network_rm"] = [*flags["network_rm"], *(_network_id(api, name) for name in flags["network_rm"])]
     spec = updated(found["Spec"], flags)
     _resolve(api, spec)
+    if flags["image"]:
+        _pin(api, spec, flags)
     return spec
+
+
+def _pin(api: Client, spec: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Hold the service to what its image's name means now, unless that is not wanted."""
+    if flags["no_resolve_image"]:
+        return
+    from cli.service_image import pin
+
+    pin(api, spec)
 
 
 def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query: str) -> None:

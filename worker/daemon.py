@@ -34,6 +34,7 @@ from worker.containers.policy import Policy
 from worker.containers.runtimes import OWN
 from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
+from worker.images.registry import endpoints
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
 
@@ -50,6 +51,7 @@ class DaemonOptions:
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
     appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
     worker.containers.remap. ``generic_resources``: KIND=NAME or KIND=NUMBER, as covey.model.resources reads them.
+    ``registry_config``: a Docker config.json, for pulls that bring no credentials.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -70,6 +72,11 @@ class DaemonOptions:
     warm_pool: int = 3
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
+    insecure_registries: Sequence[str] = ()
+    registry_mirrors: Sequence[str] = ()
+    registry_config: Path | None = None
+    max_concurrent_downloads: int = 3
+    max_concurrent_uploads: int = 5
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
     log_level: str = "info"
 
@@ -189,6 +196,15 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         policy=Policy(tuple(options.refused)),
         remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
+        registry=endpoints.check(
+            endpoints.RegistryOptions(
+                insecure=tuple(options.insecure_registries),
+                mirrors=tuple(options.registry_mirrors),
+                config=options.registry_config,
+                downloads=options.max_concurrent_downloads,
+                uploads=options.max_concurrent_uploads,
+            )
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from covey.model.resources import Resources
 from worker.containers.policy import Policy
 from worker.containers.remap import Remap
 from worker.containers.runtimes import OWN
+from worker.images.registry.endpoints import RegistryOptions
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -21,7 +22,8 @@ class EngineOptions:
     ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
     sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
-    OCI runtimes by name and path. ``generic``: what the node says it has of generic resources.
+    OCI runtimes by name and path. ``generic``: what the node says it has of generic resources. ``registry``: how registries
+    are reached.
     """
 
     data_root: Path
@@ -41,6 +43,7 @@ class EngineOptions:
     default_runtime: str = OWN
     policy: Policy = field(default_factory=Policy)
     remap: Remap | None = None
+    registry: RegistryOptions = field(default_factory=RegistryOptions)
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

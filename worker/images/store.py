@@ -44,6 +44,11 @@ class _Kept:
     names: set[Reference] = field(default_factory=set)
     removed: bool = False
 
+    @property
+    def is_as_at_registry(self) -> bool:
+        """Whether its manifest is, byte for byte, one that a registry has."""
+        return any(name.digest == self.image.manifest_digest for name in self.names)
+
 
 @dataclass(frozen=True, slots=True)
 class Removed:
@@ -169,10 +174,14 @@ class ImageStore:
         incoming = self._read(manifest.digest, manifest.size)
         if incoming.platform_warning:
             _log.warning("image %s: %s", incoming.short_id, incoming.platform_warning)
+        names = list(names)
         self._unpack_all(incoming, lease)
         size = sum(self.layer_sizes(incoming))
         with self._changing():
             kept = self._kept.setdefault(incoming.id, _Kept(replace(incoming, size=size, stored_at=self._now())))
+            if any(name.digest for name in names) and not kept.is_as_at_registry:
+                # What a registry has can go back as it came; what an archive held would become other bytes.
+                kept.image = replace(incoming, size=size, stored_at=kept.image.stored_at, tagged_at=kept.image.tagged_at)
             kept.removed = False
             self._unreadable = [row for row in self._unreadable if row.manifest_digest != incoming.manifest_digest]
             for name in names:

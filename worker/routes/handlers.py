@@ -9,6 +9,7 @@ from worker.routes.containers import Containers
 from worker.routes.execs import Execs
 from worker.routes.images import Images
 from worker.routes.networks import Networks
+from worker.routes.registry import Registry
 from worker.routes.system import System
 from worker.routes.volumes import Volumes
 
@@ -18,12 +19,14 @@ RELEASE = "0.1.0"
 def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     """Handlers by route name; the front door adds the cluster's. The engine must be entered."""
     found: dict[str, Handler] = {}
+    registry = Registry(engine)
     for noun in (
         Archives(engine),
         Containers(engine),
         Execs(engine),
-        Images(engine),
+        Images(engine, registry),
         Networks(engine),
+        registry,
         System(engine, release),
         Volumes(engine),
     ):

@@ -1,6 +1,6 @@
-"""Images over the Engine API, as far as this release goes: list, inspect, history, import, load, tag, remove, prune.
+"""Images of this node over the Engine API: list, inspect, history, import, load, tag, remove, prune.
 
-Pulling is a later release's: what is here already counts as pulled, everything else is refused in Docker's words.
+What concerns registries is worker.routes.registry's.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Empty, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
-from covey.errors import CoveyError, InvalidArgument, NotFound, NotImplementedYet
+from covey.errors import NotImplementedYet
 from worker.containers.engine import Engine
 from worker.images import reference, views
 from worker.routes.bodies import BodyReader
+from worker.routes.registry import Registry
 
 LIST_FILTERS = ("before", "dangling", "label", "label!", "reference", "since", "until")
 
@@ -22,8 +23,8 @@ LIST_FILTERS = ("before", "dangling", "label", "label!", "reference", "since", "
 class Images:
     """One method a route."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, registry: Registry) -> None:
+        self._engine, self._registry = engine, registry
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -35,7 +36,6 @@ class Images:
             "image_history": self.history,
             "image_tag": self.tag,
             "image_delete": self.delete,
-            "distribution_inspect": self.distribution,
         }
 
     def _event(self, action: str, image_id: str, name: str) -> None:
@@ -56,26 +56,7 @@ class Images:
     async def create(self, call: Call) -> Answer:
         if call.text("fromSrc"):
             return await self._import(call)
-        name, tag = call.text("fromImage"), call.text("tag")
-        if not name:
-            raise InvalidArgument("give fromImage or fromSrc")
-        await call.read()
-        wanted = reference.from_parts(name, tag)
-        try:
-            found = await self._engine.host.run(self._engine.images.resolve, wanted.familiar)
-        except NotFound:
-            raise NotFound(
-                f"pull access denied for {wanted.familiar_name}, repository does not exist or may require 'docker login': "
-                f"denied: pulling from registries comes with a later release of Covey: load {wanted.familiar} with "
-                "`cluster image load`"
-            ) from None
-
-        async def lines() -> AsyncIterator[bytes]:
-            yield framing.line({"status": f"Pulling from {wanted.familiar_name}", "id": wanted.tag or ""})
-            yield framing.line({"status": f"Digest: {found.manifest_digest}"})
-            yield framing.line({"status": f"Status: Image is up to date for {wanted.familiar}"})
-
-        return Stream(lines())
+        return await self._registry.pull(call)
 
     async def _import(self, call: Call) -> Answer:
         source = call.text("fromSrc")
@@ -139,14 +120,3 @@ class Images:
         for one in result.deleted:
             self._event("delete", one, one)
         return views.removed(result)
-
-    async def distribution(self, call: Call) -> Answer:
-        """Without a registry client nobody knows a digest: the CLI goes on with its warning, as when Docker is offline."""
-        name = call.params["name"]
-        raise _Unauthorized(f"{name}: this release asks no registry for digests; the image is used by its name")
-
-
-class _Unauthorized(CoveyError):
-    """Docker's code for a registry that lets nobody in; the CLI then sends the name as it is."""
-
-    status = 401

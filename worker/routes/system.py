@@ -14,11 +14,12 @@ from covey.engine_api import framing, versions
 from covey.engine_api.answers import Answer, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
-from covey.errors import InvalidArgument, NotFound, NotImplementedYet
+from covey.errors import InvalidArgument, NotFound
 from covey.model.resources import show_generic
 from worker.containers import events, runtimes
 from worker.containers.engine import Engine
 from worker.images import views as image_views
+from worker.images.registry import endpoints
 from worker.rootfs import views as volume_views
 from worker.routes import usage
 from worker.routes.times import seconds
@@ -64,7 +65,6 @@ class System:
             "system_info": self.info,
             "system_events": self.events,
             "system_df": self.usage,
-            "system_auth": self.auth,
             "plugin_list": self.plugins,
             "plugin_inspect": self.plugin,
         }
@@ -139,11 +139,6 @@ class System:
             rows.append(volume_views.volume(one, size=size, users=len(holders.get(one.name, ()))))
         return rows
 
-    async def auth(self, call: Call) -> Answer:
-        raise NotImplementedYet(
-            "registries come with a later release of Covey: nothing was checked; load images with `cluster image load`"
-        )
-
     async def plugins(self, call: Call) -> Answer:
         return []
 
@@ -182,7 +177,6 @@ FIXED: Mapping[str, Any] = {
     "OSVersion": "",
     "OSType": "linux",
     "IndexServerAddress": "https://index.docker.io/v1/",
-    "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": None},
     "HttpProxy": "",
     "HttpsProxy": "",
     "NoProxy": "",
@@ -215,6 +209,7 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "OomKillDisable": cgroup_version() == "1",
         "IPv4Forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1",
         "NFd": len(os.listdir("/proc/self/fd")),
+        "RegistryConfig": _registry_config(options.registry),
         "SystemTime": rfc3339(engine.clock.now()),
         "CgroupVersion": cgroup_version(),
         "NEventsListener": engine.events.statistics()["listeners"],
@@ -230,6 +225,18 @@ def node_info(engine: Engine, release: str) -> dict[str, Any]:
         "SecurityOptions": [*SECURITY, *(["name=userns"] if options.remap else [])],
         "ServerVersion": release,
         "Swarm": dict(INACTIVE_SWARM),
+    }
+
+
+def _registry_config(options: endpoints.RegistryOptions) -> dict[str, Any]:
+    """RegistryServiceConfig: which registries may be insecure, and who stands for Docker Hub."""
+    hub = {"Name": "docker.io", "Mirrors": list(options.mirrors), "Secure": True, "Official": True}
+    names = [one for one in options.insecure if "/" not in one]
+    others = {name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False} for name in names}
+    return {
+        "InsecureRegistryCIDRs": [*endpoints.LOOPBACK, *(one for one in options.insecure if "/" in one)],
+        "IndexConfigs": {"docker.io": hub, **others},
+        "Mirrors": list(options.mirrors),
     }
 
 

@@ -51,7 +51,7 @@ def test_refusals(node: Node) -> None:
     assert node.state("two")["Status"] == "created"
     assert "container is running: stop the container before removing" in node.docker("rm", "one", code=1).stderr
     assert "No such container: nosuch" in node.docker("start", "nosuch", code=1).stderr
-    assert "pull access denied for nosuch" in node.docker("run", "nosuch", code=125).stderr
+    assert "lookup registry-1.docker.io: no such host" in node.docker("run", "nosuch", code=125).stderr
     assert "unable to find user nosuch" in node.docker("run", "--user", "nosuch", "busybox", code=125).stderr
     source = 'invalid mount config for type "bind": bind source path does not exist: /no/where'
     assert source in node.docker("run", "--mount", "type=bind,src=/no/where,dst=/x", "busybox", code=125).stderr
