@@ -13,6 +13,7 @@ from covey.errors import NotFound
 from worker.images import index, reference
 from worker.images.image import Image
 from worker.images.reference import Reference
+from worker.images.save import Chosen
 
 
 @dataclass(slots=True)
@@ -112,6 +113,19 @@ class Catalogue:
         if named.digest:
             return missing(named.familiar)
         return self._by_prefix(name) or missing(named.tagged().familiar)
+
+    def select(self, name: str) -> list[Chosen]:
+        """What ``docker save name`` takes: a tag under that tag, a bare name with all its tags, an id without a name."""
+        named = None if reference.id_prefix(name) and (name.startswith("sha256:") or len(name) == 64) else reference.parse(name)
+        if named is not None and not named.digest:
+            found = []
+            for kept in self._kept.values():
+                tags = [each for each in kept.names if each.tag and each.name == named.name and named.tag in (None, each.tag)]
+                if tags:
+                    found.append(Chosen(kept.image, tuple(sorted(tags, key=str))))
+            if found:
+                return found
+        return [Chosen(self.find(name).image, ())]
 
     def needed(self) -> tuple[Collection[str], Collection[str]]:
         """(digests of blobs, chain ids of layers) that the images need."""

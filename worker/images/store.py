@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from covey.errors import CoveyError, InvalidArgument
-from worker.images import archive, image, index, listing, reference, removal
+from covey.errors import CoveyError, InvalidArgument, NotFound
+from worker.images import archive, image, index, listing, reference, removal, save
 from worker.images.catalogue import Catalogue, Kept, missing, restored
 from worker.images.compression import Readable
 from worker.images.content import Blob, ContentStore, Lease
@@ -36,6 +36,7 @@ LoadedImages = list[archive.Loaded]
 Paths = list[Path]
 Sizes = list[int]
 Freed = tuple[list[str], int]
+Chosen = list[save.Chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,26 @@ class ImageStore:
                 kept = self.add(found.manifest, found.names, lease)
                 loaded.append(archive.Loaded(kept, tuple(name.familiar for name in found.names)))
         return loaded
+
+    def choose(self, names: Sequence[str], platform: str = "") -> Chosen:
+        """The images that ``docker save names`` takes; NotFound for one that is not there or not of ``platform``."""
+        with self._lock:
+            chosen = save.merged([each for name in names for each in self._images.select(name)])
+        for each in chosen:
+            if platform not in ("", each.image.platform):
+                raise NotFound(f"image {each.image.short_id} is for {each.image.platform}, not for {platform}")
+        return chosen
+
+    def save_archive(self, chosen: Chosen) -> Iterator[bytes]:
+        """An archive of images that ``load_archive`` and others read, in pieces (worker.images.save).
+
+        NotFound before the first piece when a blob is missing.
+        """
+        with self.content.lease() as lease:
+            with self._lock:
+                for digest in (digest for each in chosen for digest in each.image.blobs):
+                    lease.pin(digest)
+            yield from save.write(chosen, self.content)
 
     def import_rootfs(
         self,

@@ -7,6 +7,7 @@ from worker.containers.engine import Engine
 from worker.routes.archives import Archives
 from worker.routes.containers import Containers
 from worker.routes.execs import Execs
+from worker.routes.image_archives import ImageArchives
 from worker.routes.images import Images
 from worker.routes.networks import Networks
 from worker.routes.system import System
@@ -22,6 +23,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
         Archives(engine),
         Containers(engine),
         Execs(engine),
+        ImageArchives(engine),
         Images(engine),
         Networks(engine),
         System(engine, release),
