@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
-from worker.images import archive, image, index, listing, reference, removal, save
+from worker.images import archive, fsck, image, index, listing, reference, removal, save
 from worker.images.catalogue import Catalogue, Kept, missing, restored
 from worker.images.compression import Readable
 from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
+from worker.images.repair import Finding, Repairer
 from worker.images.tar_stream import Limits
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ Paths = list[Path]
 Sizes = list[int]
 Freed = tuple[list[str], int]
 Chosen = list[save.Chosen]
+Findings = Iterator[Finding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,26 @@ class ImageStore:
                 done = self._carry_out(kept, plan, False)
             total = Removed(total.untagged + done.untagged, total.deleted + done.deleted, total.freed + done.freed)
         return total
+
+    def fsck(self, repair: bool = False) -> Findings:
+        """Every fault on disk (worker.images.fsck), and with ``repair`` what was done about it (worker.images.repair)."""
+        faults = fsck.check(self.root, self.layers.root)
+        if not repair:
+            return map(Finding, faults)
+        with self._lock:
+            images = [kept.named() for kept in self._images]
+        return Repairer(self.content, self.layers, images, self._mounted, self._rewrite).mend(faults)
+
+    def _mounted(self) -> set[str]:
+        running, in_use = set(self._running()), self._in_use()
+        with self._lock:
+            images = [kept.image for kept in self._images if running.intersection(in_use.get(kept.image.id, ()))]
+        return {layer.chain_id for each in images for layer in each.layers}
+
+    def _rewrite(self) -> None:
+        (self.root / index.LAYOUT).unlink(missing_ok=True)
+        with self._changing():
+            pass
 
     def collect(self) -> int:
         """Free what nothing needs any more: images removed under their containers, leftover blobs. Bytes freed."""

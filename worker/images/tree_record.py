@@ -1,9 +1,9 @@
 """What an unpacked layer holds, written down when it is unpacked, so that any later change of it can be named.
 
-JSON lines: the version; the entry of the root itself; then one line a directory, ``[path, {name: entry}]``. An entry is a
-list: kind, mode, uid, gid, mtime in ns, what it is made of (size and SHA-256 of the content, link target, device number),
-its extended attributes. Decides the form and the comparison; why a tree changed, and what is done about it, is
-worker.images.fsck's. The tree is read as one that may have been damaged: no link is followed.
+JSON lines: the version; the entry of the root itself; one line a directory, ``[path, {name: entry}]``; the SHA-256 of all
+these. An entry is a list: kind, mode, uid, gid, mtime in ns, what it is made of (size and SHA-256 of the content, link
+target, device number), its extended attributes. Decides the form and the comparison; why a tree changed, and what is done
+about it, is worker.images.fsck's. The tree is read as one that may have been damaged: no link is followed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 
 def write(path: Path, root_fd: int, sums: Mapping[int, str]) -> str:
-    """Write the record of the tree below ``root_fd`` to a new file; the digest of its bytes.
+    """Write the record of the tree below ``root_fd`` to a new file; its checksum.
 
     ``sums``: inode → SHA-256 of the content, of every file that is not sparse.
     """
@@ -51,30 +51,55 @@ def write(path: Path, root_fd: int, sums: Mapping[int, str]) -> str:
     with open(path, "xb") as file:
         head = ({"version": VERSION}, _entry("", ".", root_fd, summed))
         for value in itertools.chain(head, _walk(root_fd, summed)):
-            line = json.dumps(value, separators=(",", ":")).encode() + b"\n"
+            line = _line(value)
             hasher.update(line)
             file.write(line)
-    return "sha256:" + hasher.hexdigest()
+        file.write(_line({"sum": f"sha256:{hasher.hexdigest()}"}))
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def checksum(data: bytes) -> str | None:
+    """The checksum of a whole record; None when a bit of it is not as ``write`` wrote it."""
+    end = data.rfind(b"\n", 0, -1) + 1
+    digest = f"sha256:{hashlib.sha256(data[:end]).hexdigest()}"
+    return digest if data[end:] == _line({"sum": digest}) else None
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def compare(record: Iterable[bytes], root_fd: int) -> Iterator[Difference]:
-    """Where the tree below ``root_fd`` is not as ``record`` (its lines) says. ValueError when the record is none."""
-    head, root, *rest = [json.loads(line) for line in record] or [None, None]
-    if head != {"version": VERSION}:
-        raise ValueError(f"it begins with {head!r}, not with version {VERSION}")
-    wanted: dict[str, dict[str, Entry]] = dict(rest)
+    """Where the tree below ``root_fd`` is not as ``record`` (its lines) says.
+
+    A line that cannot be read says nothing: what is in its directory is then not of the layer.
+    """
+    root, wanted = _read(record)
 
     def summed(directory: str, name: str, parent_fd: int, status: os.stat_result) -> str:
         before = wanted.get(directory, {}).get(name)
-        if before is None or before[0] != "file":
-            return ""
-        return _content_sum(parent_fd, name, holes=before[5][1].startswith(_HOLES))
+        return _content_sum(parent_fd, name, holes=_HOLES in str(before)) if before else ""
 
     yield from _differences("", {"": root}, {"": _entry("", ".", root_fd, summed)})
     for path, entries in _walk(root_fd, summed):
         yield from _differences(path, wanted.pop(path, {}), entries)
     for path, missed in wanted.items():
         yield from _differences(path, missed, {})
+
+
+def _read(record: Iterable[bytes]) -> tuple[Entry, dict[str, dict[str, Entry]]]:
+    """(the root's entry, directory → entries)."""
+    root: Entry = []
+    wanted: dict[str, dict[str, Entry]] = {}
+    for number, line in enumerate(record):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            found = json.loads(line)
+            if number == 1:
+                root = list(found)
+            elif number:
+                path, entries = found
+                wanted[path] = dict(entries)
+    return root, wanted
 
 
 def _differences(path: str, before: Mapping[str, Entry], now: Mapping[str, Entry]) -> Iterator[Difference]:
@@ -87,7 +112,7 @@ def _differences(path: str, before: Mapping[str, Entry], now: Mapping[str, Entry
             yield Difference(where, "is missing" if old else "is not of the layer")
         else:
             changed = [field for field, one, other in zip(_FIELDS, old, new) if one != other]
-            yield Difference(where, f"its {' and '.join(changed)} changed")
+            yield Difference(where, f"its {' and '.join(changed) or 'entry'} changed")
 
 
 def _walk(root_fd: int, summed: Summed) -> Iterator[tuple[str, dict[str, Entry]]]:

@@ -60,7 +60,9 @@ def test_tree_record(tmp_path: Path) -> None:
     (tmp_path / "d/f").write_bytes(b"hello")
     (tmp_path / "l").symlink_to("d/f")
     uid, gid = os.getuid(), os.getgid()
-    record = (GOLDEN / "tree-1.jsonl").read_bytes().replace(b"4242,4343", b"%d,%d" % (uid, gid))
+    golden = (GOLDEN / "tree-1.jsonl").read_bytes()
+    assert tree_record.checksum(golden) is not None
+    record = golden.replace(b"4242,4343", b"%d,%d" % (uid, gid))
     for path, mode in (("d/f", 0o640), ("d", 0o750), ("", 0o755)):
         os.chmod(tmp_path / path, mode)
     for path in ("d/f", "d", "l", ""):
