@@ -33,6 +33,7 @@ from worker.containers.policy import Policy
 from worker.containers.runtimes import OWN
 from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
+from worker.images import retention
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
 
@@ -48,7 +49,7 @@ class DaemonOptions:
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
     appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
-    worker.containers.remap.
+    worker.containers.remap. ``image_gc``: see worker.images.retention.parse.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -66,6 +67,7 @@ class DaemonOptions:
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
+    image_gc: str = ""
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
@@ -186,6 +188,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
         policy=Policy(tuple(options.refused)),
         remap=read_remap(options.userns_remap) if options.userns_remap else None,
         warm_pool=options.warm_pool,
+        retention=retention.parse(options.image_gc),
     )
 
 

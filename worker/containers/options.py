@@ -10,6 +10,7 @@ from pathlib import Path
 from worker.containers.policy import Policy
 from worker.containers.remap import Remap
 from worker.containers.runtimes import OWN
+from worker.images.retention import Policy as Retention
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -20,7 +21,7 @@ class EngineOptions:
     ``require_seccomp``: refuse to start a container whose filter cannot be compiled; False starts it
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
     sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
-    OCI runtimes by name and path.
+    OCI runtimes by name and path. ``retention``: which images go by themselves, looked at every ``tidy_every`` seconds.
     """
 
     data_root: Path
@@ -39,6 +40,8 @@ class EngineOptions:
     default_runtime: str = OWN
     policy: Policy = field(default_factory=Policy)
     remap: Remap | None = None
+    retention: Retention = field(default_factory=Retention)
+    tidy_every: float = 300.0
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

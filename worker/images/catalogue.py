@@ -6,31 +6,51 @@ worker.images.store, holds one) and no containers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from covey.errors import NotFound
-from worker.images import index, reference
+from covey.errors import CoveyError, NotFound
+from worker.images import index, reference, retention
 from worker.images.image import Image
 from worker.images.reference import Reference
 from worker.images.save import Chosen
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class Kept:
-    """One image in the tables; ``image`` carries no names. ``used_at``: when a container was last made of it."""
+    """One image in the tables; ``image`` carries no names. ``used_at``: when a container was last made of it; ``services``:
+    when one was made for each service."""
 
     image: Image
     names: set[Reference] = field(default_factory=set)
     removed: bool = False
     pinned: bool = False
     used_at: float = 0.0
+    services: dict[str, float] = field(default_factory=dict)
 
     def named(self) -> Image:
         """The image with its names."""
         tags = sorted(name.familiar for name in self.names if name.tag)
         digests = sorted(name.familiar for name in self.names if name.digest)
         return replace(self.image, repo_tags=tuple(tags), repo_digests=tuple(digests))
+
+    def candidate(self, in_use: bool, layer_size: Callable[[str], int | None]) -> retention.Candidate:
+        """The image as collection looks at it. ``layer_size``: bytes of an unpacked layer by its chain id."""
+        of = self.image
+        blobs = {layer.digest: layer.blob_size for layer in of.layers} | {of.manifest_digest: of.manifest_size}
+        unpacked = {f"unpacked {layer.chain_id}": layer_size(layer.chain_id) or 0 for layer in of.layers}
+        return retention.Candidate(
+            id=of.id,
+            parts=blobs | unpacked,
+            used_at=max(self.used_at, of.stored_at, of.tagged_at),
+            in_use=in_use,
+            pinned=self.pinned,
+            can_be_fetched=not self.names or any(name.digest for name in self.names),
+            services=self.services,
+        )
 
     def row(self) -> index.Row:
         """What is written of it."""
@@ -45,14 +65,14 @@ class Kept:
             removed=self.removed,
             pinned=self.pinned,
             used_at=self.used_at,
+            services=tuple(sorted(self.services.items())),
         )
 
 
-def restored(image: Image, row: index.Row) -> Kept:
-    """The image that ``row`` is of, read again from its manifest. InvalidArgument when a name in the row is none."""
+def _restored(image: Image, row: index.Row) -> Kept:
     names = {reference.parse(name) for name in row.names}
     image = replace(image, size=row.size, stored_at=row.stored_at, tagged_at=row.tagged_at)
-    return Kept(image, names, row.removed, row.pinned, row.used_at)
+    return Kept(image, names, row.removed, row.pinned, row.used_at, dict(row.services))
 
 
 class Catalogue:
@@ -71,7 +91,9 @@ class Catalogue:
     def copy(self) -> Catalogue:
         """A copy that later changes do not reach."""
         other = Catalogue()
-        other._kept = {each: replace(kept, names=set(kept.names)) for each, kept in self._kept.items()}
+        other._kept = {
+            each: replace(kept, names=set(kept.names), services=dict(kept.services)) for each, kept in self._kept.items()
+        }
         other.unreadable = list(self.unreadable)
         return other
 
@@ -86,9 +108,21 @@ class Catalogue:
         self.unreadable = [row for row in self.unreadable if row.manifest_digest != kept.image.manifest_digest]
         return found
 
-    def restore(self, kept: Kept) -> None:
-        """Put back what was written."""
-        self._kept[kept.image.id] = kept
+    def restore(self, rows: Iterable[index.Row], read: Callable[[str, int], Image]) -> None:
+        """Take in what was written. ``read``: the image of a manifest's digest and size."""
+        for row in rows:
+            try:
+                kept = _restored(read(row.manifest_digest, row.manifest_size), row)
+            except CoveyError as error:
+                _log.warning(
+                    "image %s (%s) is left out, and nothing is collected until it is loaded again: %s",
+                    row.manifest_digest,
+                    ", ".join(row.names),
+                    error.message,
+                )
+                self.unreadable.append(row)
+            else:
+                self._kept[kept.image.id] = kept
 
     def drop(self, image_id: str) -> None:
         self._kept.pop(image_id, None)

@@ -31,6 +31,7 @@ _TAGGED = "covey.image.tagged"
 _REMOVED = "covey.image.removed"
 _PINNED = "covey.image.pinned"
 _USED = "covey.image.used"
+_SERVICE = "covey.image.service."
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Row:
     """One image: its manifest, full names (``docker.io/library/x:tag`` or ``…@sha256:…``), sizes and times.
 
     ``removed``: no longer listed, kept only for the containers that still stand on its layers. ``pinned``: no collection
-    takes it. ``used_at``: when a container was last made of it, 0 when never.
+    takes it. ``used_at``: when a container was last made of it, 0 when never; ``services``: when for each service.
     """
 
     manifest_digest: str
@@ -53,6 +54,7 @@ class Row:
     removed: bool
     pinned: bool = False
     used_at: float = 0.0
+    services: tuple[tuple[str, float], ...] = ()
 
 
 def encoded(rows: Iterable[Row]) -> bytes:
@@ -63,6 +65,7 @@ def encoded(rows: Iterable[Row]) -> bytes:
         notes |= {_REMOVED: "true"} if row.removed else {}
         notes |= {_PINNED: "true"} if row.pinned else {}
         notes |= {_USED: repr(row.used_at)} if row.used_at else {}
+        notes |= {f"{_SERVICE}{service}": repr(used_at) for service, used_at in row.services}
         base = descriptor(row.manifest_type, row.manifest_digest, row.manifest_size)
         for name in row.names or ("",):
             manifests.append({**base, "annotations": {**notes, **({_NAME: name} if name else {})}})
@@ -128,4 +131,5 @@ def _row(entry: dict[str, Any], before: Row | None) -> Row:
         removed=notes.get(_REMOVED) == "true",
         pinned=notes.get(_PINNED) == "true",
         used_at=float(notes.get(_USED, "0")),
+        services=tuple((key.removeprefix(_SERVICE), float(notes[key])) for key in sorted(notes) if key.startswith(_SERVICE)),
     )

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
-from worker.images import archive, fsck, image, index, listing, reference, removal, save
-from worker.images.catalogue import Catalogue, Kept, missing, restored
+from worker.images import archive, disk, fsck, image, index, listing, reference, removal, retention, save
+from worker.images.catalogue import Catalogue, Kept, missing
 from worker.images.compression import Readable
 from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
@@ -50,6 +50,9 @@ class Removed:
     deleted: tuple[str, ...] = ()
     freed: int = 0
 
+    def plus(self, other: Removed) -> Removed:
+        return Removed(self.untagged + other.untagged, self.deleted + other.deleted, self.freed + other.freed)
+
 
 class ImageStore:
     """``root`` is ``<data>/images``; ``layers_root`` defaults to ``<data>/rootfs/layers`` beside it.
@@ -75,8 +78,8 @@ class ImageStore:
         self._limits = limits
         self._lock = threading.RLock()
         self._images = Catalogue()
-        for row in index.read(root):
-            self._restore(row)
+        self._unwritten = False
+        self._images.restore(index.read(root), self._read)
         self._sweep()
         self._unpack_lost()
 
@@ -110,6 +113,18 @@ class ImageStore:
         with self.content.lease() as lease:
             self._unpack_all(of, lease)
         return [self.layers.diff_dir(layer.chain_id) for layer in reversed(of.layers)]
+
+    def use(self, of: Image, service: str = "") -> Paths:
+        """``layer_dirs`` for a container, which may be one of ``service``: remembered for ``reclaim``."""
+        with self._lock:
+            kept = self._images.get(of.id)
+            if kept:
+                # Written by the next change of the tables, or settle: a start shall not wait for the disk.
+                kept.used_at = self._now()
+                self._unwritten = True
+                if service:
+                    kept.services[service] = kept.used_at
+        return self.layer_dirs(of)
 
     def layer_sizes(self, of: Image) -> Sizes:
         """Bytes of each unpacked layer, lowest first (0 where it is not unpacked)."""
@@ -191,6 +206,13 @@ class ImageStore:
                 self._images.claim(kept, name, self._now())
             return kept.named()
 
+    def pin(self, name: str, pinned: bool = True) -> Image:
+        """Keep the image from ``reclaim`` and ``prune``, or no longer."""
+        with self._changing():
+            kept = self._images.find(name)
+            kept.pinned = pinned
+            return kept.named()
+
     def tag(self, source: str, name: Reference) -> Image:
         """Give the image ``source`` another name; a name it takes from another image leaves that one dangling."""
         if name.digest:
@@ -216,12 +238,37 @@ class ImageStore:
         for each in listing.prunable(self.list(), filters or {}, self._now()):
             with self._lock:
                 kept = self._images.get(each.id)
-                if kept is None or in_use.get(each.id):
+                if kept is None or kept.pinned or in_use.get(each.id):
                     continue
-                plan = removal.Removal(tuple(sorted(kept.names, key=str)), delete=True)
-                done = self._carry_out(kept, plan, False)
-            total = Removed(total.untagged + done.untagged, total.deleted + done.deleted, total.freed + done.freed)
+                total = total.plus(self._delete(kept))
         return total
+
+    def pins(self) -> Images:
+        """The images that ``pin`` keeps."""
+        with self._lock:
+            return [kept.named() for kept in self._images if kept.pinned and not kept.removed]
+
+    def reclaim(self, policy: retention.Policy, services: Collection[str]) -> Removed:
+        """Delete what ``policy`` lets go (worker.images.retention). ``services``: ids of those that have containers here."""
+        total = Removed()
+        if policy.is_off:
+            return total
+        disk_now = disk.usage(self.root)
+        in_use = self._in_use()
+        with self._lock:
+            candidates = [kept.candidate(bool(in_use.get(kept.image.id)), self.layers.size) for kept in self._images]
+        for verdict in retention.decide(candidates, services, disk_now, policy, self._now()):
+            in_use = self._in_use()
+            with self._lock:
+                kept = self._images.get(verdict.id)
+                # A container may have been made of it while others were being deleted.
+                if kept and not in_use.get(verdict.id) and self._now() - kept.used_at >= policy.grace:
+                    _log.info("image %s (%s) goes: %s", kept.image.short_id, ", ".join(map(str, kept.names)), verdict.why)
+                    total = total.plus(self._delete(kept))
+        return total
+
+    def _delete(self, kept: Kept) -> Removed:
+        return self._carry_out(kept, removal.Removal(tuple(sorted(kept.names, key=str)), delete=True), False)
 
     def fsck(self, repair: bool = False) -> Findings:
         """Every fault on disk (worker.images.fsck), and with ``repair`` what was done about it (worker.images.repair)."""
@@ -255,7 +302,11 @@ class ImageStore:
         return self._sweep()[1]
 
     def settle(self) -> int:
-        """Make unpacked layers durable (one disk sync). For quiet moments and shutdown; see worker.images.layers."""
+        """Make unpacked layers durable (one disk sync), and write down which images were used. For quiet moments and
+        shutdown; see worker.images.layers."""
+        if self._unwritten:
+            with self._changing():
+                self._unwritten = False
         return self.layers.settle()
 
     def statistics(self) -> dict[str, int]:
@@ -276,18 +327,6 @@ class ImageStore:
                 yield lease
         finally:
             self._sweep()
-
-    def _restore(self, row: index.Row) -> None:
-        try:
-            self._images.restore(restored(self._read(row.manifest_digest, row.manifest_size), row))
-        except CoveyError as error:
-            _log.warning(
-                "image %s (%s) is left out, and nothing is collected until it is loaded again: %s",
-                row.manifest_digest,
-                ", ".join(row.names),
-                error.message,
-            )
-            self._images.unreadable.append(row)
 
     def _unpack_lost(self) -> None:
         """Unpack again the layers a crash of the machine took: containers stand on them without asking the store."""

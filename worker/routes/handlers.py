@@ -8,6 +8,7 @@ from worker.routes.archives import Archives
 from worker.routes.containers import Containers
 from worker.routes.execs import Execs
 from worker.routes.image_archives import ImageArchives
+from worker.routes.image_care import ImageCare
 from worker.routes.images import Images
 from worker.routes.networks import Networks
 from worker.routes.system import System
@@ -24,6 +25,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
         Containers(engine),
         Execs(engine),
         ImageArchives(engine),
+        ImageCare(engine),
         Images(engine),
         Networks(engine),
         System(engine, release),

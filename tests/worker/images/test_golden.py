@@ -29,7 +29,12 @@ ROWS = [
     ),
     index.Row("sha256:" + "c" * 64, 99, MANIFEST_TYPE, (), 0, 1700000002.0, 0.0, True),
 ]
-NEW_ROWS = [*ROWS, index.Row("sha256:" + "e" * 64, 7, MANIFEST_TYPE, (), 3, 1700000003.0, 0.0, False, True, 1700000004.5)]
+NEW_ROWS = [
+    *ROWS,
+    index.Row(
+        "sha256:" + "e" * 64, 7, MANIFEST_TYPE, (), 3, 1700000003.0, 0.0, False, True, 1700000004.5, (("s1", 1700000004.5),)
+    ),
+]
 
 
 @pytest.mark.parametrize(("version", "rows"), [(1, ROWS), (2, NEW_ROWS)])
