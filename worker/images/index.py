@@ -87,7 +87,12 @@ def write(root: Path, rows: Iterable[Row]) -> None:
 
 
 def read(root: Path) -> list[Row]:
-    """The rows on disk; none on a fresh disk. Internal when index and copy are damaged or another release's."""
+    """The rows on disk; none on a fresh disk. Internal when index and copy are damaged or another release's.
+
+    What a crash in the middle of writing left is removed.
+    """
+    for name in (INDEX, COPY, LAYOUT):
+        trees.clear_unfinished(root / name)
     try:
         return decoded(root / INDEX)
     except FileNotFoundError:

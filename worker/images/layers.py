@@ -255,6 +255,7 @@ class LayerStore:
     def _drop_unsettled(self) -> None:
         for name in self._names():
             layer = self.root / name
+            trees.clear_unfinished(layer / RECORD)
             record = self._record(layer)
             if record is None and (layer / RECORD).exists():
                 _log.error("layer %s: its %s is damaged; it is unpacked again", layer, RECORD)
