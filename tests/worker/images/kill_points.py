@@ -1,11 +1,13 @@
 """Kills an operation with SIGKILL before each of its file operations, in a fork, and lets a test look at what is left.
 
 It knows processes and file operations, and nothing of images. A file operation is whatever Python's audit hook tells of
-(opening, renaming, removing, making, changing attributes …), and writes, syncs and device nodes, which it does not tell of.
+(opening, renaming, removing, making, changing attributes …), and syncs, device nodes and writes, which it does not tell of; a
+write is two, with half of the data between them.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import random
 import shutil
@@ -51,9 +53,45 @@ def _counted(work: Work, root: Path, last: int) -> int:
 
     for name in UNTOLD:
         setattr(os, name, counting(getattr(os, name)))
+    plain_open = builtins.open
+
+    def stepping_open(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        opened = plain_open(file, mode, *arguments, **options)
+        return _Written(opened, step) if set(mode) & set("wxa+") else opened
+
+    builtins.open = stepping_open
     sys.addaudithook(told)
     work(root)
     return count
+
+
+class _Written:
+    """A file open for writing, each write of which counts, also the moment before and after: it is empty, or half there."""
+
+    def __init__(self, file: Any, step: Callable[[], None]) -> None:
+        self._file, self._step = file, step
+        step()
+
+    def write(self, data: Any) -> int:
+        half = len(data) // 2
+        written: int = self._file.write(data[:half])
+        self._file.flush()
+        self._step()
+        if written == half:
+            written += self._file.write(data[half:])
+        self._file.flush()
+        self._step()
+        return written
+
+    def __enter__(self) -> _Written:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self._file.__exit__(*fault)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def run(work: Work, root: Path, last: int = 0) -> int | None:
