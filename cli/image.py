@@ -10,6 +10,7 @@ import typer
 
 from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet, References
+from cli.image_care import fsck, pin, unpin
 from cli.output import Listing, clean, labels_text, short_id, show_objects, since, size
 from covey.engine_api.light import Client
 from covey.errors import CoveyError, Internal, InvalidArgument
@@ -18,6 +19,9 @@ app = typer.Typer()
 
 LISTING = Listing({"REPOSITORY": "Repository", "TAG": "Tag", "IMAGE ID": "ID", "CREATED": "CreatedSince", "SIZE": "Size"})
 _PIECE = 256 * 1024
+
+for _command in (fsck, pin, unpin):
+    app.command()(_command)
 
 
 @app.command("ls")

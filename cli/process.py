@@ -33,6 +33,7 @@ _NODE = (
     Flag("--add-runtime", list, "Another OCI runtime, NAME=PATH, for containers that ask for it by name"),
     Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
+    Flag("--image-gc", str, "When unused images go: off, or high=PERCENT,low=PERCENT,age=TIME,grace=TIME (high=90,low=80)"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
 _REGISTRIES = (

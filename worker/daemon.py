@@ -34,6 +34,7 @@ from worker.containers.policy import Policy
 from worker.containers.runtimes import OWN
 from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
+from worker.images import retention
 from worker.images.registry import endpoints
 from worker.kernel import malloc
 from worker.routes.handlers import handlers as node_handlers
@@ -51,7 +52,8 @@ class DaemonOptions:
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
     appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
     worker.containers.remap. ``generic_resources``: KIND=NAME or KIND=NUMBER, as covey.model.resources reads them.
-    ``registry_config``: a Docker config.json, for pulls that bring no credentials.
+    ``registry_config``: a Docker config.json, for pulls that bring no credentials. ``image_gc``: see
+    worker.images.retention.parse.
     """
 
     data_root: Path = Path("/var/lib/covey")
@@ -70,6 +72,7 @@ class DaemonOptions:
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
+    image_gc: str = ""
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
     insecure_registries: Sequence[str] = ()
@@ -205,6 +208,7 @@ def _engine_options(options: DaemonOptions) -> EngineOptions:
                 uploads=options.max_concurrent_uploads,
             )
         ),
+        retention=retention.parse(options.image_gc),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 TABLES = {
     "cluster": "cluster",
     "commit": "commit",
+    "images": "images",
     "memory": "memory",
     "posture": "posture",
     "scheduler": "placement",

@@ -28,7 +28,7 @@ from worker.containers import (
     unmet,
 )
 from worker.containers.host import Host
-from worker.containers.record import Container, Mount
+from worker.containers.record import SERVICE_LABEL, Container, Mount
 from worker.containers.registry import check_name
 from worker.images.image import Image
 
@@ -183,7 +183,7 @@ async def _settle_volume(
 
 
 async def _prepare_root(host: Host, container: Container, image: Image, undo: AsyncExitStack, ids: remap.Remap | None) -> None:
-    layers = await host.run(host.images.layer_dirs, image)
+    layers = await host.run(host.images.use, image, container.labels.get(SERVICE_LABEL, ""))
     undo.push_async_callback(host.run, host.overlay.remove, container.id)
     await host.run(_prepare_layers, host, container, layers, ids)
     filled = [mount for mount in container.mounts if mount.type == "volume" and mount.copy]

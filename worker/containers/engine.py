@@ -26,6 +26,7 @@ from worker.containers import (
     start,
     stop,
     streams,
+    tidy,
     watch,
 )
 from worker.containers.events import EventBus
@@ -130,6 +131,7 @@ class Engine:
         host.spawn(zygote.keep(), "zygote: kept alive")
         host.spawn(host.keep_synced(), "records: kept synced")
         host.spawn(host.keep_cleared(), "removed containers: their files")
+        host.spawn(tidy.keep(host), "images: tidied")
         await adopt.adopt(host)
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.

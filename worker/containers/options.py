@@ -12,6 +12,7 @@ from worker.containers.policy import Policy
 from worker.containers.remap import Remap
 from worker.containers.runtimes import OWN
 from worker.images.registry.endpoints import RegistryOptions
+from worker.images.retention import Policy as Retention
 from worker.network.networks import DEFAULT_BRIDGE
 
 
@@ -23,7 +24,7 @@ class EngineOptions:
     without one and says so in the log. ``threads``: how many blocking calls may run at once. ``warm_pool``: how many
     sandboxes are kept ready for containers to come (see pool.py); 0 makes each when it is asked for. ``runtimes``: other
     OCI runtimes by name and path. ``generic``: what the node says it has of generic resources. ``registry``: how registries
-    are reached.
+    are reached. ``retention``: which images go by themselves, looked at every ``tidy_every`` seconds.
     """
 
     data_root: Path
@@ -44,6 +45,8 @@ class EngineOptions:
     policy: Policy = field(default_factory=Policy)
     remap: Remap | None = None
     registry: RegistryOptions = field(default_factory=RegistryOptions)
+    retention: Retention = field(default_factory=Retention)
+    tidy_every: float = 300.0
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""

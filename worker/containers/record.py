@@ -13,6 +13,8 @@ import msgspec
 
 CREATED, RUNNING, PAUSED, RESTARTING = "created", "running", "paused", "restarting"
 MARK = "running"
+SERVICE_LABEL = "com.docker.swarm.service.id"
+"""On the container of a task: its service."""
 EXITED, REMOVING, DEAD = "exited", "removing", "dead"
 
 

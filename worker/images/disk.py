@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from covey.errors import Internal
+from worker.images.retention import Disk
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class DiskFull(Internal):
     """No space (or quota) left under a path; nothing half-done is left there."""
+
+
+def usage(path: Path) -> Disk:
+    """How full the file system of ``path`` is, for everybody but root."""
+    found = os.statvfs(path)
+    used = (found.f_blocks - found.f_bfree) * found.f_frsize
+    return Disk(used, used + found.f_bavail * found.f_frsize)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,11 @@ class Image:
     def short_id(self) -> str:
         return short(self.id)
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """Digests of all blobs it is made of: manifest, config, layers lowest first."""
+        return (self.manifest_digest, self.id, *(layer.digest for layer in self.layers))
+
 
 def short(image_id: str) -> str:
     """The 12 digits Docker prints."""

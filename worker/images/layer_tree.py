@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from worker.kernel import safe_paths
 
@@ -22,14 +22,18 @@ _CACHED = 128
 class LayerTree:
     """Owns descriptors for recently used parents; ``close`` gives them back.
 
-    ``lowers`` are descriptors of the layers below, topmost first: a parent that only they have is made here with the
-    attributes it has there, because in an overlay the upper directory's attributes are the ones seen.
+    ``implied``: inode → path of the directories that were made because something lies in them, lowest first; what they look
+    like is said by the layers below (``inherit``) unless the layer says it itself (``stated``). The root is one of them.
     """
 
-    def __init__(self, root_fd: int, lowers: Sequence[int] = ()) -> None:
+    def __init__(self, root_fd: int) -> None:
         self.root_fd = root_fd
-        self._lowers = lowers
+        self.implied: dict[int, str] = {os.fstat(root_fd).st_ino: ""}
         self._parents: OrderedDict[str, int] = OrderedDict()
+
+    def stated(self, inode: int) -> None:
+        """The layer itself says what this directory looks like."""
+        self.implied.pop(inode, None)
 
     def close(self) -> None:
         self.forget()
@@ -70,23 +74,40 @@ class LayerTree:
         parent_fd = self.parent(parent_path)
         os.mkdir(name, 0o755, dir_fd=parent_fd)
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
-        below = self._below(path)
-        if below is None:
-            os.fchmod(fd, 0o755)
-        else:
-            copy_directory_attributes(below, fd)
+        os.fchmod(fd, 0o755)
+        self.implied[os.fstat(fd).st_ino] = path
         return fd
 
-    def _below(self, path: str) -> os.stat_result | None:
-        for lower in self._lowers:
-            with contextlib.suppress(OSError):
-                fd = safe_paths.open_in_root(lower, path, os.O_PATH | os.O_NOFOLLOW, follow=False)
-                try:
-                    status = os.fstat(fd)
-                finally:
-                    os.close(fd)
-                return status if stat.S_ISDIR(status.st_mode) else None
-        return None
+
+def inherit(root_fd: int, implied: Iterable[str], lowers: Sequence[int]) -> None:
+    """Give ``implied`` directories below ``root_fd`` the attributes they have in ``lowers`` (descriptors, topmost first).
+
+    In an overlay the upper directory's attributes are the ones seen. Deepest first: setting one changes no other's times.
+    """
+    for path in sorted(implied, reverse=True):
+        below = _below(path, lowers)
+        if below is None:
+            continue
+        try:
+            fd = safe_paths.open_in_root(root_fd, path, _DIRECTORY | os.O_NOFOLLOW, follow=False)
+        except OSError:
+            continue  # a later entry put something else there
+        try:
+            copy_directory_attributes(below, fd)
+        finally:
+            os.close(fd)
+
+
+def _below(path: str, lowers: Sequence[int]) -> os.stat_result | None:
+    for lower in lowers:
+        with contextlib.suppress(OSError):
+            fd = safe_paths.open_in_root(lower, path, os.O_PATH | os.O_NOFOLLOW, follow=False)
+            try:
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+            return status if stat.S_ISDIR(status.st_mode) else None
+    return None
 
 
 def copy_directory_attributes(source: os.stat_result, to_fd: int) -> None:

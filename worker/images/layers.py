@@ -1,32 +1,44 @@
-"""Unpacked layers, shared by every image and container: ``<root>/<chain id>/diff`` and ``layer.json`` beside it.
+"""Unpacked layers, shared by every image and container: ``<root>/<chain id>/`` with ``diff``, ``tree.jsonl``, ``layer.json``.
 
 Decides that a layer is unpacked once, whole, or is not there: it grows in a scratch directory and appears by rename.
+Layers of one image grow at the same time; each appears after those below it, whose directories' attributes it takes over.
 The files of a layer are not fsynced one by one. Instead ``layer.json`` names the boot it was unpacked in; after a
 reboot a layer that was not settled (``settle`` syncs the disk) is dropped and unpacked again from its blob, which is
-durable. Knows nothing of images.
+durable. ``tree.jsonl`` says what was unpacked (worker.images.tree_record), and ``layer.json`` its digest. Knows nothing of
+images.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import json
+import logging
 import os
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from covey.errors import Internal
-from worker.images import compression, disk, unpack
+from worker.images import compression, disk, sealed, tree_record, unpack
 from worker.images.compression import Readable
 from worker.images.content import BadDigest
-from worker.images.tar_stream import Limits
+from worker.images.layer_tree import inherit
+from worker.images.tar_stream import BadArchive, Limits
 from worker.kernel import trees
 
-VERSION = 1
+VERSION = 2
+_UNSEALED = 1
+"""What release 0.1 wrote: without a checksum and a record of the tree."""
+RECORD, TREE, DIFF = "layer.json", "tree.jsonl", "diff"
+AT_ONCE = 4
+"""So many layers of an image are unpacked at the same time: most of it is the kernel's work, beside Python's."""
+
+_log = logging.getLogger(__name__)
 
 
 def chain_id(parent: str | None, diff_id: str) -> str:
@@ -73,14 +85,16 @@ class LayerStore:
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
+        self.unpacked = 0
+        """Layers unpacked since the store was opened."""
         self._drop_unsettled()
 
     def diff_dir(self, chain: str) -> Path:
         """Where the layer's files lie; usable as an overlay lower."""
-        return self._dir(chain) / "diff"
+        return self._dir(chain) / DIFF
 
     def has(self, chain: str) -> bool:
-        return (self._dir(chain) / "layer.json").is_file()
+        return (self._dir(chain) / RECORD).is_file()
 
     def size(self, chain: str) -> int | None:
         """Bytes of the layer's regular files, None when it is not unpacked."""
@@ -92,16 +106,49 @@ class LayerStore:
 
         Its parents must be there. BadDigest when the content is not what its diff id says.
         """
-        chain = chain_ids(diff_ids)[-1]
-        with self._alone(chain):
-            size = self.size(chain)
-            if size is not None:
-                return Unpacked(diff_ids[-1], chain, size)
-            return self._unpack(stream, diff_ids[:-1], diff_ids[-1])
+        with self._wanted(diff_ids, stream) as growing:
+            return growing.place() if isinstance(growing, _Growing) else growing
+
+    def ensure_all(
+        self, diff_ids: Sequence[str], open_blob: Callable[[int], contextlib.AbstractContextManager[Readable]]
+    ) -> None:
+        """All layers of an image, lowest first; ``open_blob(n)`` is called for those that are missing.
+
+        They grow at the same time, and appear in order.
+        """
+        missing = [number for number, chain in enumerate(chain_ids(diff_ids)) if not self.has(chain)]
+        if not missing:
+            return
+        stopped = threading.Event()
+
+        def grown(stack: contextlib.ExitStack, number: int) -> Unpacked | _Growing:
+            with open_blob(number) as blob:
+                return stack.enter_context(self._wanted(diff_ids[: number + 1], _Stoppable(blob, stopped)))
+
+        with contextlib.ExitStack() as all_held:
+            held = [all_held.enter_context(contextlib.ExitStack()) for _ in missing]
+            with ThreadPoolExecutor(min(AT_ONCE, len(missing)), "unpack") as pool:
+                try:
+                    futures = [pool.submit(grown, stack, number) for stack, number in zip(held, missing)]
+                    for future, stack in zip(futures, held):
+                        growing = future.result()
+                        if isinstance(growing, _Growing):
+                            growing.place()
+                        # Others may wait for this layer while they hold the next.
+                        stack.close()
+                finally:
+                    stopped.set()
+                    pool.shutdown(cancel_futures=True)
+
+    def replace(self, diff_ids: Sequence[str], stream: Readable) -> Unpacked:
+        """As ``ensure``, in the place of what is there: it was damaged, and nothing is mounted over it."""
+        with self._alone(chain_ids(diff_ids)[-1]), self._growing(stream, diff_ids[:-1], diff_ids[-1]) as growing:
+            return growing.place(replace=True)
 
     def unpack_base(self, stream: Readable) -> Unpacked:
         """Unpack a lowest layer whose diff id is not known yet (import)."""
-        return self._unpack(stream, [], None)
+        with self._growing(stream, [], None) as growing:
+            return growing.place()
 
     def retire(self, needed: Collection[str], is_leased: Callable[[str], bool]) -> list[Retired]:
         """Move aside every layer neither ``needed`` nor leased, for ``discard``. Quick."""
@@ -132,47 +179,52 @@ class LayerStore:
                 self._write_record(self.root / name, {**record, "durable": True})
         return len(fresh)
 
-    def _unpack(self, stream: Readable, parents: Sequence[str], expected: str | None) -> Unpacked:
+    @contextlib.contextmanager
+    def _wanted(self, diff_ids: Sequence[str], stream: Readable) -> Iterator[Unpacked | _Growing]:
+        """The layer as it is there, or growing and not yet placed. While the context lasts nobody else makes it."""
+        chain = chain_ids(diff_ids)[-1]
+        with self._alone(chain):
+            size = self.size(chain)
+            if size is not None:
+                yield Unpacked(diff_ids[-1], chain, size)
+                return
+            with self._growing(stream, diff_ids[:-1], diff_ids[-1]) as growing:
+                yield growing
+
+    @contextlib.contextmanager
+    def _growing(self, stream: Readable, parents: Sequence[str], expected: str | None) -> Iterator[_Growing]:
         scratch = self._scratch / secrets.token_hex(8)
         hashed = _Hashed(compression.plain(stream))
         with disk.naming_full_disk(self.root):
             try:
-                (scratch / "diff").mkdir(parents=True)
-                applied = self._apply(hashed, scratch / "diff", chain_ids(parents)[::-1])
+                diff = scratch / DIFF
+                diff.mkdir(parents=True)
+                with _opened(diff) as root_fd:
+                    os.fchmod(root_fd, 0o755)
+                    applied = unpack.apply_layer(hashed, root_fd, limits=self._limits)
                 diff_id = hashed.digest()
                 if expected is not None and diff_id != expected:
                     raise BadDigest(f"layer has diff id {diff_id}, not {expected} as its image says: fetch it again")
-                chain = chain_id(chain_ids(parents)[-1] if parents else None, diff_id)
-                record = {"version": VERSION, "diff_id": diff_id, "chain_id": chain, "size": applied.size}
-                self._write_record(scratch, {**record, "boot": self._boot, "durable": False})
-                self._place(scratch, chain)
-            except BaseException:
+                yield _Growing(self, scratch, chain_ids(parents), diff_id, applied)
+            finally:
                 trees.remove_path(scratch)
-                raise
-        return Unpacked(diff_id, chain, applied.size)
 
-    def _apply(self, stream: Readable, diff: Path, lower_chains: Sequence[str]) -> unpack.Applied:
-        with contextlib.ExitStack() as stack:
-
-            def opened(path: Path) -> int:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-                return fd
-
-            root_fd = opened(diff)
-            lowers = [opened(self.diff_dir(chain)) for chain in lower_chains]
-            # In an overlay the top layer's root directory is the one seen: start from the one below.
-            unpack.begin_root(root_fd, lowers[0] if lowers else None)
-            return unpack.apply_layer(stream, root_fd, lowers, self._limits)
-
-    def _place(self, scratch: Path, chain: str) -> None:
+    def finish(self, scratch: Path, record: dict[str, Any], *, replace: bool) -> None:
+        """Let the layer in ``scratch`` appear, in the place of one that is damaged if there is one."""
+        self._write_record(scratch, {"version": VERSION, **record, "boot": self._boot, "durable": False})
+        chain = record["chain_id"]
+        place = self._dir(chain)
+        # A damaged one may be mounted: what was moved aside is removed when the store is opened next.
+        aside = trees.set_aside(place, self._scratch) if replace or self.size(chain) is None else None
         try:
-            os.rename(scratch, self._dir(chain))
-        except OSError:
-            if not self.has(chain):
+            os.rename(scratch, place)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not self.has(chain):
                 raise
-            trees.remove_path(scratch)
         trees.sync_directory(self.root)
+        self.unpacked += 1
+        if aside and replace:
+            trees.remove_path(aside)
 
     @contextlib.contextmanager
     def _alone(self, chain: str) -> Iterator[None]:
@@ -189,22 +241,86 @@ class LayerStore:
 
     def _record(self, layer: Path) -> dict[str, Any] | None:
         try:
-            record: dict[str, Any] = json.loads((layer / "layer.json").read_bytes())
+            record = read_record(layer / RECORD)
         except (FileNotFoundError, ValueError):
             return None
-        if record.get("version") != VERSION:
-            raise Internal(f"layer {layer} was written by another release (version {record.get('version')})")
+        if record["version"] not in (VERSION, _UNSEALED):
+            raise Internal(f"layer {layer} was written by another release (version {record['version']})")
         return record
 
     @staticmethod
     def _write_record(layer: Path, record: dict[str, Any]) -> None:
-        trees.write_atomically(layer / "layer.json", json.dumps(record).encode())
+        trees.write_atomically(layer / RECORD, sealed.seal(record))
 
     def _drop_unsettled(self) -> None:
         for name in self._names():
-            record = self._record(self.root / name)
-            if record is None or not (record["durable"] or record["boot"] == self._boot):
-                trees.remove_path(self.root / name)
+            layer = self.root / name
+            trees.clear_unfinished(layer / RECORD)
+            record = self._record(layer)
+            if record is None and (layer / RECORD).exists():
+                _log.error("layer %s: its %s is damaged; it is unpacked again", layer, RECORD)
+                # Containers that run may stand on it: what they have open stays theirs until the next start.
+                trees.set_aside(layer, self._scratch)
+            elif record is None or not (record["durable"] or record["boot"] == self._boot):
+                trees.remove_path(layer)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a ``layer.json`` says. ValueError when it is damaged, FileNotFoundError."""
+    data = path.read_bytes()
+    record = sealed.parse(data)
+    if record.get("version") != _UNSEALED or sealed.is_sealed(record):
+        record = sealed.unseal(data)
+    if missing := {"version", "diff_id", "chain_id", "size", "boot", "durable"} - set(record):
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    return record
+
+
+class _Growing:
+    """A layer unpacked in its scratch directory: what is left to do is what the layers below decide."""
+
+    def __init__(self, store: LayerStore, scratch: Path, parents: Sequence[str], diff_id: str, applied: unpack.Applied) -> None:
+        self._store, self._scratch, self._parents = store, scratch, parents
+        self._diff_id, self._applied = diff_id, applied
+
+    def place(self, *, replace: bool = False) -> Unpacked:
+        """Take over what the parents, which must be there, have; write the records; appear."""
+        chain = chain_id(self._parents[-1] if self._parents else None, self._diff_id)
+        with contextlib.ExitStack() as stack:
+            root_fd = stack.enter_context(_opened(self._scratch / DIFF))
+            lowers = [stack.enter_context(_opened(self._store.diff_dir(each))) for each in reversed(self._parents)]
+            inherit(root_fd, self._applied.implied, lowers)
+            try:
+                tree = tree_record.write(self._scratch / TREE, root_fd, self._applied.sums)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise BadArchive("archive has a directory deeper than a path can say") from None
+        size = self._applied.size
+        record = {"diff_id": self._diff_id, "chain_id": chain, "size": size, "tree": tree}
+        self._store.finish(self._scratch, record, replace=replace)
+        return Unpacked(self._diff_id, chain, size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class _Stoppable:
+    """A stream that ends with an error once ``stopped`` is set: another layer of the image has failed."""
+
+    def __init__(self, stream: Readable, stopped: threading.Event) -> None:
+        self._stream, self._stopped = stream, stopped
+
+    def read(self, n: int = -1, /) -> bytes:
+        if self._stopped.is_set():
+            raise BadArchive("another layer of the image cannot be unpacked")
+        return self._stream.read(n)
 
 
 class _Hashed:

@@ -1,8 +1,9 @@
 """The images of one node: which there are, what they are called, and when their bytes may go.
 
-Decides names, identity and lifetime. Blobs are worker.images.content's, unpacked layers worker.images.layers', the
-formats images arrive in worker.images.archive's. Knows no HTTP and no containers: who uses an image it is told by the
-callables it is given. Synchronous and thread-safe: one lock around the tables; copying and unpacking hold it not.
+Decides lifetime; names and identity are worker.images.catalogue's. Blobs are worker.images.content's, unpacked layers
+worker.images.layers', the formats images arrive in worker.images.archive's. Knows no HTTP and no containers: who uses an
+image it is told by the callables it is given. Synchronous and thread-safe: one lock around the tables; copying and
+unpacking hold it not.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
-from worker.images import archive, image, index, listing, reference, removal
+from worker.images import archive, disk, fsck, image, index, listing, reference, removal, retention, save
+from worker.images.catalogue import Catalogue, Kept, missing
 from worker.images.compression import Readable
 from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
+from worker.images.repair import Finding, Repairer
 from worker.images.tar_stream import Limits
 
 _log = logging.getLogger(__name__)
@@ -34,20 +37,8 @@ LoadedImages = list[archive.Loaded]
 Paths = list[Path]
 Sizes = list[int]
 Freed = tuple[list[str], int]
-
-
-@dataclass(slots=True)
-class _Kept:
-    """One image in the tables; ``image`` carries no names."""
-
-    image: Image
-    names: set[Reference] = field(default_factory=set)
-    removed: bool = False
-
-    @property
-    def is_as_at_registry(self) -> bool:
-        """Whether its manifest is, byte for byte, one that a registry has."""
-        return any(name.digest == self.image.manifest_digest for name in self.names)
+Chosen = list[save.Chosen]
+Findings = Iterator[Finding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +49,9 @@ class Removed:
     untagged: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
     freed: int = 0
+
+    def plus(self, other: Removed) -> Removed:
+        return Removed(self.untagged + other.untagged, self.deleted + other.deleted, self.freed + other.freed)
 
 
 class ImageStore:
@@ -83,10 +77,9 @@ class ImageStore:
         self._in_use, self._running, self._now = in_use, running, now
         self._limits = limits
         self._lock = threading.RLock()
-        self._kept: dict[str, _Kept] = {}
-        self._unreadable: list[index.Row] = []
-        for row in index.read(root):
-            self._restore(row)
+        self._images = Catalogue()
+        self._unwritten = False
+        self._images.restore(index.read(root), self._read)
         self._sweep()
         self._unpack_lost()
 
@@ -96,23 +89,22 @@ class ImageStore:
         NotFound "No such image: …" in Docker's words; InvalidArgument when it is no reference at all.
         """
         with self._lock:
-            return self._named(self._find(name))
+            return self._images.find(name).named()
 
     def get(self, image_id: str) -> Image:
         """The image with exactly this id, also one that was removed under its containers. NotFound otherwise."""
         with self._lock:
-            kept = self._kept.get(image_id) or self._missing(image_id)
-            return self._named(kept)
+            return (self._images.get(image_id) or missing(image_id)).named()
 
     def is_leftover(self, image_id: str) -> bool:
         """Whether it was removed under its containers, and ``collect`` may free it. Waits for nobody's lock."""
-        kept = self._kept.get(image_id)
+        kept = self._images.get(image_id)
         return kept is None or kept.removed
 
     def list(self, filters: Mapping[str, Sequence[str]] | None = None) -> Images:
         """Images, newest first. ``filters`` as ``GET /images/json`` takes them (worker.images.listing)."""
         with self._lock:
-            images = [self._named(kept) for kept in self._kept.values() if not kept.removed]
+            images = [kept.named() for kept in self._images if not kept.removed]
         images.sort(key=lambda each: (each.created, each.stored_at), reverse=True)
         return listing.select(images, filters or {}, self.resolve, self._now())
 
@@ -122,6 +114,18 @@ class ImageStore:
             self._unpack_all(of, lease)
         return [self.layers.diff_dir(layer.chain_id) for layer in reversed(of.layers)]
 
+    def use(self, of: Image, service: str = "") -> Paths:
+        """``layer_dirs`` for a container, which may be one of ``service``: remembered for ``reclaim``."""
+        with self._lock:
+            kept = self._images.get(of.id)
+            if kept:
+                # Written by the next change of the tables, or settle: a start shall not wait for the disk.
+                kept.used_at = self._now()
+                self._unwritten = True
+                if service:
+                    kept.services[service] = kept.used_at
+        return self.layer_dirs(of)
+
     def layer_sizes(self, of: Image) -> Sizes:
         """Bytes of each unpacked layer, lowest first (0 where it is not unpacked)."""
         return [self.layers.size(layer.chain_id) or 0 for layer in of.layers]
@@ -129,14 +133,14 @@ class ImageStore:
     def shared_size(self, of: Image) -> int:
         """Bytes of this image's layers that another image has too."""
         with self._lock:
-            others = {layer.chain_id for kept in self._kept.values() if kept.image.id != of.id for layer in kept.image.layers}
+            others = {layer.chain_id for kept in self._images if kept.image.id != of.id for layer in kept.image.layers}
         sizes = zip(of.layers, self.layer_sizes(of))
         return sum(size for layer, size in sizes if layer.chain_id in others)
 
     def layers_size(self) -> int:
         """Bytes of all unpacked layers, each counted once (``LayersSize`` of ``/system/df``)."""
         with self._lock:
-            chains = {layer.chain_id for kept in self._kept.values() for layer in kept.image.layers}
+            chains = self._images.needed()[1]
         return sum(self.layers.size(chain) or 0 for chain in chains)
 
     def load_archive(self, stream: Readable) -> LoadedImages:
@@ -147,6 +151,26 @@ class ImageStore:
                 kept = self.add(found.manifest, found.names, lease)
                 loaded.append(archive.Loaded(kept, tuple(name.familiar for name in found.names)))
         return loaded
+
+    def choose(self, names: Sequence[str], platform: str = "") -> Chosen:
+        """The images that ``docker save names`` takes; NotFound for one that is not there or not of ``platform``."""
+        with self._lock:
+            chosen = save.merged([each for name in names for each in self._images.select(name)])
+        for each in chosen:
+            if platform not in ("", each.image.platform):
+                raise NotFound(f"image {each.image.short_id} is for {each.image.platform}, not for {platform}")
+        return chosen
+
+    def save_archive(self, chosen: Chosen) -> Iterator[bytes]:
+        """An archive of images that ``load_archive`` and others read, in pieces (worker.images.save).
+
+        NotFound before the first piece when a blob is missing.
+        """
+        with self.content.lease() as lease:
+            with self._lock:
+                for digest in (digest for each in chosen for digest in each.image.blobs):
+                    lease.pin(digest)
+            yield from save.write(chosen, self.content)
 
     def import_rootfs(
         self,
@@ -178,30 +202,35 @@ class ImageStore:
         self._unpack_all(incoming, lease)
         size = sum(self.layer_sizes(incoming))
         with self._changing():
-            kept = self._kept.setdefault(incoming.id, _Kept(replace(incoming, size=size, stored_at=self._now())))
+            kept = self._images.put(Kept(replace(incoming, size=size, stored_at=self._now())))
             if any(name.digest for name in names) and not kept.is_as_at_registry:
                 # What a registry has can go back as it came; what an archive held would become other bytes.
                 kept.image = replace(incoming, size=size, stored_at=kept.image.stored_at, tagged_at=kept.image.tagged_at)
-            kept.removed = False
-            self._unreadable = [row for row in self._unreadable if row.manifest_digest != incoming.manifest_digest]
             for name in names:
-                self._claim(kept, name)
-            return self._named(kept)
+                self._images.claim(kept, name, self._now())
+            return kept.named()
+
+    def pin(self, name: str, pinned: bool = True) -> Image:
+        """Keep the image from ``reclaim`` and ``prune``, or no longer."""
+        with self._changing():
+            kept = self._images.find(name)
+            kept.pinned = pinned
+            return kept.named()
 
     def tag(self, source: str, name: Reference) -> Image:
         """Give the image ``source`` another name; a name it takes from another image leaves that one dangling."""
         if name.digest:
             raise InvalidArgument(f"refusing to create a tag with a digest reference: {name.familiar}")
         with self._changing():
-            kept = self._find(source)
-            self._claim(kept, name.tagged())
-            return self._named(kept)
+            kept = self._images.find(source)
+            self._images.claim(kept, name.tagged(), self._now())
+            return kept.named()
 
     def remove(self, name: str, force: bool = False) -> Removed:
         """Untag, and delete the image with its last name, by Docker's rules. Conflict or NotFound otherwise."""
         in_use, running = self._in_use(), set(self._running())
         with self._lock:
-            kept = self._find(name)
+            kept = self._images.find(name)
             users = removal.users(in_use.get(kept.image.id, ()), running)
             plan = removal.decide(name, kept.image.id, sorted(kept.names, key=str), users, force=force)
             return self._carry_out(kept, plan, bool(users.stopped))
@@ -212,36 +241,86 @@ class ImageStore:
         total = Removed()
         for each in listing.prunable(self.list(), filters or {}, self._now()):
             with self._lock:
-                kept = self._kept.get(each.id)
-                if kept is None or in_use.get(each.id):
+                kept = self._images.get(each.id)
+                if kept is None or kept.pinned or in_use.get(each.id):
                     continue
-                plan = removal.Removal(tuple(sorted(kept.names, key=str)), delete=True)
-                done = self._carry_out(kept, plan, False)
-            total = Removed(total.untagged + done.untagged, total.deleted + done.deleted, total.freed + done.freed)
+                total = total.plus(self._delete(kept))
         return total
+
+    def pins(self) -> Images:
+        """The images that ``pin`` keeps."""
+        with self._lock:
+            return [kept.named() for kept in self._images if kept.pinned and not kept.removed]
+
+    def reclaim(self, policy: retention.Policy, services: Collection[str]) -> Removed:
+        """Delete what ``policy`` lets go (worker.images.retention). ``services``: ids of those that have containers here."""
+        total = Removed()
+        if policy.is_off:
+            return total
+        disk_now = disk.usage(self.root)
+        in_use = self._in_use()
+        with self._lock:
+            candidates = [kept.candidate(bool(in_use.get(kept.image.id)), self.layers.size) for kept in self._images]
+        for verdict in retention.decide(candidates, services, disk_now, policy, self._now()):
+            in_use = self._in_use()
+            with self._lock:
+                kept = self._images.get(verdict.id)
+                # A container may have been made of it while others were being deleted.
+                if kept and not in_use.get(verdict.id) and self._now() - kept.used_at >= policy.grace:
+                    _log.info("image %s (%s) goes: %s", kept.image.short_id, ", ".join(map(str, kept.names)), verdict.why)
+                    total = total.plus(self._delete(kept))
+        return total
+
+    def _delete(self, kept: Kept) -> Removed:
+        return self._carry_out(kept, removal.Removal(tuple(sorted(kept.names, key=str)), delete=True), False)
+
+    def fsck(self, repair: bool = False) -> Findings:
+        """Every fault on disk (worker.images.fsck), and with ``repair`` what was done about it (worker.images.repair)."""
+        faults = fsck.check(self.root, self.layers.root)
+        if not repair:
+            return map(Finding, faults)
+        with self._lock:
+            images = [kept.named() for kept in self._images]
+        return Repairer(self.content, self.layers, images, self._mounted, self._rewrite).mend(faults)
+
+    def _mounted(self) -> set[str]:
+        running, in_use = set(self._running()), self._in_use()
+        with self._lock:
+            images = [kept.image for kept in self._images if running.intersection(in_use.get(kept.image.id, ()))]
+        return {layer.chain_id for each in images for layer in each.layers}
+
+    def _rewrite(self) -> None:
+        (self.root / index.LAYOUT).unlink(missing_ok=True)
+        with self._changing():
+            pass
 
     def collect(self) -> int:
         """Free what nothing needs any more: images removed under their containers, leftover blobs. Bytes freed."""
         in_use = self._in_use()
         with self._lock:
-            gone = [each for each, kept in self._kept.items() if kept.removed and not in_use.get(each)]
+            gone = [kept.image.id for kept in self._images if kept.removed and not in_use.get(kept.image.id)]
             if gone:
                 with self._changing():
                     for each in gone:
-                        del self._kept[each]
+                        self._images.drop(each)
         return self._sweep()[1]
 
     def settle(self) -> int:
-        """Make unpacked layers durable (one disk sync). For quiet moments and shutdown; see worker.images.layers."""
+        """Make unpacked layers durable (one disk sync), and write down which images were used. For quiet moments and
+        shutdown; see worker.images.layers."""
+        if self._unwritten:
+            with self._changing():
+                self._unwritten = False
         return self.layers.settle()
 
     def statistics(self) -> dict[str, int]:
         with self._lock:
-            shown = [kept for kept in self._kept.values() if not kept.removed]
+            shown = [kept for kept in self._images if not kept.removed]
             return {
                 "images": len(shown),
                 "names": sum(len(kept.names) for kept in shown),
-                "removed_in_use": len(self._kept) - len(shown),
+                "removed_in_use": len(self._images) - len(shown),
+                "layers_unpacked": self.layers.unpacked,
             }
 
     @contextlib.contextmanager
@@ -253,25 +332,9 @@ class ImageStore:
         finally:
             self._sweep()
 
-    def _restore(self, row: index.Row) -> None:
-        try:
-            restored = self._read(row.manifest_digest, row.manifest_size)
-            names = {reference.parse(name) for name in row.names}
-        except CoveyError as error:
-            _log.warning(
-                "image %s (%s) is left out, and nothing is collected until it is loaded again: %s",
-                row.manifest_digest,
-                ", ".join(row.names),
-                error.message,
-            )
-            self._unreadable.append(row)
-            return
-        restored = replace(restored, size=row.size, stored_at=row.stored_at, tagged_at=row.tagged_at)
-        self._kept[restored.id] = _Kept(restored, names, row.removed)
-
     def _unpack_lost(self) -> None:
         """Unpack again the layers a crash of the machine took: containers stand on them without asking the store."""
-        for kept in self._kept.values():
+        for kept in self._images:
             try:
                 with self.content.lease() as lease:
                     self._unpack_all(kept.image, lease)
@@ -293,48 +356,17 @@ class ImageStore:
             for layer in of.layers:
                 lease.pin(layer.chain_id)
                 lease.pin(layer.digest)
-        for count, layer in enumerate(of.layers, 1):
-            if not self.layers.has(layer.chain_id):
-                with self.content.open(layer.digest) as file:
-                    self.layers.ensure([each.diff_id for each in of.layers[:count]], file)
+        self.layers.ensure_all(
+            [layer.diff_id for layer in of.layers], lambda number: self.content.open(of.layers[number].digest)
+        )
 
-    def _find(self, name: str) -> _Kept:
-        if name.startswith("sha256:") or (reference.id_prefix(name) and len(name) == 64):
-            return self._by_prefix(name) or self._missing(name)
-        named = reference.parse(name)
-        wanted = named.tagged() if not named.digest else Reference(named.domain, named.path, None, named.digest)
-        for kept in self._kept.values():
-            if wanted in kept.names:
-                return kept
-        if named.digest:
-            return self._missing(named.familiar)
-        return self._by_prefix(name) or self._missing(named.tagged().familiar)
-
-    def _by_prefix(self, name: str) -> _Kept | None:
-        prefix = reference.id_prefix(name)
-        if prefix is None:
-            return None
-        full = [kept for key, kept in self._kept.items() if key.startswith(f"sha256:{prefix}") and not kept.removed]
-        return full[0] if len(full) == 1 else None
-
-    @staticmethod
-    def _missing(name: str) -> _Kept:
-        raise NotFound(f"No such image: {name}")
-
-    def _claim(self, kept: _Kept, name: Reference) -> None:
-        for other in self._kept.values():
-            if other is not kept:
-                other.names.discard(name)
-        kept.names.add(name)
-        kept.image = replace(kept.image, tagged_at=self._now())
-
-    def _carry_out(self, kept: _Kept, plan: removal.Removal, stopped_users: bool) -> Removed:
+    def _carry_out(self, kept: Kept, plan: removal.Removal, stopped_users: bool) -> Removed:
         with self._changing():
             kept.names.difference_update(plan.untag)
             if plan.delete and stopped_users:
                 kept.removed = True
             elif plan.delete:
-                del self._kept[kept.image.id]
+                self._images.drop(kept.image.id)
         untagged = tuple(name.familiar for name in plan.untag)
         if not plan.delete:
             return Removed(untagged)
@@ -345,13 +377,12 @@ class ImageStore:
     def _changing(self) -> Iterator[None]:
         """Change the tables under the lock and write them; if either fails the tables are as before."""
         with self._lock:
-            kept = {each: _Kept(old.image, set(old.names), old.removed) for each, old in self._kept.items()}
-            unreadable = self._unreadable
+            before = self._images.copy()
             try:
                 yield
-                self._write()
+                index.write(self.root, self._images.rows())
             except BaseException:
-                self._kept, self._unreadable = kept, unreadable
+                self._images = before
                 raise
 
     def _sweep(self) -> Freed:
@@ -360,36 +391,13 @@ class ImageStore:
         An image that could not be read may have containers standing on layers we cannot name: then nothing goes.
         """
         with self._lock:
-            if self._unreadable:
+            if self._images.unreadable:
                 return [], 0
-            images = [kept.image for kept in self._kept.values()]
-            blobs = {digest for each in images for digest in _blobs(each)}
-            chains = {layer.chain_id for each in images for layer in each.layers}
+            blobs, chains = self._images.needed()
             retired = self.layers.retire(chains, self.content.is_leased)
             freed = self.content.collect(blobs)
         self.layers.discard(retired)
         return [each.chain_id for each in retired], freed + sum(each.size for each in retired)
-
-    def _named(self, kept: _Kept) -> Image:
-        tags = sorted(name.familiar for name in kept.names if name.tag)
-        digests = sorted(name.familiar for name in kept.names if name.digest)
-        return replace(kept.image, repo_tags=tuple(tags), repo_digests=tuple(digests))
-
-    def _write(self) -> None:
-        rows = [
-            index.Row(
-                manifest_digest=kept.image.manifest_digest,
-                manifest_size=kept.image.manifest_size,
-                manifest_type=kept.image.manifest_type,
-                names=tuple(sorted(str(name) for name in kept.names)),
-                size=kept.image.size,
-                stored_at=kept.image.stored_at,
-                tagged_at=kept.image.tagged_at,
-                removed=kept.removed,
-            )
-            for kept in self._kept.values()
-        ]
-        index.write(self.root, [*rows, *self._unreadable])
 
 
 def _json(data: bytes, digest: str) -> Any:
@@ -397,7 +405,3 @@ def _json(data: bytes, digest: str) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise InvalidArgument(f"blob {digest} is not JSON") from None
-
-
-def _blobs(of: Image) -> list[str]:
-    return [of.manifest_digest, of.id, *(layer.digest for layer in of.layers)]

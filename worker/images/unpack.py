@@ -9,14 +9,15 @@ layer.md. Knows neither compression nor where layers are kept.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from worker.images.compression import CHUNK, Readable
-from worker.images.layer_tree import LayerTree, copy_directory_attributes
+from worker.images.layer_tree import LayerTree, inherit
 from worker.images.tar_stream import BadArchive, Entry, Limits, TarReader
 from worker.kernel import safe_paths, trees
 
@@ -32,10 +33,16 @@ _TIME_LIMIT_NS = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """``size``: bytes of regular files as they stand (holes not counted); ``entries``: members applied."""
+    """``size``: bytes of regular files as they stand (holes not counted); ``entries``: members applied.
+
+    ``sums``: inode → SHA-256 of the content, of files that are not sparse; ``implied``: directories whose attributes the
+    layers below decide (see ``LayerTree``).
+    """
 
     size: int
     entries: int
+    sums: Mapping[int, str] = field(default_factory=dict, compare=False)
+    implied: tuple[str, ...] = field(default=(), compare=False)
 
 
 def clean_path(name: str, limits: Limits) -> str:
@@ -55,32 +62,28 @@ def clean_path(name: str, limits: Limits) -> str:
     return path
 
 
-def begin_root(root_fd: int, lower_fd: int | None) -> None:
-    """Give an empty layer root the attributes of the layer below it, or those of a plain root directory."""
-    if lower_fd is None:
-        os.fchmod(root_fd, 0o755)
-    else:
-        copy_directory_attributes(os.fstat(lower_fd), root_fd)
-
-
 def apply_layer(stream: Readable, root_fd: int, lowers: Sequence[int] = (), limits: Limits | None = None) -> Applied:
     """Unpack ``stream`` (plain tar) below ``root_fd``, an empty directory that nobody else writes to.
 
-    ``lowers``: descriptors of the layers below, topmost first. Raises BadArchive, BadCompression or OSError; what was
-    written until then stays for the caller to remove.
+    ``lowers``: descriptors of the layers below, topmost first, as far as they are there already; for the rest the caller
+    calls ``inherit`` later. Raises BadArchive, BadCompression or OSError; what was written until then stays for the caller
+    to remove.
     """
     limits = limits or Limits()
-    tree = LayerTree(root_fd, lowers)
+    tree = LayerTree(root_fd)
     try:
-        return _Applier(TarReader(stream, limits), tree, limits).run()
+        applied = _Applier(TarReader(stream, limits), tree, limits).run()
     finally:
         tree.close()
+    inherit(root_fd, applied.implied, lowers)
+    return applied
 
 
 class _Applier:
     def __init__(self, reader: TarReader, tree: LayerTree, limits: Limits) -> None:
         self._reader, self._tree, self._limits = reader, tree, limits
         self._size = 0
+        self._sums: dict[int, str] = {}
         self._directory_times: dict[str, int] = {}
         self._make: dict[str, Callable[[Entry, int, str], None]] = {
             "file": self._file,
@@ -103,12 +106,13 @@ class _Applier:
             count += 1
         for path in sorted(self._directory_times, reverse=True):
             self._set_directory_time(path)
-        return Applied(self._size, count)
+        return Applied(self._size, count, self._sums, tuple(self._tree.implied.values()))
 
     def _apply(self, entry: Entry) -> None:
         path = clean_path(entry.name, self._limits)
         if not path:
             if entry.kind == "directory":
+                self._tree.stated(os.fstat(self._tree.root_fd).st_ino)
                 self._attributes(self._tree.root_fd, entry)
                 self._directory_times[""] = entry.mtime_ns
             return
@@ -160,6 +164,7 @@ class _Applier:
             os.mkdir(name, 0o700, dir_fd=parent_fd)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
         try:
+            self._tree.stated(os.fstat(fd).st_ino)
             if hides_lower:
                 os.setxattr(fd, OPAQUE_XATTR, b"y")
             self._attributes(fd, entry)
@@ -171,23 +176,28 @@ class _Applier:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=parent_fd)
         try:
+            hasher = hashlib.sha256()
             if entry.sparse is None:
-                self._copy(fd, entry.size)
+                self._copy(fd, entry.size, hasher.update)
+                if entry.size:
+                    self._sums[os.fstat(fd).st_ino] = hasher.hexdigest()
             else:
                 for offset, length in entry.sparse:
                     os.lseek(fd, offset, os.SEEK_SET)
-                    self._copy(fd, length)
+                    self._copy(fd, length, hasher.update)
                 os.ftruncate(fd, entry.size)
+                self._sums.pop(os.fstat(fd).st_ino, None)
             self._attributes(fd, entry)
             os.utime(fd, ns=_times(entry.mtime_ns))
         finally:
             os.close(fd)
 
-    def _copy(self, fd: int, length: int) -> None:
+    def _copy(self, fd: int, length: int, seen: Callable[[bytes], None]) -> None:
         self._size += length
         while length:
             data = self._reader.read(min(length, CHUNK))
             length -= len(data)
+            seen(data)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]

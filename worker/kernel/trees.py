@@ -34,7 +34,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     One writer at a time for a path.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -45,6 +45,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def clear_unfinished(path: Path) -> None:
+    """Remove what a crash in the middle of ``write_atomically(path)`` left."""
+    _temporary(path).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def emptied(path: Path) -> Path:

@@ -7,6 +7,8 @@ from worker.containers.engine import Engine
 from worker.routes.archives import Archives
 from worker.routes.containers import Containers
 from worker.routes.execs import Execs
+from worker.routes.image_archives import ImageArchives
+from worker.routes.image_care import ImageCare
 from worker.routes.images import Images
 from worker.routes.networks import Networks
 from worker.routes.registry import Registry
@@ -24,6 +26,8 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
         Archives(engine),
         Containers(engine),
         Execs(engine),
+        ImageArchives(engine),
+        ImageCare(engine),
         Images(engine, registry),
         Networks(engine),
         registry,

@@ -36,7 +36,7 @@ class Place:
         directory.mkdir()
         fd = os.open(directory, os.O_RDONLY)
         try:
-            unpack.begin_root(fd, None)
+            os.fchmod(fd, 0o755)
             unpack.apply_layer(io.BytesIO(images.tar(members)), fd)
         finally:
             os.close(fd)
