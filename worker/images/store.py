@@ -24,6 +24,7 @@ from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
+from worker.images.steps import StepCache
 from worker.images.tar_stream import Limits
 
 _log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class ImageStore:
         self.root = root
         self.content = ContentStore(root)
         self.layers = LayerStore(layers_root or root.parent / "rootfs" / "layers", limits)
+        self.steps = StepCache(root / "steps", now)
         self._in_use, self._running, self._now = in_use, running, now
         self._limits = limits
         self._lock = threading.RLock()
@@ -356,6 +358,8 @@ class ImageStore:
             images = [kept.image for kept in self._kept.values()]
             blobs = {digest for each in images for digest in _blobs(each)}
             chains = {layer.chain_id for each in images for layer in each.layers}
+            cached_blobs, cached_chains = self.steps.needed()
+            blobs, chains = blobs | cached_blobs, chains | cached_chains
             retired = self.layers.retire(chains, self.content.is_leased)
             freed = self.content.collect(blobs)
         self.layers.discard(retired)
