@@ -21,7 +21,7 @@ from worker.containers.engine import Engine
 from worker.dockerfile import arguments, mounts, plan
 from worker.dockerfile import config as dockerfile
 from worker.dockerfile.arguments import Arguments
-from worker.dockerfile.instructions import Arg, Command, Copy, Setting, Step
+from worker.dockerfile.instructions import Arg, Command, Copy, Health, Setting, Step
 from worker.dockerfile.parser import DockerfileError
 from worker.dockerfile.plan import Plan, Stage
 from worker.images import commit, draft, image
@@ -165,6 +165,9 @@ class Builder:
     async def _setting(self, state: StageState, command: Any) -> None:
         config = state.copy()
         comment = dockerfile.apply(config, command)
+        if isinstance(command, Health) and (state.config.get("Healthcheck") or {}).get("Test"):
+            former = " ".join(state.config["Healthcheck"]["Test"])
+            await self._output.say(f"Note: overriding previous HEALTHCHECK: [{former}]\n")
         if isinstance(command, Arg):
             for name, default in command.pairs:
                 state.arguments.declare(name, default)
@@ -176,7 +179,7 @@ class Builder:
 
     async def _workdir(self, state: StageState, command: Setting) -> None:
         config = state.copy()
-        created_by = note(config, dockerfile.apply(config, command))
+        created_by = copied(config, dockerfile.apply(config, command))
         kept = key(created_by, config)
         if await self._cached(state, config, created_by, kept):
             return
@@ -215,7 +218,7 @@ class Builder:
             where = copies.destination(config, command)
             copies.fits([*found.local, *found.fetched], command)
             chown = f"--chown={command.owner}" if command.owner else ""
-            created_by = copied(config, f"{command.word} {chown}{found.checksum} in {where} ")
+            created_by = copied(config, f"{command.word} {chown}{found.checksum} in {command.destination} ")
             kept = key(created_by, config, [copies.mode(command), command.parents])
             if await self._cached(state, config, created_by, kept):
                 return

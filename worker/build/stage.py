@@ -58,7 +58,7 @@ def note(config: Mapping[str, Any], comment: str) -> str:
 
 
 def copied(config: Mapping[str, Any], comment: str) -> str:
-    """The same of COPY and ADD, which Docker spells with one space."""
+    """The same of COPY, ADD and WORKDIR, which Docker spells with one space."""
     return " ".join([*dockerfile.shell(config), f"#(nop) {comment}"])
 
 

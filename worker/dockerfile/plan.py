@@ -5,7 +5,6 @@ Decides what FROM means and what is an error before anything runs. Stages that t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,7 +122,7 @@ def _target(stages: Sequence[Stage], target: str) -> int:
 
 def _labels(labels: Mapping[str, str]) -> Step:
     pairs = tuple(sorted(labels.items()))
-    text = "LABEL " + " ".join(f"{json.dumps(name)}={json.dumps(value)}" for name, value in pairs)
+    text = "LABEL " + " ".join(f"{name}={value}" for name, value in pairs)
     return Step(
         Node("LABEL", (), text[6:], text, 0, 0), Label(tuple((_literal(name), _literal(value)) for name, value in pairs))
     )
