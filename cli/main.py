@@ -43,6 +43,7 @@ TABLE: dict[str, Entry] = {
     "diff": Entry("cli.container_live", "diff", "Show what a container changed in its file system", _CONTAINERS),
     "export": Entry("cli.container_live", "export", "Write a container's file system as a tar", _CONTAINERS),
     "container": Entry("cli.container", "", "Manage containers", _CONTAINERS),
+    "build": Entry("cli.build", "build", "Build an image from a Dockerfile", _NODE),
     "image": Entry("cli.image", "", "Manage images", _NODE),
     "volume": Entry("cli.volume", "", "Manage volumes", _NODE),
     "network": Entry("cli.network", "", "Manage networks", _NODE),

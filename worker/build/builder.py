@@ -30,6 +30,8 @@ from worker.images.draft import Draft
 from worker.images.image import Image, Layer, short
 
 TRIGGER_LIMIT = 1000
+DEPTH_LIMIT = 127
+"""Docker's, which an image that is to run elsewhere has to keep to."""
 
 
 class Builder:
@@ -255,8 +257,12 @@ class Builder:
                 [*(config.get("Env") or []), *(f"{name}={value}" for name, value in seen.items())],
                 around,
             )
-            keep_failed = not self._options.force_remove and not self._options.remove
-            layer = await run.layer(self._engine, state.draft, body, self._output, self._lease, keep_failed=keep_failed)
+            kept_container = not self._options.force_remove and not self._options.remove
+            if kept_container:
+                # Its image has to be there as long as it is, and no start of the daemon may take it for a leftover.
+                await host.run(commit.store, host.images, state.draft, [], self._lease)
+                body["Labels"] = {}
+            layer = await run.layer(self._engine, state.draft, body, self._output, self._lease, kept=kept_container)
         await self._follow(state, config, created_by, kept, layer)
 
     def _network(self, command: Command) -> str:
@@ -282,6 +288,8 @@ class Builder:
         return True
 
     async def _follow(self, state: StageState, config: dict[str, Any], created_by: str, kept: str, layer: Layer | None) -> None:
+        if layer is not None and len(state.draft.layers) >= DEPTH_LIMIT:
+            raise InvalidArgument(f"max depth exceeded: an image has at most {DEPTH_LIMIT} layers; join steps, or use stages")
         made = draft.follow(state.draft, config, rfc3339(self._host.clock.now()), created_by, layer=layer, author=state.author)
         await self._host.run(self._host.images.steps.keep, state.draft.id, kept, made)
         state.draft, state.config = made, config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class Building:
     def __init__(self, engine: Engine, pull: base_images.Pull | None) -> None:
         self._engine, self._host, self._pull = engine, engine.host, pull
         self._caches = Caches(engine.host)
-        self._host.spawn(self._clear(), "builds: what a former life left")
+        self._cleared = self._host.spawn(self._clear(), "builds: what a former life left")
 
     async def _clear(self) -> None:
         host = self._host
@@ -63,13 +63,15 @@ class Building:
                 f"a remote context ({options.remote}) is refused: fetch it and send it as the context "
                 f"(git clone …, or curl … | docker build -)"
             )
+        # What a former life left is told from ours by having been there first.
+        await asyncio.wait({self._cleared})
         fd = await stack.enter_async_context(context.received(host, body))
         text = await host.run(context.dockerfile, fd, options.dockerfile)
         here = f"linux/{image.host_architecture()}"
         given = Arguments(options.arguments, arguments.platform_arguments(options.platform or here, here))
         return Work(options, plan.plan(parser.parse(text), given, options.target, options.labels), given, fd)
 
-    async def lines(self, work: Work) -> AsyncIterator[bytes]:
+    async def lines(self, work: Work) -> AsyncGenerator[bytes, None]:
         """The build's stream; the build ends with it."""
         output = Output(work.options.quiet)
         task = self._host.spawn(self._carry_out(work, output), "build")
@@ -86,6 +88,12 @@ class Building:
         try:
             async with asyncio.timeout(options.timeout or None):
                 made = await one.run()
+            if options.quiet:
+                await output.result(f"{made.id}\n")
+            await output.say(f"Successfully built {short(made.id)}\n")
+            for name in options.names:
+                self._host.events.publish("image", "tag", made.id, {"name": name.familiar})
+                await output.say(f"Successfully tagged {name.familiar}\n")
         except run.StepFailed as fault:
             await output.failed(fault.message, fault.code)
         except CoveyError as fault:
@@ -95,14 +103,8 @@ class Building:
         except Exception:
             log.exception("a build failed")
             await output.failed("internal error: the daemon's log has its traceback")
-        else:
-            if options.quiet:
-                await output.result(f"{made.id}\n")
-            await output.say(f"Successfully built {short(made.id)}\n")
-            for name in options.names:
-                self._host.events.publish("image", "tag", made.id, {"name": name.familiar})
-                await output.say(f"Successfully tagged {name.familiar}\n")
-        await output.end()
+        finally:
+            output.end()
 
     async def prune(self, unused_since: float | None) -> tuple[list[str], int]:
         """Forget cached steps, those not used since then, and without a time cache mounts too; (ids, bytes freed)."""

@@ -10,7 +10,7 @@ import email.utils
 import os
 import posixpath
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,7 +186,7 @@ def _check(command: Copy, path: Path) -> None:
 def make_workdir(host: Host, root_fd: int, path: str) -> bool:
     """Make the directory of WORKDIR, root's; whether it was not there. Blocking."""
     try:
-        return transfer.make_directory(root_fd, path, None, _owners(host))
+        return transfer.make_directory(root_fd, path, None, _owners(host, remap.outside))
     except OSError as error:
         raise InvalidArgument(f"WORKDIR {path}: {error.strerror}") from None
 
@@ -198,7 +198,8 @@ def carry_out(host: Host, root_fd: int, command: Copy, where: str, found: Found)
         where,
         owner=owner(root_fd, command) or (None if command.stage else (0, 0)),
         mode=mode(command),
-        owners=_owners(host),
+        owners=_owners(host, remap.outside),
+        read_owners=_owners(host, remap.inside) if command.stage else None,
         parents=command.parents,
     )
     local = replace(wish, extract=True, archive_owner=owner(root_fd, command)) if command.word == "ADD" else wish
@@ -206,12 +207,12 @@ def carry_out(host: Host, root_fd: int, command: Copy, where: str, found: Found)
     transfer.carry_out(root_fd, found.fetched, wish)
 
 
-def _owners(host: Host) -> tree_put.Owners | None:
-    """How owners are written to disk where containers have a user namespace."""
+def _owners(host: Host, convert: Callable[[tuple[remap.Range, ...], int], int]) -> tree_put.Owners | None:
+    """How owners are written to disk, or read from it, where containers have a user namespace."""
     ids = host.options.remap
     if ids is None:
         return None
-    return lambda uid, gid: (remap.outside(ids.uids, uid), remap.outside(ids.gids, gid))
+    return lambda uid, gid: (convert(ids.uids, uid), convert(ids.gids, gid))
 
 
 def fits(found: Sequence[Source], command: Copy) -> None:

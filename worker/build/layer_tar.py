@@ -21,6 +21,7 @@ from worker.kernel import safe_paths, trees
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 _OPAQUE_XATTR = "trusted.overlay.opaque"
+_REDIRECT = "trusted.overlay.redirect"
 _LEFT_XATTRS = ("trusted.overlay.", "user.overlay.", "security.selinux", "security.ima", "security.evm")
 
 
@@ -74,6 +75,8 @@ def _directory(fd: int, path: str) -> Iterator[Piece]:
     for name in filter(_kept, names):
         tree_tar.add_attribute(info, name, os.getxattr(fd, name))
     _check_name(path)
+    if _REDIRECT in names:
+        raise InvalidArgument(f"cannot make a layer: /{path} is an overlayfs redirect; load the module with redirect_dir=off")
     yield info
     if _OPAQUE_XATTR in names and os.getxattr(fd, _OPAQUE_XATTR) == b"y":
         yield _mark(f"{path}/{OPAQUE}")

@@ -21,6 +21,7 @@ class Output:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=_WAITING)
+        self._ended = False
 
     async def say(self, text: str) -> None:
         if not self._quiet:
@@ -46,9 +47,12 @@ class Output:
     async def failed(self, message: str, code: int = 0) -> None:
         await self._lines.put(framing.error_line(message, code))
 
-    async def end(self) -> None:
-        await self._lines.put(None)
+    def end(self) -> None:
+        """Nothing more is told; waits for nobody."""
+        self._ended = True
+        if not self._lines.full():
+            self._lines.put_nowait(None)
 
     async def next(self) -> bytes | None:
         """The next line; None at the end."""
-        return await self._lines.get()
+        return None if self._ended and self._lines.empty() else await self._lines.get()

@@ -107,24 +107,22 @@ def body(draft: Draft, config: Mapping[str, Any], argv: Sequence[str], environme
 
 
 async def layer(
-    engine: Engine, draft: Draft, wanted: Mapping[str, Any], output: Output, lease: Lease, *, keep_failed: bool
+    engine: Engine, draft: Draft, wanted: Mapping[str, Any], output: Output, lease: Lease, *, kept: bool
 ) -> Layer | None:
-    """Run the container ``wanted``; what it changed. StepFailed; ``keep_failed``: then it is left to be looked at."""
+    """Run the container ``wanted``; what it changed. StepFailed. ``kept``: it is left to be looked at."""
     host = engine.host
     container, _ = await host.carry(create.create(host, None, wanted, image=draft.as_image()), "create")
     live = host.resolve(container.id)
     targets = [str(mount["Target"]) for mount in wanted["HostConfig"]["Mounts"]]
-    keep = False
     try:
         await output.say(f" ---> Running in {short(container.id)}\n")
         code = await _followed(engine, live, output)
         if code:
-            keep = keep_failed
             raise StepFailed([*wanted["Cmd"]], code)
         stubs = await host.run(_stubs, host.overlay.upper(container.id), host.overlay.lowers(container.id), targets)
         return await host.run(committing.layer_of, host, container.id, draft.layers, lease, stubs)
     finally:
-        if not keep:
+        if not kept:
             await engine.remove(container.id, force=True, volumes=True)
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 await output.say(f"Removing intermediate container {short(container.id)}\n")

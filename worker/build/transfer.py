@@ -30,13 +30,14 @@ _TAR_HEAD = 4096
 @dataclass(frozen=True, slots=True)
 class Wish:
     """``destination``: absolute; a last slash says directory. ``owner``, ``mode``: instead of the sources'. ``owners``: see
-    tree_put. ``extract``: local archives are unpacked (ADD), their entries ``archive_owner``'s or whose they say."""
+    tree_put, ``read_owners``: tree_tar. ``extract``: local archives are unpacked (ADD), their entries ``archive_owner``'s or whose they say."""
 
     word: str
     destination: str
     owner: Owner = None
     mode: int | None = None
     owners: Owners | None = None
+    read_owners: Owners | None = None
     extract: bool = False
     archive_owner: Owner = None
     parents: bool = False
@@ -76,7 +77,7 @@ def _one(root_fd: int, source: Source, wish: Wish) -> None:
     make_directory(root_fd, parent, wish.owner, wish.owners)
     above_fd, last = tree_tar.open_parent(source.root_fd, resolved(source.root_fd, source.path))
     try:
-        pieces = tree_tar.pack(above_fd, last, name)
+        pieces = tree_tar.pack(above_fd, last, name, owners=wish.read_owners)
         tree_put.unpack(Stream(pieces), root_fd, parent, owner=wish.owner, owners=wish.owners, mode=wish.mode)
     finally:
         os.close(above_fd)
@@ -89,7 +90,7 @@ def _directory(root_fd: int, source: Source, destination: str, wish: Wish) -> No
     make_directory(root_fd, destination, wish.owner, wish.owners)
     fd = safe_paths.open_in_root(source.root_fd, source.path, _DIRECTORY)
     try:
-        pieces = tree_tar.pack(fd, ".", "", left_out=source.left_out)
+        pieces = tree_tar.pack(fd, ".", "", owners=wish.read_owners, left_out=source.left_out)
         tree_put.unpack(Stream(pieces), root_fd, destination, owner=wish.owner, owners=wish.owners, mode=wish.mode)
     finally:
         os.close(fd)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 
 from covey.engine_api.answers import Answer, Stream, created
@@ -14,6 +14,22 @@ from worker.containers.engine import Engine
 from worker.images import reference
 from worker.routes.bodies import BodyReader
 from worker.routes.times import seconds
+
+
+class _Lines(AsyncIterator[bytes]):
+    """A build's lines, and what the build holds: given back also when the client has left before the first."""
+
+    def __init__(self, lines: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+        self._lines, self._held = lines, held
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._lines)
+
+    async def aclose(self) -> None:
+        try:
+            await self._lines.aclose()
+        finally:
+            await self._held.aclose()
 
 
 class Builds:
@@ -38,14 +54,7 @@ class Builds:
         wanted = options.read(call.text, call.texts, call.headers)
         async with AsyncExitStack() as stack:
             work = await self._building.prepare(wanted, BodyReader(call.chunks), stack)
-            kept = stack.pop_all()
-
-        async def lines() -> AsyncIterator[bytes]:
-            async with kept:
-                async for line in self._building.lines(work):
-                    yield line
-
-        return Stream(lines())
+            return Stream(_Lines(self._building.lines(work), stack.pop_all()))
 
     async def prune(self, call: Call) -> Answer:
         filters = call.filters(("until", "unused-for", "id", "parent", "type", "description", "inuse", "shared", "private"))

@@ -24,7 +24,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Case:
-    """``files``: path → content, (content, mode) or Link. ``flags``: of ``docker build``. ``first``: built before, as ``name-first``."""
+    """``files``: path → content, (content, mode) or Link. ``flags``: of ``docker build``. ``first``: built before it, as
+    ``name-first``."""
 
     name: str
     text: str
@@ -133,11 +134,25 @@ EXPOSE 8080 53/udp 90-92
     Case("unhealthy", f'FROM {BASE}\nHEALTHCHECK CMD ["true"]\nHEALTHCHECK NONE\nENTRYPOINT ["a", "b\\"c"]\nCMD d e\n'),
     Case(
         "shell",
-        f'FROM {BASE}\nSHELL ["/bin/busybox", "sh", "-ec"]\nRUN echo one > /one; \\\n  # between\n  echo two > /two\nCMD echo hi\n',
+        f"""\
+FROM {BASE}
+SHELL ["/bin/busybox", "sh", "-ec"]
+RUN echo one > /one; \\
+  # between
+  echo two > /two
+CMD echo hi
+""",
     ),
     Case(
         "volume",
-        f"FROM {BASE}\nRUN mkdir /v && echo before > /v/before\nVOLUME /v\nRUN echo lost > /v/lost\nCOPY a.txt /v/\nVOLUME [\"/w\", \"/x y\"]\n",
+        f"""\
+FROM {BASE}
+RUN mkdir /v && echo before > /v/before
+VOLUME /v
+RUN echo lost > /v/lost
+COPY a.txt /v/
+VOLUME ["/w", "/x y"]
+""",
         TREE,
     ),
     Case(
@@ -189,7 +204,17 @@ RUN mv /home /moved && true
 RUN true
 """,
     ),
-    Case("from-nothing", f"FROM {BASE} AS tools\nFROM scratch\nCOPY --from=tools /bin/busybox /bin/sh\nCOPY d /d\nRUN [\"/bin/sh\", \"-c\", \"echo x > /x\"]\n", TREE),
+    Case(
+        "from-nothing",
+        f"""\
+FROM {BASE} AS tools
+FROM scratch
+COPY --from=tools /bin/busybox /bin/sh
+COPY d /d
+RUN ["/bin/sh", "-c", "echo x > /x"]
+""",
+        TREE,
+    ),
     Case(
         "words",
         f"""\

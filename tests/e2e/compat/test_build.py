@@ -21,9 +21,7 @@ from .dockerfiles import BASE, CASES, EXPECTED, TREE, Case, Link
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 #: What an engine puts into every container, and no image holds.
-_PLACES = re.compile(
-    r"(dev|proc|sys)(/.*)?|\.dockerenv|etc/(hosts|hostname|resolv\.conf|mtab)|run/secrets"
-)
+_PLACES = re.compile(r"(dev|proc|sys)(/.*)?|\.dockerenv|etc/(hosts|hostname|resolv\.conf|mtab)|run/secrets")
 _HASH = re.compile(r"(file|dir|multi):[0-9a-f]{64}")
 _CONFIG = (
     "Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "OnBuild", "Shell", "StopSignal", "User", "Volumes",
