@@ -29,8 +29,11 @@ _TAR_HEAD = 4096
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """``destination``: absolute; a last slash says directory. ``owner``, ``mode``: instead of the sources'. ``owners``: see
-    tree_put, ``read_owners``: tree_tar. ``extract``: local archives are unpacked (ADD), their entries ``archive_owner``'s or whose they say."""
+    """``destination``: absolute; a last slash says directory. ``owner``, ``mode``: instead of the sources'.
+
+    ``owners``, ``read_owners``: how ids are converted on their way to the disk and from it. ``extract``: local archives are
+    unpacked (ADD), their entries ``archive_owner``'s or whose they say.
+    """
 
     word: str
     destination: str

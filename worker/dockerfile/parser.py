@@ -141,15 +141,15 @@ def _nodes(lines: _Lines, escape: str) -> Iterator[Node]:
             more, open_ = _continued(line.rstrip("\r"), ending)
             text += more
         if text.strip():
-            yield _node(text, start, lines, escape)
+            yield _node(text, start, lines)
 
 
-def _node(text: str, start: int, lines: _Lines, escape: str) -> Node:
+def _node(text: str, start: int, lines: _Lines) -> Node:
     word, flags, rest = split_instruction(text)
     inner = word
     if word == "ONBUILD":
         inner = split_instruction(rest)[0]
-    heredocs = _heredocs(text, lines, escape) if inner in _HEREDOC_INSTRUCTIONS and "<<" in text else ()
+    heredocs = _heredocs(text, lines) if inner in _HEREDOC_INSTRUCTIONS and "<<" in text else ()
     if word not in KNOWN:
         raise DockerfileError(start, f"unknown instruction: {word}")
     return Node(word, flags, rest, text, start, lines.number, heredocs)
@@ -221,9 +221,9 @@ class _Kept(dict[str, str]):
         return f"${key}"
 
 
-def _heredocs(text: str, lines: _Lines, escape: str) -> tuple[Heredoc, ...]:
+def _heredocs(text: str, lines: _Lines) -> tuple[Heredoc, ...]:
     found = []
-    for word in words.split(text, escape):
+    for word in words.split(text):
         mark = heredoc_mark(word)
         if mark is None:
             continue

@@ -134,18 +134,21 @@ def _literal(text: str) -> str:
 
 
 def _needed(plan_: Plan, chosen: int) -> set[int]:
+    """The target and what it stands on; references of the others are looked at too, an error in them is one."""
+    stands_on = {
+        stage.index: [
+            *(() if stage.base_stage is None else (stage.base_stage,)),
+            *(one for step in stage.steps for one in _stages_of(plan_, step, stage.index)),
+        ]
+        for stage in plan_.stages
+    }
     found: set[int] = set()
     pending = [chosen]
     while pending:
         index = pending.pop()
-        if index in found:
-            continue
-        found.add(index)
-        stage = plan_.stages[index]
-        if stage.base_stage is not None:
-            pending.append(stage.base_stage)
-        for step in stage.steps:
-            pending += _stages_of(plan_, step, index)
+        if index not in found:
+            found.add(index)
+            pending += stands_on[index]
     return found
 
 

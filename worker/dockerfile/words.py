@@ -209,10 +209,10 @@ def split(text: str, escape: str = "\\") -> list[str]:
                 found.append(word)
             word, started = "", False
             continue
+        if character == escape and quote != "'" and at == len(text):
+            break
         started = True
         if character == escape and quote != "'":
-            if at == len(text):
-                break
             word += character + text[at]
             at += 1
             continue
