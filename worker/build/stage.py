@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.dockerfile import config as dockerfile
-from worker.dockerfile import instructions
+from worker.dockerfile import expansion
 from worker.dockerfile.arguments import StageArguments
 from worker.dockerfile.instructions import Instruction
 from worker.images.draft import Draft
@@ -44,7 +44,7 @@ class StageState:
         return {**self.arguments.visible(environment), **environment}
 
     def expanded(self, command: Instruction, escape: str) -> Instruction:
-        return instructions.expanded(command, self.variables, escape)
+        return expansion.expanded(command, self.variables, escape)
 
     def copy(self) -> dict[str, Any]:
         """The config, to be changed."""

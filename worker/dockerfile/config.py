@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from covey.errors import InvalidArgument
-from worker.dockerfile import instructions, parser
+from worker.dockerfile import expansion, instructions, parser
 from worker.dockerfile.instructions import Arg, Command, Env, Health, Instruction, Label, Listing, Setting
 
 Config = dict[str, Any]
@@ -51,7 +51,7 @@ def changed(config: Mapping[str, Any], changes: Sequence[str]) -> Config:
             if not node.rest:
                 raise InvalidArgument(f"{node.word} requires at least one argument")
             command = instructions.read(node).command
-            apply(now, instructions.expanded(command, environment(now)))
+            apply(now, expansion.expanded(command, environment(now)))
     return now
 
 

@@ -1,14 +1,14 @@
 """What each instruction of a Dockerfile says: from a parsed line to a command with named parts. Pure.
 
-Decides how many arguments and which flags an instruction takes, in Docker's words, and which of its parts have variables
-put in. What a command does to an image is ``config``'s (metadata) or worker.build's (files, processes).
+Decides how many arguments and which flags an instruction takes, in Docker's words. Variables are ``expansion``'s; what a
+command does to an image is ``config``'s (metadata) or worker.build's (files, processes).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -366,51 +366,3 @@ _READERS: dict[str, Callable[[Node, _Flags, str], Instruction]] = {
     "VOLUME": _volume,
     "WORKDIR": _exactly_one,
 }
-
-
-def expanded(command: Instruction, variables: Mapping[str, str], escape: str = "\\") -> Instruction:
-    """``command`` with variables put into the parts that Docker expands. InvalidArgument for what cannot be read."""
-
-    def word(text: str) -> str:
-        return words.expand(text, variables, escape)
-
-    def each(texts: Sequence[str]) -> tuple[str, ...]:
-        return tuple(word(text) for text in texts)
-
-    match command:
-        case Env(pairs):
-            return Env(tuple((word(name), word(value)) for name, value in pairs))
-        case Label(pairs):
-            return Label(tuple((word(name), word(value)) for name, value in pairs))
-        case Arg(defaults):
-            return Arg(tuple((word(name), None if value is None else word(value)) for name, value in defaults))
-        case Copy():
-            files = tuple(replace(one, content=_document(one, variables)) for one in command.files)
-            return replace(
-                command,
-                sources=each(command.sources),
-                destination=word(command.destination),
-                files=files,
-                owner=word(command.owner),
-                mode=word(command.mode),
-                excluded=each(command.excluded),
-                checksum=word(command.checksum),
-            )
-        case Command(mounts=mounts) if mounts:
-            return replace(command, mounts=each(mounts))
-        case Setting("STOPSIGNAL" | "USER" | "WORKDIR" as kind, value):
-            return Setting(kind, word(value))
-        case Listing("EXPOSE", values):
-            return Listing("EXPOSE", tuple(one for text in values for one in words.expand_words(text, variables, escape)))
-        case Listing("VOLUME", values):
-            return Listing("VOLUME", each(values))
-        case _:
-            return command
-
-
-def _document(heredoc: Heredoc, variables: Mapping[str, str]) -> str:
-    """A here-document's text: variables are put in, quotes stay, a backslash escapes only what a shell's would."""
-    if not heredoc.expand:
-        return heredoc.content
-    quoted = heredoc.content.replace('"', '\\"')
-    return words.expand(f'"{quoted}"', variables)

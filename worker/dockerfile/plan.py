@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from covey.errors import InvalidArgument
-from worker.dockerfile import instructions, parser, words
+from worker.dockerfile import expansion, instructions, parser, words
 from worker.dockerfile.arguments import Arguments
 from worker.dockerfile.instructions import Arg, Command, Copy, From, Label, Step
 from worker.dockerfile.mounts import stage_of
@@ -84,7 +84,7 @@ def _global(step: Step, arguments: Arguments, escape: str) -> Step:
     if not isinstance(step.command, Arg):
         raise DockerfileError(step.node.start, f"no build stage in current context: {step.node.word} comes before any FROM")
     try:
-        command = instructions.expanded(step.command, arguments.before_from(), escape)
+        command = expansion.expanded(step.command, arguments.before_from(), escape)
     except InvalidArgument as error:
         raise DockerfileError(step.node.start, error.message) from None
     assert isinstance(command, Arg)

@@ -31,6 +31,11 @@ def expand(word: str, variables: Mapping[str, str], escape: str = "\\") -> str:
     return "".join(piece.text for piece in _Lexer(word, variables, escape).pieces())
 
 
+def expand_document(text: str, variables: Mapping[str, str]) -> str:
+    """A here-document with variables put in: quotes stay, a backslash takes only the meaning of a dollar or its own."""
+    return "".join(piece.text for piece in _Document(text, variables, "\\").pieces())
+
+
 def expand_words(text: str, variables: Mapping[str, str], escape: str = "\\") -> list[str]:
     """The same, cut at white space that is neither quoted nor escaped."""
     found: list[str] = []
@@ -168,6 +173,18 @@ class _Lexer:
         found = "".join(piece.text for piece in inner.pieces(stop))
         self._at = inner._at
         return found
+
+
+class _Document(_Lexer):
+    def _piece(self, character: str) -> _Piece:
+        if character == "$":
+            return _Piece(self._dollar(), False)
+        self._at += 1
+        following = self._text[self._at : self._at + 1]
+        if character == self._escape and following and following in ("$", self._escape):
+            self._at += 1
+            return _Piece(following, False)
+        return _Piece(character, False)
 
 
 def _pattern(shell: str, greedy: bool = True) -> str:

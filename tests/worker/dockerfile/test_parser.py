@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey.errors import InvalidArgument
-from worker.dockerfile import instructions, parser
+from worker.dockerfile import expansion, instructions, parser
 from worker.dockerfile.parser import DockerfileError
 
 PIECES = (
@@ -113,7 +113,7 @@ def survives(text: str) -> None:
             assert parser.parse(text).nodes
             last = node.start
             step = instructions.read(node, found.escape)
-            instructions.expanded(step.command, {"x": "$x ${y}", "y": "'"}, found.escape)
+            expansion.expanded(step.command, {"x": "$x ${y}", "y": "'"}, found.escape)
     except InvalidArgument:
         return
 

@@ -7,6 +7,8 @@ import pytest
 from covey.errors import InvalidArgument
 from worker.dockerfile import mounts, parser, plan
 from worker.dockerfile.arguments import Arguments, platform_arguments, recorded
+from worker.dockerfile.expansion import expanded
+from worker.dockerfile.instructions import Label
 
 PLATFORM = platform_arguments("linux/arm64/v8", "linux/amd64")
 
@@ -53,8 +55,6 @@ def test_bases() -> None:
 def test_labels_become_a_last_step() -> None:
     found = made("FROM a\nFROM b\n", labels={"k'": "$v w"})
     assert [len(stage.steps) for stage in found.stages] == [0, 1]
-    from worker.dockerfile.instructions import Label, expanded
-
     assert expanded(found.stages[1].steps[0].command, {"v": "wrong"}) == Label((("k'", "$v w"),))
 
 

@@ -71,6 +71,11 @@ def test_faults(text: str, fault: str) -> None:
         words.expand(text, KNOWN)
 
 
+def test_documents_keep_their_quotes() -> None:
+    text = """a "$A" '$A' \\$A \\\\ \\n \\" ${B:-"x"} $\n"""
+    assert words.expand_document(text, KNOWN) == """a "one" 'one' $A \\ \\n \\" x $\n"""
+
+
 def test_the_other_escape() -> None:
     assert words.expand("C:\\$A`$A", KNOWN, "`") == "C:\\one$A"
 
