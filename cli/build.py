@@ -1,4 +1,4 @@
-"""``cluster build``: an image from a Dockerfile, built on the node that is asked.
+"""``cluster build`` and ``cluster commit``: an image from a Dockerfile, or from a container, made on the node that is asked.
 
 It decides what is sent and how progress looks; what a Dockerfile means is the daemon's.
 """
@@ -218,3 +218,29 @@ def _secrets(given: list[str] | None) -> dict[str, str]:
     if not found:
         return {}
     return {"X-Covey-Build-Secrets": base64.b64encode(json.dumps(found).encode()).decode()}
+
+
+@app.command("commit")
+def commit(
+    container: str,
+    reference: Annotated[str, typer.Argument(metavar="[NAME[:TAG]]", show_default=False)] = "",
+    author: Annotated[str | None, typer.Option("--author", "-a", show_default=False)] = None,
+    change: Annotated[_MANY, typer.Option("--change", "-c", help="A Dockerfile instruction", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", show_default=False)] = None,
+    no_pause: Annotated[bool, typer.Option("--no-pause", help="Let it run meanwhile")] = False,
+) -> None:
+    """Make an image of a container's changes; print its id."""
+    name, colon, tag = reference.rpartition(":")
+    if not colon or "/" in tag:
+        name, tag = reference, ""
+    query = {
+        "container": container,
+        "repo": name or None,
+        "tag": tag or None,
+        "author": author,
+        "comment": message,
+        "changes": change or None,
+        "pause": not no_pause,
+    }
+    with client() as api:
+        print(api.post("/commit", query, json={})["Id"])

@@ -5,7 +5,7 @@ Decides when to pull. Who pulls it is told (``Pull``); without anybody, an absen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from covey.errors import NotFound
@@ -19,7 +19,9 @@ from worker.images.image import Image
 class Pull(Protocol):
     """Fetches ``name`` for ``platform`` ("" for this machine's). ``credentials``: X-Registry-Config."""
 
-    async def __call__(self, name: str, *, platform: str, credentials: Mapping[str, Any], output: Output) -> Image: ...
+    async def __call__(
+        self, name: str, *, platform: str, credentials: Mapping[str, Any], listener: Callable[[Mapping[str, Any]], None]
+    ) -> Image: ...
 
 
 async def ensure(host: Host, name: str, options: BuildOptions, platform: str, pull: Pull | None, output: Output) -> Image:
@@ -34,7 +36,7 @@ async def ensure(host: Host, name: str, options: BuildOptions, platform: str, pu
     if found is not None and fits and not (options.pull and pull is not None):
         return found
     if pull is not None and reference.id_prefix(name) is None:
-        return await pull(name, platform=wanted, credentials=options.credentials, output=output)
+        return await pull(name, platform=wanted, credentials=options.credentials, listener=output.progress)
     if found is not None:
         raise NotFound(
             f"image with reference {name} was found but does not match the specified platform: "

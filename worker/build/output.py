@@ -7,6 +7,7 @@ build up, not our memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from covey.engine_api import framing
@@ -31,10 +32,10 @@ class Output:
         """What a step's process wrote; Docker shows its standard error red."""
         await self.say(text if stream == framing.STDOUT else f"{_RED}{text}{_PLAIN}")
 
-    async def status(self, message: dict[str, Any]) -> None:
-        """A line of a pull's progress."""
-        if not self._quiet:
-            await self._lines.put(framing.line(message))
+    def progress(self, message: Mapping[str, Any]) -> None:
+        """A line of a pull's progress; nobody waits for a client that does not read them."""
+        if not self._quiet and not self._lines.full():
+            self._lines.put_nowait(framing.line(message))
 
     async def image(self, image_id: str) -> None:
         if not self._quiet:
