@@ -95,6 +95,11 @@ class StepCache:
             layers = [layer for kept in self._kept.values() for layer in kept.layers]
         return {layer.digest for layer in layers}, {layer.chain_id for layer in layers}
 
+    def kept(self) -> list[Kept]:
+        """All steps, the oldest first."""
+        with self._lock:
+            return sorted(self._kept.values(), key=lambda each: each.created)
+
     def __len__(self) -> int:
         return len(self._kept)
 

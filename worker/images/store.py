@@ -24,6 +24,7 @@ from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
+from worker.images.steps import Kept as CachedStep
 from worker.images.steps import StepCache
 from worker.images.tar_stream import Limits
 
@@ -35,6 +36,7 @@ LoadedImages = list[archive.Loaded]
 Paths = list[Path]
 Sizes = list[int]
 Freed = tuple[list[str], int]
+CachedSteps = list[tuple[CachedStep, int]]
 
 
 @dataclass(slots=True)
@@ -223,6 +225,17 @@ class ImageStore:
                     for each in gone:
                         del self._kept[each]
         return self._sweep()[1]
+
+    def cached_steps(self) -> CachedSteps:
+        """Steps of the build cache, each with the bytes of its own layer that nothing else needs."""
+        with self._lock:
+            seen = {layer.chain_id for kept in self._kept.values() for layer in kept.image.layers}
+        found = []
+        for step in self.steps.kept():
+            own = step.layers[-1].chain_id if step.layers else ""
+            found.append((step, 0 if own in seen else self.layers.size(own) or 0 if own else 0))
+            seen.add(own)
+        return found
 
     def settle(self) -> int:
         """Make unpacked layers durable (one disk sync). For quiet moments and shutdown; see worker.images.layers."""

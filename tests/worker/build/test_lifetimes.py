@@ -186,6 +186,10 @@ def test_the_cache_outlives_the_daemon_until_it_is_pruned(builds: BuildNode) -> 
     assert again.text.count("Using cache") == 2
     assert builds.node.out("run", "--rm", "cached:1", "cat", "/2") == "1"
     builds.node.docker("rmi", "cached:1")
+    usage = builds.node.call("GET", "/v1.44/system/df")["BuildCache"]
+    assert usage[0]["Description"] == "/bin/sh -c echo 1 > /1"
+    assert [row["Size"] for row in usage] == [2, 2]
+    assert "Build Cache" in builds.node.out("system", "df")
     pruned = builds.node.call("POST", "/build/prune")
     assert len(pruned["CachesDeleted"]) == 2
     assert pruned["SpaceReclaimed"] > 0
