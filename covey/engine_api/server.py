@@ -37,7 +37,11 @@ LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 
 async def _ping(call: Call) -> Answer:
-    return Text("OK", headers={"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"})
+    # Builder-Version says which builder a client takes when it is not told: the classic one.
+    return Text(
+        "OK",
+        headers={"Builder-Version": "1", "Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"},
+    )
 
 
 BUILT_IN: Mapping[str, Handler] = {"system_ping": _ping, "system_ping_head": _ping}

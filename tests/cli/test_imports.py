@@ -36,7 +36,7 @@ def imported(tmp_path, *argv):
 @pytest.mark.parametrize(
     "argv",
     [["node", "ls"], ["ps"], ["--help"], ["node", "--help"], ["service", "ls"], ["service", "create", "i"], ["run", "i"],
-     ["image", "ls"], ["stack", "ls"], ["exec", "c", "ls"], ["node", "inspect", "--help"],
+     ["image", "ls"], ["build", "--help"], ["stack", "ls"], ["exec", "c", "ls"], ["node", "inspect", "--help"],
      ["service", "create", "--help"], ["run", "--bogus"], ["service", "create", "--plan", "i"], ["explain", "t"]],
 )  # fmt: skip
 def test_nothing_heavy_is_imported(tmp_path, argv):

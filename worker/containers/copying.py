@@ -157,13 +157,15 @@ def _check(path: str) -> None:
 async def pack(host: Host, live: Live, path: str) -> AsyncIterator[bytes]:
     """The tar of a path. Check it with ``stat_path`` first: an error here cuts the stream."""
     async with opened(host, live, path) as (root_fd, inside):
-        async for chunk in _stepped(host, _packed(root_fd, inside, _shown(path), _owners(host, live, to_host=False))):
+        async for chunk in _stepped(
+            host, _packed(root_fd, inside, _shown(path), owners_of(host, live.container.id, to_host=False))
+        ):
             yield chunk
 
 
-def _owners(host: Host, live: Live, *, to_host: bool) -> tree_tar.Owners | None:
+def owners_of(host: Host, container_id: str, *, to_host: bool) -> tree_tar.Owners | None:
     """How owners are told to, or taken from, a client where the container has a user namespace."""
-    ids = host.overlay.ids(live.container.id)
+    ids = host.overlay.ids(container_id)
     if ids is None:
         return None
     found, convert = remap.from_lists(ids), remap.outside if to_host else remap.inside
@@ -203,7 +205,7 @@ async def export(host: Host, live: Live) -> AsyncIterator[bytes]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                owners = _owners(host, live, to_host=False)
+                owners = owners_of(host, live.container.id, to_host=False)
                 async for chunk in _stepped(host, tree_tar.pack(fd, ".", "", one_device=True, owners=owners)):
                     yield chunk
             finally:
@@ -229,7 +231,7 @@ async def put(
             raise InvalidArgument("extraction point is not a directory")
         if container.host_config.get("ReadonlyRootfs") and not _writable_mount(live, path):
             raise Forbidden("container rootfs is marked read-only")
-        owner, owners = None, _owners(host, live, to_host=True)
+        owner, owners = None, owners_of(host, live.container.id, to_host=True)
         if container_owner:
             who = await host.run(surroundings.user_in, root_fd, container.config.get("User") or "")
             owner = (who.uid, who.gid)

@@ -44,18 +44,20 @@ async def create(
     networks: Mapping[str, Mapping[str, Any]] | None = None,
     port_group: str = "",
     platform: str = "",
+    image: Image | None = None,
 ) -> tuple[Container, list[str]]:
     """The container and Docker's warnings. Raises InvalidArgument, NotFound (image, network), Conflict (name).
 
     ``networks`` (name → EndpointSettings with an extra "Service") take the place of the body's. ``port_group``: see
-    PortBinding.
+    PortBinding. ``image``: one that the store does not know, of a build under way; the caller leases its layers.
     """
     given = {key: value for key, value in body.items() if key not in ("HostConfig", "NetworkingConfig")}
     settings, unmet_warnings = unmet.without(host.completed(body.get("HostConfig") or {}), host.controllers)
     reference = str(given.get("Image") or "")
     if not reference:
         raise InvalidArgument("no image specified: give an image's name or id")
-    image = await host.run(host.images.resolve, reference)
+    if image is None:
+        image = await host.run(host.images.resolve, reference)
     _check_platform(reference, image, platform)
     config = merge.config(given, image.config)
     container = _container(config, settings, image, body, networks)

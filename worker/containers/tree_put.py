@@ -18,12 +18,20 @@ from worker.kernel import safe_paths, trees
 
 Owner = tuple[int, int] | None
 Owners = Callable[[int, int], tuple[int, int]]
+_KEPT_XATTRS = frozenset(("security.capability",))
 
 
 def unpack(
-    stream: Readable, root_fd: int, directory: str, *, owner: Owner = None, owners: Owners | None = None, strict: bool = False
+    stream: Readable,
+    root_fd: int,
+    directory: str,
+    *,
+    owner: Owner = None,
+    owners: Owners | None = None,
+    mode: int | None = None,
+    strict: bool = False,
 ) -> None:
-    """Every entry of ``stream`` below ``directory`` of the root. ``owner``: instead of the archive's owners.
+    """Every entry of ``stream`` below ``directory`` of the root. ``owner``, ``mode``: instead of the archive's.
 
     ``owners``: what of either is to be on disk, where the container has a user namespace.
 
@@ -33,6 +41,8 @@ def unpack(
     reader = TarReader(stream)
     times: list[tuple[str, int]] = []
     for entry in reader:
+        if mode is not None:
+            entry.mode = mode
         path = _inside(directory, entry.name)
         if path is None:
             continue
@@ -83,20 +93,21 @@ def _file(reader: TarReader, entry: Entry, parent: int, name: str) -> None:
     try:
         if entry.sparse is None:
             while data := reader.read(1 << 20):
-                _write(fd, data)
+                write(fd, data)
             return
         for offset, length in entry.sparse:
             os.lseek(fd, offset, os.SEEK_SET)
             left = length
             while left and (data := reader.read(min(left, 1 << 20))):
-                _write(fd, data)
+                write(fd, data)
                 left -= len(data)
         os.ftruncate(fd, entry.size)
     finally:
         os.close(fd)
 
 
-def _write(fd: int, data: bytes) -> None:
+def write(fd: int, data: bytes) -> None:
+    """All of it."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -140,6 +151,8 @@ def _attributes(entry: Entry, parent: int, name: str, owner: tuple[int, int]) ->
         try:
             if not stat.S_ISLNK(os.fstat(fd).st_mode):
                 os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(entry.mode))
+                for attribute in entry.xattrs.keys() & _KEPT_XATTRS:
+                    os.setxattr(f"/proc/self/fd/{fd}", attribute, entry.xattrs[attribute])
         finally:
             os.close(fd)
     if entry.kind != "directory":

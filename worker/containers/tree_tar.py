@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 
 from worker.kernel import safe_paths
 
@@ -17,6 +18,8 @@ CHUNK = 256 * 1024
 BLOCK = 512
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_XATTRS = ("security.capability", "user.")
+Links = dict[tuple[int, int], str]
+"""(device, inode) → the name under which a file was written first."""
 
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -30,28 +33,46 @@ _TYPES = {
 
 Owners = Callable[[int, int], tuple[int, int]]
 """(uid, gid) as the kernel tells them → as the archive, or the tree, is to have them."""
-_Piece = bytes | tarfile.TarInfo
+Piece = bytes | tarfile.TarInfo
 
 
-def pack(parent_fd: int, name: str, shown: str, *, one_device: bool = False, owners: Owners | None = None) -> Iterator[bytes]:
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """``device``: what is mounted from another is shown empty; None, and it is entered."""
+
+    device: int | None
+    left_out: Collection[str]
+    links: Links = field(default_factory=dict)
+
+
+def pack(
+    parent_fd: int,
+    name: str,
+    shown: str,
+    *,
+    one_device: bool = False,
+    owners: Owners | None = None,
+    left_out: Collection[str] = (),
+) -> Iterator[bytes]:
     """The tar of ``name`` in an open directory (``.``: that directory itself), its root entry called ``shown``.
 
-    An empty ``shown`` leaves the root entry out. ``one_device``: mount points are shown empty (export). Sockets are left
-    out. OSError when something cannot be read.
+    An empty ``shown`` leaves the root entry out. ``one_device``: mount points are shown empty (export). ``left_out``: names,
+    as the archive has them but without a last slash, that are no part of it. Sockets are left out. OSError when something
+    cannot be read.
     """
-    links: dict[tuple[int, int], str] = {}
     device = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_dev if one_device else None
-    for piece in _node(parent_fd, name, shown, links, device):
+    for piece in _node(parent_fd, name, shown, _Walk(device, left_out)):
         if isinstance(piece, bytes):
             yield piece
             continue
         if owners is not None:
             piece.uid, piece.gid = owners(piece.uid, piece.gid)
-        yield _bytes(piece)
+        yield encoded(piece)
     yield b"\0" * (2 * BLOCK)
 
 
-def _header(name: str, status: os.stat_result) -> tarfile.TarInfo | None:
+def header(name: str, status: os.stat_result) -> tarfile.TarInfo | None:
+    """The entry of what lstat told; None for a socket."""
     kind = _TYPES.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
@@ -63,53 +84,54 @@ def _header(name: str, status: os.stat_result) -> tarfile.TarInfo | None:
     return info
 
 
-def _bytes(info: tarfile.TarInfo) -> bytes:
+def encoded(info: tarfile.TarInfo) -> bytes:
+    """The entry's header blocks."""
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-def _node(parent_fd: int, name: str, shown: str, links: dict[tuple[int, int], str], device: int | None) -> Iterator[_Piece]:
+def _node(parent_fd: int, name: str, shown: str, walk: _Walk) -> Iterator[Piece]:
     try:
         status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
     except FileNotFoundError:
         return
-    info = _header(shown, status)
+    info = header(shown, status)
     if info is None:
         return
     if info.isdir():
-        yield from _directory(parent_fd, name, info, links, None if device is None else device, status)
+        yield from _directory(parent_fd, name, info, walk, status)
     elif info.isreg():
-        yield from _regular(parent_fd, name, info, links, status)
+        yield from regular(parent_fd, name, info, walk.links, status)
     else:
         if info.issym():
             info.linkname = os.readlink(name, dir_fd=parent_fd)
         yield info
 
 
-def _directory(
-    parent_fd: int,
-    name: str,
-    info: tarfile.TarInfo,
-    links: dict[tuple[int, int], str],
-    device: int | None,
-    status: os.stat_result,
-) -> Iterator[_Piece]:
+def _directory(parent_fd: int, name: str, info: tarfile.TarInfo, walk: _Walk, status: os.stat_result) -> Iterator[Piece]:
     if info.name and not info.name.endswith("/"):
         info.name += "/"
     if info.name:
         yield info
-    if device is not None and status.st_dev != device:
+    if walk.device is not None and status.st_dev != walk.device:
         return
     fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
     try:
         for child in sorted(os.listdir(fd)):
-            yield from _node(fd, child, info.name + child, links, device)
+            if info.name + child not in walk.left_out:
+                yield from _node(fd, child, info.name + child, walk)
     finally:
         os.close(fd)
 
 
-def _regular(
-    parent_fd: int, name: str, info: tarfile.TarInfo, links: dict[tuple[int, int], str], status: os.stat_result
-) -> Iterator[_Piece]:
+def regular(
+    parent_fd: int,
+    name: str,
+    info: tarfile.TarInfo,
+    links: Links,
+    status: os.stat_result,
+    kept: Callable[[str], bool] = lambda attribute: attribute.startswith(_KEPT_XATTRS),
+) -> Iterator[Piece]:
+    """A regular file: its entry, then its padded content; of an inode in ``links`` a hard link. ``kept``: which xattrs."""
     key = (status.st_dev, status.st_ino)
     if status.st_nlink > 1 and key in links:
         info.type, info.linkname = tarfile.LNKTYPE, links[key]
@@ -120,9 +142,8 @@ def _regular(
     try:
         info.size = os.fstat(fd).st_size
         for attribute in os.listxattr(fd):
-            if attribute.startswith(_KEPT_XATTRS):
-                value = os.getxattr(fd, attribute)
-                info.pax_headers = {**info.pax_headers, f"SCHILY.xattr.{attribute}": value.decode("utf-8", "surrogateescape")}
+            if kept(attribute):
+                add_attribute(info, attribute, os.getxattr(fd, attribute))
         yield info
         left = info.size
         while left:
@@ -135,6 +156,11 @@ def _regular(
         yield b"\0" * (-info.size % BLOCK)
     finally:
         os.close(fd)
+
+
+def add_attribute(info: tarfile.TarInfo, name: str, value: bytes) -> None:
+    """Give the entry an extended attribute."""
+    info.pax_headers = {**info.pax_headers, f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape")}
 
 
 def open_parent(root_fd: int, path: str) -> tuple[int, str]:

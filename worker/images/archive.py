@@ -14,7 +14,7 @@ from typing import Any
 
 from covey.clock import rfc3339
 from covey.errors import InvalidArgument
-from worker.images import changes as dockerfile
+from worker.dockerfile import config as dockerfile
 from worker.images import compression, image, reference
 from worker.images.compression import Peeked, Readable
 from worker.images.content import Blob, ContentStore, Lease
@@ -99,7 +99,7 @@ def import_document(changes: Sequence[str], message: str, platform: str, now: fl
         "architecture": words[1] if len(words) > 1 else image.host_architecture(),
         "os": words[0] if words else "linux",
         "created": created,
-        "config": dockerfile.apply({}, changes),
+        "config": dockerfile.changed({}, changes),
         "history": [{"created": created, "comment": message or "Imported from -"}],
     }
     if len(words) > 2:

@@ -7,7 +7,7 @@ worker.images.store, holds one) and no containers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from covey.errors import CoveyError, NotFound
@@ -166,7 +166,7 @@ class Catalogue:
                 return found
         return [Chosen(self.find(name).image, ())]
 
-    def needed(self) -> tuple[Collection[str], Collection[str]]:
+    def needed(self) -> tuple[set[str], set[str]]:
         """(digests of blobs, chain ids of layers) that the images need."""
         images = [kept.image for kept in self._kept.values()]
         blobs = {digest for each in images for digest in each.blobs}

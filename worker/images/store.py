@@ -27,6 +27,8 @@ from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
 from worker.images.repair import Finding, Repairer
+from worker.images.steps import Kept as CachedStep
+from worker.images.steps import StepCache
 from worker.images.tar_stream import Limits
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ Sizes = list[int]
 Freed = tuple[list[str], int]
 Chosen = list[save.Chosen]
 Findings = Iterator[Finding]
+CachedSteps = list[tuple[CachedStep, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class ImageStore:
         self.root = root
         self.content = ContentStore(root)
         self.layers = LayerStore(layers_root or root.parent / "rootfs" / "layers", limits)
+        self.steps = StepCache(root / "steps", now)
         self._in_use, self._running, self._now = in_use, running, now
         self._limits = limits
         self._lock = threading.RLock()
@@ -305,6 +309,17 @@ class ImageStore:
                         self._images.drop(each)
         return self._sweep()[1]
 
+    def cached_steps(self) -> CachedSteps:
+        """Steps of the build cache, each with the bytes of its own layer that nothing else needs."""
+        with self._lock:
+            seen = {*self._images.needed()[1]}
+        found = []
+        for step in self.steps.kept():
+            own = step.layers[-1].chain_id if step.layers else ""
+            found.append((step, 0 if own in seen else self.layers.size(own) or 0 if own else 0))
+            seen.add(own)
+        return found
+
     def settle(self) -> int:
         """Make unpacked layers durable (one disk sync), and write down which images were used. For quiet moments and
         shutdown; see worker.images.layers."""
@@ -393,7 +408,7 @@ class ImageStore:
         with self._lock:
             if self._images.unreadable:
                 return [], 0
-            blobs, chains = self._images.needed()
+            blobs, chains = (needed | cached for needed, cached in zip(self._images.needed(), self.steps.needed()))
             retired = self.layers.retire(chains, self.content.is_leased)
             freed = self.content.collect(blobs)
         self.layers.discard(retired)

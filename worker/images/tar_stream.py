@@ -118,8 +118,10 @@ class TarReader:
         left = self._data_left + self._padding
         while left:
             data = self._take_some(min(left, CHUNK))
-            if not data:
+            if not data and left > self._padding:
                 raise BadArchive("archive is cut short")
+            if not data:
+                break  # The docker command ends a context it has put a Dockerfile into without padding.
             left -= len(data)
         self._data_left = self._padding = 0
 

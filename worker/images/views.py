@@ -9,6 +9,7 @@ from typing import Any
 from covey.clock import parse_rfc3339, rfc3339
 from worker.images.image import Image
 from worker.images.listing import created_at
+from worker.images.steps import Kept
 from worker.images.store import Removed
 
 DRIVER = "overlay2"
@@ -93,6 +94,22 @@ def history(image: Image, layer_sizes: Sequence[int]) -> list[dict[str, Any]]:
         items[0]["Id"] = image.id
         items[0]["Tags"] = list(image.repo_tags)
     return items
+
+
+def build_cache(step: Kept, size: int) -> dict[str, Any]:
+    """BuildCache of one cached step; ``size``: bytes that only it needs."""
+    told = step.document.get("history") or [{}]
+    return {
+        "ID": step.draft.id.removeprefix("sha256:")[:25],
+        "Parents": [step.parent.removeprefix("sha256:")[:25]],
+        "Type": "regular",
+        "Description": told[-1].get("created_by") or "",
+        "InUse": False,
+        "Shared": False,
+        "Size": size,
+        "CreatedAt": rfc3339(step.created),
+        "LastUsedAt": rfc3339(step.used),
+    }
 
 
 def created_at_text(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from covey.engine_api.server import Handler
 from worker.containers.engine import Engine
 from worker.routes.archives import Archives
+from worker.routes.build import Builds
 from worker.routes.containers import Containers
 from worker.routes.execs import Execs
 from worker.routes.image_archives import ImageArchives
@@ -24,6 +25,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     registry = Registry(engine)
     for noun in (
         Archives(engine),
+        Builds(engine),
         Containers(engine),
         Execs(engine),
         ImageArchives(engine),

@@ -116,6 +116,9 @@ class System:
             rows["container"] = await self._engine.list(everything=True, size=True)
         if "volume" in wanted:
             rows["volume"] = await self._volume_rows()
+        if "build-cache" in wanted:
+            steps = await self._engine.host.run(self._engine.images.cached_steps)
+            rows["build-cache"] = [image_views.build_cache(step, size) for step, size in steps]
         layers = await self._engine.host.run(self._engine.images.layers_size)
         if versions.at_least(call.version, "1.52"):
             return usage.summed(rows, layers, call.boolean("verbose"))

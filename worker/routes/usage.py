@@ -1,4 +1,4 @@
-"""``GET /system/df``: the rows of images, containers and volumes, in the older form and, since 1.52, summed up. Pure."""
+"""``GET /system/df``: the rows of each kind, in the older form and, since 1.52, summed up. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPES = {"image": "Images", "container": "Containers", "volume": "Volumes", "bui
 def legacy(rows: Mapping[str, Sequence[Row]], layers_size: int) -> dict[str, Any]:
     """What clients before 1.52 read. ``rows``: type → rows, of the types asked for only."""
     out: dict[str, Any] = {field: list(rows[kind]) if kind in rows else None for kind, field in TYPES.items()}
-    return {"LayersSize": layers_size, **out, "BuilderSize": 0}
+    return {"LayersSize": layers_size, **out, "BuilderSize": sum(int(row["Size"]) for row in rows.get("build-cache", ()))}
 
 
 def _sum(rows: Sequence[Row], active: Callable[[Row], bool], size: Callable[[Row], int], items: bool) -> dict[str, Any]:
@@ -49,5 +49,7 @@ def summed(rows: Mapping[str, Sequence[Row]], layers_size: int, verbose: bool) -
             verbose,
         )
     if "build-cache" in rows:
-        out["BuildCacheUsage"] = _sum([], lambda row: False, lambda row: 0, verbose)
+        out["BuildCacheUsage"] = _sum(
+            rows["build-cache"], lambda row: bool(row["InUse"]), lambda row: int(row["Size"]), verbose
+        )
     return out

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from covey.errors import InvalidArgument
-from worker.images import changes
+from worker.dockerfile import config
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ from worker.images import changes
     ],
 )  # fmt: skip
 def test_instructions(lines: list[str], expected: dict[str, Any]) -> None:
-    assert changes.apply({}, lines) == expected
+    assert config.changed({}, lines) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_instructions(lines: list[str], expected: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_refusals_name_the_instruction(line: str) -> None:
     with pytest.raises(InvalidArgument):
-        changes.apply({}, [line])
+        config.changed({}, [line])
 
 
 def test_the_given_config_is_not_changed() -> None:
     before = {"Labels": {"a": "b"}}
-    changes.apply(before, ["LABEL c=d"])
+    config.changed(before, ["LABEL c=d"])
     assert before == {"Labels": {"a": "b"}}
