@@ -30,6 +30,8 @@ _NODE = (
     Flag("--add-runtime", list, "Another OCI runtime, NAME=PATH, for containers that ask for it by name"),
     Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
+    Flag("--blob-port", str, "Where other nodes fetch this node's images, [host:]port (2378); 0: through a manager instead"),
+    Flag("--blob-rate", int, "The most bytes a second that are sent there; no limit unless given"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
 #: What containers of this node may not ask for; the names are worker.containers.policy's.

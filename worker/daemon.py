@@ -24,7 +24,9 @@ from covey.clock import SystemClock
 from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tls_context
 from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
+from worker.agent.cluster_images import ClusterImages
 from worker.agent.engine_runtime import EngineRuntime
+from worker.agent.supply import Supply
 from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers import runtimes
 from worker.containers.engine import Engine
@@ -34,12 +36,14 @@ from worker.containers.runtimes import OWN
 from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
 from worker.kernel import malloc
+from worker.routes.cluster_images import NodeImages
 from worker.routes.handlers import handlers as node_handlers
 
 log = logging.getLogger(__name__)
 
 RELEASE = "0.1.0"
 DEFAULT_HOST = "unix:///var/run/covey.sock"
+BLOB_PORT = "2378"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
-    appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
+    appended. ``blob_port`` is [host:]port, "0" for none; ``blob_rate`` the most bytes a second it sends, 0 for no limit.
+    ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
     worker.containers.remap.
     """
 
@@ -66,6 +71,8 @@ class DaemonOptions:
     name: str = field(default_factory=socket.gethostname)
     etcd_binary: str = "etcd"
     warm_pool: int = 3
+    blob_port: str = BLOB_PORT
+    blob_rate: int = 0
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
@@ -148,7 +155,10 @@ async def _daemon(options: DaemonOptions) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(_engine_options(options)))
-        runtime = EngineRuntime(engine, RELEASE)
+        clock = SystemClock()
+        images = await stack.enter_async_context(_cluster_images(options, engine, clock))
+        supply = await stack.enter_async_context(Supply(engine.images, [images]))
+        runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
 
         async def serve() -> tunnel.Duplex:
@@ -157,8 +167,8 @@ async def _daemon(options: DaemonOptions) -> None:
         def node_changed(node_id: str) -> None:
             runtime.node_id = node_id
 
-        life = ClusterLife(_life_options(options), runtime, SystemClock(), serve, node_changed)
-        local = node_handlers(engine, RELEASE)
+        life = ClusterLife(_life_options(options), runtime, clock, serve, node_changed, images)
+        local = {**node_handlers(engine, RELEASE), **NodeImages(images, engine.events).handlers()}
         # What a manager reaches by dial-back is this node alone: it must not be sent back to a manager.
         await stack.enter_async_context(listen_unix(Server(local, release=RELEASE), node_socket, mode=0o600))
         door = FrontDoor(_local(engine, local), life)
@@ -166,11 +176,33 @@ async def _daemon(options: DaemonOptions) -> None:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         living = group.create_task(life.run(), name="cluster life")
         stack.callback(living.cancel)
+        watching = group.create_task(_watch_images(engine, images), name="image changes")
+        stack.callback(watching.cancel)
         for host in options.hosts:
             await _listen(stack, server, host, options)
         log.info("ready on %s", ", ".join(options.hosts))
         await stop.wait()
         log.info("stopping; containers go on")
+
+
+def _cluster_images(options: DaemonOptions, engine: Engine, clock: SystemClock) -> ClusterImages:
+    host, _, port = options.blob_port.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise InvalidArgument(f"--blob-port {options.blob_port!r}: give a port, host:port, or 0 for none")
+    if options.blob_rate < 0:
+        raise InvalidArgument(f"--blob-rate {options.blob_rate}: give bytes a second, or 0 for no limit")
+    listen = f"{host or '0.0.0.0'}:{port}" if int(port) else ""
+    return ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
+
+
+async def _watch_images(engine: Engine, images: ClusterImages) -> None:
+    """The cluster is told of new images as they come."""
+    while True:
+        with engine.events.subscribe() as subscription:
+            while (event := await subscription.get()) is not None:
+                if event["Type"] == "image":
+                    images.changed()
+        images.changed()
 
 
 def _engine_options(options: DaemonOptions) -> EngineOptions:
