@@ -107,11 +107,30 @@ def test_an_unreachable_port_is_gone_round_through_the_manager_only_for_whom_it_
 def test_nothing_goes_through_the_manager_while_a_reachable_node_is_about_to_have_it() -> None:
     tracker = Tracker()
     holding(tracker, "a", image(1), port="")
+    holding(tracker, "a2", image(1), port="")
     holding(tracker, "b")
     holding(tracker, "c")
     assert sources(want(tracker, "b")) == {"b": ("a", "")}
     assert not want(tracker, "c")
     assert sources(end(tracker, "b", "a")) == {"c": ("b", "b:port")}
+
+
+def test_who_has_done_its_part_does_not_send_while_one_that_has_not_is_only_busy() -> None:
+    tracker = Tracker()
+    blobs = rules.UPLOADS + 1
+    holding(tracker, "a", image(1))
+    for node in "bc":
+        holding(tracker, node)
+        want(tracker, node)
+        end(tracker, node, "a")
+        tracker.leave(node, 0.0)
+    holding(tracker, "d", image(blobs))
+    holding(tracker, "e")
+    holding(tracker, "f")
+    for number in range(2, blobs + 1):
+        assert sources(want(tracker, "e", number)) == {"e": ("d", "d:port")}
+    assert not want(tracker, "f")
+    assert sources(end(tracker, "e", "d", number=2)) == {"f": ("d", "d:port")}
 
 
 @pytest.mark.parametrize("fault", ["gone", "corrupt"])
@@ -155,6 +174,20 @@ def test_a_blob_that_nobody_has_any_more_is_waited_for_and_then_given_up() -> No
     assert isinstance(told, BlobSource)
     assert "no node has the blob" in told.error
     assert tracker.idle
+
+
+def test_a_blob_that_was_lost_and_came_back_is_waited_for_anew_when_it_is_lost_again() -> None:
+    tracker = Tracker()
+    holding(tracker, "a", image(1))
+    holding(tracker, "b")
+    want(tracker, "b")
+    tracker.leave("a", 0.0)
+    end(tracker, "b", "a", "broken")
+    assert sources(holding(tracker, "a", image(1), now=20.0)) == {"b": ("a", "a:port")}
+    tracker.leave("a", 21.0)
+    end(tracker, "b", "a", "broken", now=21.0)
+    assert not tracker.advance(rules.ORPHANED + 1.0)
+    assert tracker.advance(rules.ORPHANED + 21.0)
 
 
 def test_an_image_is_found_by_name_digest_and_id_and_the_last_named_wins() -> None:
