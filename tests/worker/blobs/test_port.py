@@ -1,4 +1,4 @@
-"""The blob port over real TLS: blobs by digest, whole or from an offset on, for nodes of the cluster; nothing else, nobody else."""
+"""The blob port over real TLS: blobs by digest, whole or from an offset on, for nodes of the cluster and nobody else."""
 
 from __future__ import annotations
 
