@@ -93,10 +93,6 @@ class Catalogue:
             for image in held.images.values():
                 yield node_id, image
 
-    def image_holders(self, manifest: str) -> set[str]:
-        """The nodes that hold an image whole."""
-        return {node_id for node_id, held in self._nodes.items() if manifest in held.images}
-
     def counts(self) -> Mapping[str, int]:
         """For people."""
         images = {image.manifest for _, image in self.images()}

@@ -174,7 +174,9 @@ class ClusterImages:
     async def fetch(self, wanted: Reference, said: Said) -> Image:
         """The image of that name from the cluster, under that name. NotFound when no node has it, Unavailable for now."""
         offer = await self._ask(str(wanted))
-        return await self._fetch(Blob(check_digest(offer.manifest), offer.size), [wanted], said)
+        # With tag and digest, as with a pull of both: the digest is what was asked for, and the name it is found by.
+        name = Reference(wanted.domain, wanted.path, None, wanted.digest) if wanted.digest else wanted
+        return await self._fetch(Blob(check_digest(offer.manifest), offer.size), [name], said)
 
     async def receive(self, manifest: str, names: Sequence[Reference], said: Said) -> Image:
         """The image with that manifest, from the cluster, under ``names``."""
@@ -317,7 +319,13 @@ class ClusterImages:
     def statistics(self) -> dict[str, Any]:
         """As ``GET /covey/blobs`` answers."""
         port = self._port.statistics() if self._port else {}
-        return {"Port": self.blob_port, "Clients": port, "Waiting": len(self._sources), **self.traffic.show()}
+        return {
+            "Port": self.blob_port,
+            "Clients": port,
+            "Uploads": self.uploads.statistics(),
+            "Waiting": len(self._sources),
+            **self.traffic.show(),
+        }
 
 
 def _blobs_of(manifest: bytes, digest: str) -> list[Blob]:

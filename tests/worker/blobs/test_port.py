@@ -214,6 +214,7 @@ async def test_a_client_refuses_a_source_that_is_not_who_it_should_be(node: Node
     assert refused.value.kind == "unreachable"
 
 
+@pytest.mark.suite
 @pytest.mark.asyncio
 async def test_uploads_at_once_are_bounded_and_a_client_that_goes_gives_its_place_back(tmp_path: Path) -> None:
     node = Node(tmp_path, rate=200_000)
