@@ -162,7 +162,7 @@ ROUTES: tuple[Route, ...] = (
     Route("covey_service_start", "POST", "/covey/services/{id}/start", CLUSTER, answer="none"),
     Route("covey_rebalance", "POST", "/covey/rebalance", CLUSTER, body="json"),
     Route("covey_blobs", "GET", "/covey/blobs", NODE),
-    Route("covey_blob", "GET", "/covey/blobs/{digest}", NODE, answer="stream"),
+    Route("covey_blob", "GET", "/covey/blobs/{id}", NODE, answer="stream"),
     Route("covey_image_receive", "POST", "/covey/images/receive", NODE, body="json", answer="stream"),
     Route("covey_image_distribute", "POST", "/covey/images/distribute", CLUSTER, body="json", answer="stream"),
     Route("covey_task_story", "GET", "/covey/tasks/{id}/story", CLUSTER),

@@ -45,7 +45,7 @@ class Relay:
     async def _pass_on(self, link: Link, asked: BlobRelay) -> None:
         client = Client(lambda: self._connect(asked.node_id, f"blob {asked.digest}"), name=f"node {asked.node_id}")
         query = {"offset": str(asked.offset)}
-        async with client.stream("covey_blob", {"digest": asked.digest}, query) as response:
+        async with client.stream("covey_blob", {"id": asked.digest}, query) as response:
             await link.send(BlobRelayed(size=int(response.headers.get("Content-Length", "0"))))
             _, writer = link.release()
             async for piece in response:

@@ -27,7 +27,7 @@ class NodeImages:
         return {"covey_blob": self.blob, "covey_blobs": self.traffic, "covey_image_receive": self.receive}
 
     async def blob(self, call: Call) -> Answer:
-        upload = await self._images.uploads.open(call.params["digest"], call.integer("offset") or 0, relayed=True)
+        upload = await self._images.uploads.open(call.params["id"], call.integer("offset") or 0, relayed=True)
         length = {"Content-Length": str(upload.size - upload.offset)}
         return Stream(upload.pieces, "application/octet-stream", headers=length)
 
