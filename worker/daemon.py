@@ -157,7 +157,7 @@ async def _daemon(options: DaemonOptions) -> None:
         engine = await stack.enter_async_context(Engine(_engine_options(options)))
         clock = SystemClock()
         images = await stack.enter_async_context(_cluster_images(options, engine, clock))
-        supply = await stack.enter_async_context(Supply(engine.images, [images]))
+        supply = await stack.enter_async_context(Supply(engine.images, images))
         runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
 

@@ -213,11 +213,22 @@ class ImageWanted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="w
 
 
 class ImageOffer(Message, frozen=True, kw_only=True, omit_defaults=True, tag="offer"):
-    """The image's manifest, whose blobs the node then asks for one by one; or, in ``error``, that no node has it."""
+    """The image's manifest, whose blobs the node then asks for one by one; or, in ``error``, that no node has it.
+
+    Then the node looks elsewhere, and says ImageSought when that is over; others that want the image wait for it meanwhile.
+    """
 
     request: int
     manifest: str = ""
     size: int = 0
+    error: str = ""
+
+
+class ImageSought(Message, frozen=True, kw_only=True, omit_defaults=True, tag="sought"):
+    """The node has looked for the image elsewhere, as no node had it: it is here now, or why not. Fields as in ImageWanted."""
+
+    image: str
+    architecture: str = ""
     error: str = ""
 
 
@@ -287,6 +298,7 @@ AnyMessage = (
     | ImagesHeld
     | ImageWanted
     | ImageOffer
+    | ImageSought
     | BlobWanted
     | BlobSource
     | BlobEnded
@@ -296,5 +308,5 @@ AnyMessage = (
 )
 
 #: What a node says of images, and what it is told of them.
-ImageReport = ImagesHeld | ImageWanted | BlobWanted | BlobEnded
+ImageReport = ImagesHeld | ImageWanted | ImageSought | BlobWanted | BlobEnded
 ImageNews = ImageOffer | BlobSource

@@ -21,6 +21,7 @@ from covey.wire.messages import (
     Heartbeat,
     ImageReport,
     ImagesHeld,
+    ImageSought,
     ImageWanted,
     SessionOpened,
     StatusBatch,
@@ -136,7 +137,7 @@ class Session:
                     self._reported.set()
                 case DescriptionUpdate():
                     await desk.describe(self, message.description)
-                case ImagesHeld() | ImageWanted() | BlobWanted() | BlobEnded():
+                case ImagesHeld() | ImageWanted() | ImageSought() | BlobWanted() | BlobEnded():
                     desk.heard_of_images(self, message)
                 case Disconnect():
                     raise Closed(f"the worker ended the session ({message.code}): {message.message}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from covey.clock import Clock
-from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, ImageReport, ImagesHeld, ImageWanted
+from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, ImageReport, ImagesHeld, ImageSought, ImageWanted
 from manager.images.tracker import Tell, Tracker
 
 TICK = 0.5
@@ -46,6 +46,8 @@ class Fanout:
                 self._say(tracker.held(node_id, message, now))
             case ImageWanted():
                 self._say(tracker.image_wanted(node_id, message, now))
+            case ImageSought():
+                self._say(tracker.image_sought(node_id, message, now))
             case BlobWanted():
                 self._say(tracker.blob_wanted(node_id, message, now))
             case BlobEnded():

@@ -4,6 +4,7 @@ It decides the tree of a fan-out. A node that has received a blob is a source of
 at a time and twice in all, while anybody else can or soon will; of several the least burdened sends. A source that cannot be
 reached is reached through a manager, one that fails is left for another; a node waits, for a while, for one to come back.
 What a manager carries is a last resort: never while a source that can be reached directly has the blob or is receiving it.
+An image that no node has is looked for elsewhere by one node; the others that want it wait for that one.
 It must not know sessions, sockets, clocks or the store.
 """
 
@@ -14,7 +15,16 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from covey.wire.messages import BlobEnded, BlobSource, BlobWanted, ImageNews, ImageOffer, ImagesHeld, ImageWanted
+from covey.wire.messages import (
+    BlobEnded,
+    BlobSource,
+    BlobWanted,
+    ImageNews,
+    ImageOffer,
+    ImagesHeld,
+    ImageSought,
+    ImageWanted,
+)
 from manager.images.catalogue import Catalogue
 
 #: How often a source sends one blob while others can.
@@ -35,6 +45,10 @@ FAULTS = 2
 PROGRESS = 64 * 1024
 
 
+#: An image as it is looked for: name or digest, and architecture.
+Sought = tuple[str, str]
+
+
 class Tell(NamedTuple):
     """A message for a node."""
 
@@ -44,11 +58,15 @@ class Tell(NamedTuple):
 
 @dataclass(slots=True)
 class _Question:
-    """An image that no node has, yet."""
+    """An image that no node has, yet; ``until`` then it may still be announced."""
 
     node_id: str
     message: ImageWanted
     until: float
+
+    @property
+    def image(self) -> Sought:
+        return self.message.image, self.message.architecture
 
 
 @dataclass(slots=True)
@@ -87,6 +105,8 @@ class Tracker:
         self.catalogue = Catalogue()
         self._ports: dict[str, str] = {}
         self._questions: list[_Question] = []
+        #: Who looks for an image that no node has.
+        self._seekers: dict[Sought, str] = {}
         #: By digest, then by the receiving node; both in order of asking.
         self._waits: dict[str, dict[str, _Wait]] = {}
         self._transfers: dict[str, dict[str, _Transfer]] = {}
@@ -116,20 +136,25 @@ class Tracker:
     def held(self, node_id: str, message: ImagesHeld, now: float) -> list[Tell]:
         """The node says which images it holds."""
         self.catalogue.announce(node_id, message)
-        open_questions, self._questions = self._questions, []
-        answered = [tell for each in open_questions for tell in self.image_wanted(each.node_id, each.message, now, each.until)]
-        return [*answered, *self._assign(now)]
+        return [*self._answer_all(now), *self._assign(now)]
 
-    def image_wanted(self, node_id: str, message: ImageWanted, now: float, until: float | None = None) -> list[Tell]:
-        """The node needs an image: where its manifest is, now or when a node has announced it before ``until``."""
-        found = self.catalogue.find(message.image, message.architecture)
-        if found is not None:
-            return [Tell(node_id, ImageOffer(request=message.request, manifest=found.manifest, size=found.size))]
-        until = now + ANNOUNCING if until is None else until
-        if now < until:
-            self._questions.append(_Question(node_id, message, until))
+    def image_wanted(self, node_id: str, message: ImageWanted, now: float) -> list[Tell]:
+        """The node needs an image: it is told of the manifest, now or when a node has announced it, or to look elsewhere."""
+        return self._answer(_Question(node_id, message, now + ANNOUNCING), now)
+
+    def image_sought(self, node_id: str, message: ImageSought, now: float) -> list[Tell]:
+        """The node has looked elsewhere. If in vain, whoever waited for it tries for itself."""
+        image = (message.image, message.architecture)
+        if self._seekers.get(image) != node_id:
             return []
-        return [Tell(node_id, ImageOffer(request=message.request, error=f"no node has the image {message.image}"))]
+        del self._seekers[image]
+        waiting = [each for each in self._questions if each.image == image]
+        if message.error:
+            self._questions = [each for each in self._questions if each.image != image]
+            return [_nobody(each) for each in waiting]
+        for each in waiting:
+            each.until = now + ANNOUNCING
+        return []
 
     def blob_wanted(self, node_id: str, message: BlobWanted, now: float) -> list[Tell]:
         """The node needs a blob; asking again while it waits changes nothing."""
@@ -156,9 +181,7 @@ class Tracker:
 
     def advance(self, now: float) -> list[Tell]:
         """Time has passed."""
-        open_questions, self._questions = self._questions, []
-        answered = [tell for each in open_questions for tell in self.image_wanted(each.node_id, each.message, now, each.until)]
-        return [*answered, *self._assign(now)]
+        return [*self._answer_all(now), *self._assign(now)]
 
     # -- what is known ---------------------------------------------------------------------------------------------
 
@@ -181,7 +204,24 @@ class Tracker:
             "most_sent": max((count for sent in self._sent.values() for count in sent.values()), default=0),
         }
 
-    # -- decisions -------------------------------------------------------------------------------------------------
+    # -- decisions: images -----------------------------------------------------------------------------------------
+
+    def _answer_all(self, now: float) -> list[Tell]:
+        questions, self._questions = self._questions, []
+        return [tell for each in questions for tell in self._answer(each, now)]
+
+    def _answer(self, question: _Question, now: float) -> list[Tell]:
+        found = self.catalogue.find(*question.image)
+        if found is not None:
+            offer = ImageOffer(request=question.message.request, manifest=found.manifest, size=found.size)
+            return [Tell(question.node_id, offer)]
+        if now < question.until or self._seekers.get(question.image, question.node_id) != question.node_id:
+            self._questions.append(question)
+            return []
+        self._seekers[question.image] = question.node_id
+        return [_nobody(question)]
+
+    # -- decisions: blobs ------------------------------------------------------------------------------------------
 
     def _assign(self, now: float) -> list[Tell]:
         """A source for every wait that can have one now; the end of those that have waited in vain."""
@@ -298,6 +338,7 @@ class Tracker:
     def _forget(self, node_id: str) -> None:
         """What the node asked for and what it was receiving is over."""
         self._questions = [each for each in self._questions if each.node_id != node_id]
+        self._seekers = {image: seeker for image, seeker in self._seekers.items() if seeker != node_id}
         for digest in list(self._waits):
             self._drop_wait(digest, node_id)
         for digest in list(self._transfers):
@@ -306,3 +347,8 @@ class Tracker:
         for digest in [digest for digest in self._sent if not self.catalogue.holders(digest)]:
             if digest not in self._waits and digest not in self._transfers:
                 del self._sent[digest]
+
+
+def _nobody(question: _Question) -> Tell:
+    error = f"no node has the image {question.message.image}"
+    return Tell(question.node_id, ImageOffer(request=question.message.request, error=error))

@@ -27,6 +27,7 @@ from covey.wire.messages import (
     BlobWanted,
     ImageNews,
     ImageOffer,
+    ImageSought,
     ImageWanted,
 )
 from worker.agent import inventory
@@ -177,6 +178,11 @@ class ClusterImages:
         # With tag and digest, as with a pull of both: the digest is what was asked for, and the name it is found by.
         name = Reference(wanted.domain, wanted.path, None, wanted.digest) if wanted.digest else wanted
         return await self._fetch(Blob(check_digest(offer.manifest), offer.size), [name], said)
+
+    async def sought(self, wanted: Reference, error: str) -> None:
+        """The image, which no node had, has come from elsewhere, or ``error``: others may be waiting for this."""
+        self.changed()
+        await self._tell(ImageSought(image=str(wanted), architecture=host_architecture(), error=error))
 
     async def receive(self, manifest: str, names: Sequence[Reference], said: Said) -> Image:
         """The image with that manifest, from the cluster, under ``names``."""

@@ -1,4 +1,4 @@
-"""Where a task's image comes from: this node, then each other place in its order. Two that need one image wait for one fetch.
+"""Where a task's image comes from: this node, the cluster, then each other place. Two that need one image wait for one fetch.
 
 It decides the order and the words of a failure. How an image comes from a place is the place's own affair: the cluster
 (worker.agent.cluster_images), a registry.
@@ -19,22 +19,32 @@ from worker.images.store import ImageStore
 
 log = logging.getLogger(__name__)
 
+NEXT_STEP = "load it with `cluster image load --all-nodes` or give a registry"
+
 #: (bytes that came, bytes to come in all or 0 while nobody knows).
 Said = Callable[[int, int], None]
 
 
 class Place(Protocol):
-    """Where images can be had besides this node."""
+    """Where images can be had besides this node: a registry."""
 
     async def fetch(self, wanted: Reference, said: Said) -> Image:
         """The image, in this node's store under that name. NotFound: the place does not have it; the next is asked."""
 
 
-class Supply:
-    """``places`` are asked in their order: the cluster before a registry. Use as an async context."""
+class Cluster(Place, Protocol):
+    """The other nodes. When none has an image, one of those that need it looks elsewhere, and the others get it from there."""
 
-    def __init__(self, images: ImageStore, places: Sequence[Place]) -> None:
+    async def sought(self, wanted: Reference, error: str) -> None:
+        """This node has looked elsewhere: the image is here now, or why not."""
+
+
+class Supply:
+    """``places`` are asked in their order, once no node of the ``cluster`` has the image. Use as an async context."""
+
+    def __init__(self, images: ImageStore, cluster: Cluster, places: Sequence[Place] = ()) -> None:
         self._images = images
+        self._cluster = cluster
         self._places = tuple(places)
         self._fetches: dict[str, _Fetch] = {}
 
@@ -88,22 +98,43 @@ class Supply:
                 for listener in tuple(fetch.listeners):
                     listener(words)
 
-        for place in self._places:
-            try:
-                image = await place.fetch(wanted, say)
-            except NotFound as lack:
-                log.info("image %s: %s", wanted.familiar, lack.message)
-                continue
-            except CoveyError as error:
-                raise type(error)(f"image {wanted.familiar} does not come: {error.message}") from error
-            log.info("image %s has come: %s", wanted.familiar, image.short_id)
-            return
-        raise NotFound(
-            f"No such image: {wanted.familiar} on any node: load it with `cluster image load --all-nodes` or give a registry"
-        )
+        try:
+            image = await self._cluster.fetch(wanted, say)
+        except NotFound as lack:
+            log.info("image %s: %s", wanted.familiar, lack.message)
+            image = await self._look_elsewhere(wanted, say)
+        except CoveyError as error:
+            raise _late(wanted, error) from error
+        log.info("image %s has come: %s", wanted.familiar, image.short_id)
+
+    async def _look_elsewhere(self, wanted: Reference, say: Said) -> Image:
+        why = "it was given up"
+        try:
+            for place in self._places:
+                try:
+                    image = await place.fetch(wanted, say)
+                except NotFound as lack:
+                    log.info("image %s: %s", wanted.familiar, lack.message)
+                    continue
+                why = ""
+                return image
+            raise NotFound(f"No such image: {wanted.familiar} on any node: {NEXT_STEP}")
+        except NotFound as lack:
+            why = lack.message
+            raise
+        except CoveyError as error:
+            why = error.message
+            raise _late(wanted, error) from error
+        finally:
+            await self._cluster.sought(wanted, why)
 
     def statistics(self) -> dict[str, Any]:
         return {"fetching": sorted(self._fetches)}
+
+
+def _late(wanted: Reference, error: CoveyError) -> CoveyError:
+    """``error``, with the image it is about."""
+    return type(error)(f"image {wanted.familiar} does not come: {error.message}")
 
 
 class _Fetch:

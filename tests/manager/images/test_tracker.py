@@ -20,6 +20,7 @@ from covey.wire.messages import (
     HeldImage,
     ImageOffer,
     ImagesHeld,
+    ImageSought,
     ImageWanted,
 )
 from manager.images import tracker as rules
@@ -220,6 +221,34 @@ def test_an_image_nobody_has_yet_may_still_be_announced() -> None:
     [(_, offer)] = tracker.advance(1.0 + rules.ANNOUNCING)
     assert isinstance(offer, ImageOffer)
     assert "docker.io/x/z:1" in offer.error
+
+
+def test_of_those_that_need_what_nobody_has_one_looks_elsewhere_and_the_others_wait_for_it() -> None:
+    tracker = Tracker()
+    for node in "abc":
+        holding(tracker, node)
+        assert not tracker.image_wanted(node, ImageWanted(request=1, image="docker.io/x/y:1"), 0.0)
+    assert [node for node, _ in tracker.advance(rules.ANNOUNCING)] == ["a"]
+    assert not tracker.advance(1000.0), "a pull may take long"
+    assert not tracker.image_sought("b", ImageSought(image="docker.io/x/y:1", error="it does not look"), 1000.0)
+    tracker.leave("a", 1001.0)
+    assert [node for node, _ in tracker.advance(1002.0)] == ["b"], "the next takes over from one that is lost"
+    assert not tracker.image_sought("b", ImageSought(image="docker.io/x/y:1"), 1003.0)
+    assert not tracker.advance(1003.0), "what it has found is about to be announced"
+    told = tracker.held("b", ImagesHeld(complete=False, images=(image(1),)), 1003.1)
+    assert told == [Tell("c", ImageOffer(request=1, manifest=MANIFEST, size=100))]
+    assert tracker.idle
+
+
+def test_when_it_is_not_found_elsewhere_each_may_look_for_itself() -> None:
+    tracker = Tracker()
+    for node in "abc":
+        holding(tracker, node)
+        tracker.image_wanted(node, ImageWanted(request=1, image="docker.io/x/y:1"), 0.0)
+    tracker.advance(rules.ANNOUNCING)
+    told = tracker.image_sought("a", ImageSought(image="docker.io/x/y:1", error="no such repository"), 2.0)
+    assert [node for node, _ in told] == ["b", "c"]
+    assert tracker.idle
 
 
 def test_an_image_for_another_kind_of_machine_does_not_count() -> None:

@@ -20,8 +20,8 @@ from covey.clock import SystemClock
 from covey.errors import CoveyError, InvalidArgument, NotFound, Unavailable
 from covey.testing import images as made
 from covey.tls import client_context
-from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, HeldImage, ImagesHeld, ImageWanted
-from manager.images.tracker import Tell, Tracker
+from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, HeldImage, ImagesHeld, ImageSought, ImageWanted
+from manager.images.tracker import ANNOUNCING, Tell, Tracker
 from worker.agent import cluster_images as rules
 from worker.agent.cluster_images import ClusterImages
 from worker.agent.supply import Supply
@@ -138,6 +138,8 @@ class Cluster:
                 self.said.add(node.name)
             case ImageWanted():
                 self.say(tracker.image_wanted(node.name, message, now))
+            case ImageSought():
+                self.say(tracker.image_sought(node.name, message, now))
             case BlobWanted():
                 self.say(tracker.blob_wanted(node.name, message, now))
             case BlobEnded():
@@ -219,7 +221,7 @@ async def test_an_image_comes_from_who_has_it_under_the_name_it_was_asked_by(clu
 @in_cluster
 async def test_what_nobody_has_is_refused_with_the_next_step(cluster: Cluster) -> None:
     target = await cluster.node("b")
-    async with Supply(target.store, [target.images]) as supply:
+    async with Supply(target.store, target.images) as supply:
         with pytest.raises(NotFound) as refused:
             await supply.ensure("covey/thing")
     assert refused.value.message == (
@@ -233,7 +235,7 @@ async def test_two_that_need_an_image_wait_for_one_download_and_hear_how_far_it_
     source.load(layer("one", 900 * KIB))
     await cluster.holds(source)
     told: dict[str, list[str]] = {"first": [], "second": []}
-    async with Supply(target.store, [target.images]) as supply:
+    async with Supply(target.store, target.images) as supply:
         waiting = [asyncio.create_task(supply.ensure(NAME, told[who].append)) for who in told]
         gone = asyncio.create_task(supply.ensure(NAME))
         await asyncio.sleep(0)
@@ -412,11 +414,55 @@ async def test_places_are_asked_in_their_order_and_a_failure_there_is_told(clust
             return node.store.resolve(wanted.familiar)
 
     down = Registry(Unavailable("the registry is down"))
-    async with Supply(node.store, [node.images, down]) as supply:
+    async with Supply(node.store, node.images, [down]) as supply:
         with pytest.raises(Unavailable, match="image covey/thing:1 does not come: the registry is down"):
             await supply.ensure(NAME)
     up = Registry(None)
-    async with Supply(node.store, [node.images, up]) as supply:
+    async with Supply(node.store, node.images, [up]) as supply:
         await supply.ensure(NAME)
         await supply.ensure(NAME)
     assert (down.asked, up.asked) == (1, 1)
+
+
+@in_cluster
+async def test_what_only_a_registry_has_comes_into_the_cluster_once(cluster: Cluster) -> None:
+    nodes = [await cluster.node(name) for name in "abc"]
+    pulls: list[str] = []
+
+    class Registry:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        async def fetch(self, wanted: reference.Reference, said: Any) -> Any:
+            pulls.append(self.node.name)
+            await asyncio.sleep(2.5 * ANNOUNCING)
+            self.node.load(layer("one", 300 * KIB), name=wanted.familiar)
+            return self.node.store.resolve(wanted.familiar)
+
+    async with AsyncExitStack() as stack:
+        supplies = [await stack.enter_async_context(Supply(node.store, node.images, [Registry(node)])) for node in nodes]
+        await asyncio.gather(*(supply.ensure(NAME) for supply in supplies))
+    assert len(pulls) == 1, f"pulled by {pulls}"
+    assert len({node.store.resolve(NAME).id for node in nodes}) == 1
+    for node in nodes:
+        assert {count["Blobs"] for count in node.received().values()} == (set() if node.name in pulls else {1})
+
+
+@in_cluster
+async def test_one_that_looks_elsewhere_in_vain_keeps_nobody_waiting(cluster: Cluster) -> None:
+    nodes = [await cluster.node(name) for name in "abc"]
+    asked: list[str] = []
+
+    class Registry:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        async def fetch(self, wanted: reference.Reference, said: Any) -> Any:
+            asked.append(self.node.name)
+            raise Unavailable("no credentials on this node")
+
+    async with AsyncExitStack() as stack:
+        supplies = [await stack.enter_async_context(Supply(node.store, node.images, [Registry(node)])) for node in nodes]
+        ends = await asyncio.gather(*(supply.ensure(NAME) for supply in supplies), return_exceptions=True)
+    assert sorted(asked) == ["a", "b", "c"]
+    assert all(isinstance(end, Unavailable) and "no credentials" in end.message for end in ends), ends
