@@ -149,6 +149,7 @@ def hold(data_root: Path) -> Iterator[None]:
 
 
 async def _daemon(options: DaemonOptions) -> None:
+    listen = _blob_listen(options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -156,7 +157,8 @@ async def _daemon(options: DaemonOptions) -> None:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(_engine_options(options)))
         clock = SystemClock()
-        images = await stack.enter_async_context(_cluster_images(options, engine, clock))
+        images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
+        await stack.enter_async_context(images)
         supply = await stack.enter_async_context(Supply(engine.images, images))
         runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
@@ -185,14 +187,14 @@ async def _daemon(options: DaemonOptions) -> None:
         log.info("stopping; containers go on")
 
 
-def _cluster_images(options: DaemonOptions, engine: Engine, clock: SystemClock) -> ClusterImages:
+def _blob_listen(options: DaemonOptions) -> str:
+    """The blob port's host:port, "" for none. Raises InvalidArgument."""
     host, _, port = options.blob_port.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise InvalidArgument(f"--blob-port {options.blob_port!r}: give a port, host:port, or 0 for none")
     if options.blob_rate < 0:
         raise InvalidArgument(f"--blob-rate {options.blob_rate}: give bytes a second, or 0 for no limit")
-    listen = f"{host or '0.0.0.0'}:{port}" if int(port) else ""
-    return ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
+    return f"{host or '0.0.0.0'}:{port}" if int(port) else ""
 
 
 async def _watch_images(engine: Engine, images: ClusterImages) -> None:

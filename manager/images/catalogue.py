@@ -6,7 +6,7 @@ the manager's memory with the sessions; it must not know sessions, the store or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from covey.wire.messages import HeldImage, ImagesHeld
@@ -32,17 +32,20 @@ class Catalogue:
     def __init__(self) -> None:
         self._nodes: dict[str, _Holding] = {}
         self._holders: dict[str, set[str]] = {}
+        #: What an image may be asked by → (node, manifest) → the image.
+        self._known_as: dict[str, dict[tuple[str, str], HeldImage]] = {}
 
     def announce(self, node_id: str, message: ImagesHeld) -> None:
         """A node says what it holds; a complete word replaces all before it."""
         held = self._nodes.setdefault(node_id, _Holding())
         if message.complete:
-            held.images, held.received, held.missed = {}, set(), set()
-        for manifest in message.gone:
-            if (gone := held.images.pop(manifest, None)) is not None:
-                held.received.difference_update(_blobs(gone))
+            self._forget(node_id, held, list(held.images))
+            held.received, held.missed = set(), set()
+        self._forget(node_id, held, [*message.gone, *(image.manifest for image in message.images)])
         for image in message.images:
             held.images[image.manifest] = image
+            for key in _keys(image):
+                self._known_as.setdefault(key, {})[(node_id, image.manifest)] = image
             # From now on the image keeps them on the node, and they go with it.
             held.received.difference_update(_blobs(image))
             held.missed.difference_update(_blobs(image))
@@ -65,6 +68,7 @@ class Catalogue:
     def leave(self, node_id: str) -> None:
         """Nothing more is known of the node."""
         if (held := self._nodes.pop(node_id, None)) is not None:
+            self._forget(node_id, held, list(held.images))
             self._drop(node_id, held.blobs)
 
     def holders(self, digest: str) -> frozenset[str] | set[str]:
@@ -77,15 +81,13 @@ class Catalogue:
         ``wanted`` is a full name with tag, one with digest, or a digest of a manifest or config. ``architecture`` and
         ``image_id``: only such a one.
         """
-        found: HeldImage | None = None
-        for _, image in self.images():
-            if architecture and image.architecture and image.architecture != architecture:
-                continue
-            if image_id and image.id != image_id:
-                continue
-            if _means(wanted, image) and (found is None or _later(image, found)):
-                found = image
-        return found
+        _, at, digest = wanted.partition("@")
+        fitting = [
+            image
+            for image in self._known_as.get(digest if at else wanted, {}).values()
+            if (not architecture or image.architecture in ("", architecture)) and (not image_id or image.id == image_id)
+        ]
+        return max(fitting, key=lambda image: (image.tagged_at, image.manifest), default=None)
 
     def images(self) -> Iterator[tuple[str, HeldImage]]:
         """Every (node, image)."""
@@ -97,6 +99,18 @@ class Catalogue:
         """For people."""
         images = {image.manifest for _, image in self.images()}
         return MappingProxyType({"nodes": len(self._nodes), "images": len(images), "blobs": len(self._holders)})
+
+    def _forget(self, node_id: str, held: _Holding, manifests: Iterable[str]) -> None:
+        """The node does not hold these images (any more)."""
+        for manifest in manifests:
+            if (gone := held.images.pop(manifest, None)) is None:
+                continue
+            held.received.difference_update(_blobs(gone))
+            for key in _keys(gone):
+                known = self._known_as[key]
+                del known[(node_id, manifest)]
+                if not known:
+                    del self._known_as[key]
 
     def _count(self, node_id: str, held: _Holding) -> None:
         now = {digest for image in held.images.values() for digest in _blobs(image)}
@@ -126,12 +140,5 @@ def _blobs(image: HeldImage) -> Iterator[str]:
     yield from image.blobs
 
 
-def _means(wanted: str, image: HeldImage) -> bool:
-    _, at, digest = wanted.partition("@")
-    if at:
-        return image.manifest == digest
-    return wanted in image.names or (wanted.startswith("sha256:") and wanted in (image.manifest, image.id))
-
-
-def _later(one: HeldImage, other: HeldImage) -> bool:
-    return (one.tagged_at, one.manifest) > (other.tagged_at, other.manifest)
+def _keys(image: HeldImage) -> set[str]:
+    return {image.manifest, image.id, *image.names} - {""}

@@ -136,6 +136,8 @@ class Tracker:
     def held(self, node_id: str, message: ImagesHeld, now: float) -> list[Tell]:
         """The node says which images it holds."""
         self.catalogue.announce(node_id, message)
+        if message.gone:
+            self._prune()
         return [*self._answer_all(now), *self._assign(now)]
 
     def image_wanted(self, node_id: str, message: ImageWanted, now: float) -> list[Tell]:
@@ -344,6 +346,10 @@ class Tracker:
         for digest in list(self._transfers):
             if (transfer := self._transfers[digest].get(node_id)) is not None:
                 self._end(transfer, sent=False)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Who has sent what is of no matter once nobody has it."""
         for digest in [digest for digest in self._sent if not self.catalogue.holders(digest)]:
             if digest not in self._waits and digest not in self._transfers:
                 del self._sent[digest]

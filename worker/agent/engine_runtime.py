@@ -129,8 +129,7 @@ class EngineRuntime:
             raise PrepareError(str(refusal), rejected=True) from refusal
         names = {network.id: network.name for network in networks}
         try:
-            if self._supply is not None:
-                await self._supply.ensure(str(wanted.body.get("Image") or ""), said)
+            await self._supply_image(str(wanted.body.get("Image") or ""), said)
             mounts = await asyncio.to_thread(self._write_files, task.id, wanted.files)
             container_id, _ = await self._engine.create(
                 wanted.name,
@@ -147,6 +146,10 @@ class EngineRuntime:
             await asyncio.to_thread(self._forget_files, task.id)
             raise PrepareError(_disk(error), rejected=False) from error
         return container_id
+
+    async def _supply_image(self, name: str, said: Callable[[str], None]) -> None:
+        if self._supply is not None and await self._supply.ensure(name, said):
+            self._engine.events.publish("image", "pull", name, {"name": name})
 
     async def start(self, task_id: str, container_id: str) -> Started:
         """Started once: a container that has run before is not run again."""

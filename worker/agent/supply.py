@@ -57,10 +57,13 @@ class Supply:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def ensure(self, name: str, said: Callable[[str], None] = lambda message: None) -> None:
-        """The image is on this node. ``said`` is told of progress in words. Raises NotFound, or why it cannot come now."""
+    async def ensure(self, name: str, said: Callable[[str], None] = lambda message: None) -> bool:
+        """The image is on this node; whether it had to come first. ``said`` is told of progress in words.
+
+        Raises NotFound, or why it cannot come now.
+        """
         if not name or await asyncio.to_thread(self._has, name):
-            return
+            return False
         wanted = reference.parse_tagged(name)
         key = str(wanted)
         fetch = self._fetches.get(key)
@@ -72,6 +75,7 @@ class Supply:
         try:
             # Whoever waits may be cancelled; the others' fetch goes on.
             await asyncio.shield(fetch.task)
+            return True
         finally:
             fetch.listeners.remove(said)
 

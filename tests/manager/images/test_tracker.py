@@ -265,6 +265,22 @@ def test_what_a_node_no_longer_holds_is_not_looked_for_there() -> None:
     tracker.held("a", ImagesHeld(complete=False, gone=(MANIFEST,)), 0.0)
     assert not tracker.catalogue.holders(blob(1))
     assert tracker.statistics()["blobs"] == 0
+    assert tracker.catalogue.find("docker.io/x/y:1") is None
+
+
+def test_an_image_that_is_renamed_is_known_by_its_new_name_only() -> None:
+    tracker = Tracker()
+    holding(tracker, "a", image(1))
+    renamed = image(1, MANIFEST, "docker.io/x/new:1")
+    tracker.held("a", ImagesHeld(complete=False, images=(renamed,)), 0.0)
+    assert tracker.catalogue.find("docker.io/x/y:1") is None
+    assert tracker.catalogue.find("docker.io/x/new:1") == renamed
+    assert tracker.catalogue.holders(blob(1)) == {"a"}
+    tracker.leave("a", 0.0)
+    assert tracker.catalogue.find(MANIFEST) is None
+    holding(tracker, "a", image(1))
+    holding(tracker, "a")
+    assert tracker.catalogue.find(MANIFEST) is None
 
 
 # -- histories ---------------------------------------------------------------------------------------------------------
