@@ -32,6 +32,7 @@ _NODE = (
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
     Flag("--blob-port", str, "Where other nodes fetch this node's images, [host:]port (2378); 0: through a manager instead"),
     Flag("--blob-rate", int, "The most bytes a second that are sent there; no limit unless given"),
+    Flag("--registry", str, "Serve this node's images as a registry, at [host:]port of a loopback address"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
 #: What containers of this node may not ask for; the names are worker.containers.policy's.

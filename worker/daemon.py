@@ -52,6 +52,7 @@ class DaemonOptions:
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
     appended. ``blob_port`` is [host:]port, "0" for none; ``blob_rate`` the most bytes a second it sends, 0 for no limit.
+    ``registry``: where this node's images can be pulled from and pushed to, "" for nowhere (worker.registry).
     ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
     worker.containers.remap.
     """
@@ -73,6 +74,7 @@ class DaemonOptions:
     warm_pool: int = 3
     blob_port: str = BLOB_PORT
     blob_rate: int = 0
+    registry: str = ""
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
     manager_argv: Sequence[str] = (sys.executable, "-P", "-m", "cli.main", "manager")
@@ -182,6 +184,10 @@ async def _daemon(options: DaemonOptions) -> None:
         stack.callback(watching.cancel)
         for host in options.hosts:
             await _listen(stack, server, host, options)
+        if options.registry:
+            from worker.registry.listen import serving
+
+            await stack.enter_async_context(serving(options.registry, engine.images, engine.events, clock))
         log.info("ready on %s", ", ".join(options.hosts))
         await stop.wait()
         log.info("stopping; containers go on")
