@@ -8,6 +8,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from cli import image_cluster
 from cli.connection import client, filters
 from cli.flags import Filter, Format, NoTrunc, Quiet, References
 from cli.image_care import fsck, pin, unpin
@@ -16,8 +17,11 @@ from covey.engine_api.light import Client
 from covey.errors import CoveyError, Internal, InvalidArgument
 
 app = typer.Typer()
+app.command("distribute")(image_cluster.distribute)
 
-LISTING = Listing({"REPOSITORY": "Repository", "TAG": "Tag", "IMAGE ID": "ID", "CREATED": "CreatedSince", "SIZE": "Size"})
+_COLUMNS = {"REPOSITORY": "Repository", "TAG": "Tag", "IMAGE ID": "ID", "CREATED": "CreatedSince", "SIZE": "Size"}
+LISTING = Listing(_COLUMNS)
+LISTING_OF_NODES = Listing({"NODE": "Node", **_COLUMNS})
 _PIECE = 256 * 1024
 
 for _command in (fsck, pin, unpin):
@@ -32,15 +36,25 @@ def list_images(
     quiet: Quiet = False,
     no_trunc: NoTrunc = False,
     form: Format = None,
+    all_nodes: image_cluster.AllNodes = False,
 ) -> None:
     """List the images."""
-    query = filters([*(given or ()), *([f"reference={repository}"] if repository else [])])
+    chosen = filters([*(given or ()), *([f"reference={repository}"] if repository else [])])
+    query = {"all": everything or None, "filters": chosen}
     with client() as api:
-        found = api.get("/images/json", {"all": everything or None, "filters": query})
-    rows = [row for one in sorted(found, key=lambda one: -int(one.get("Created") or 0)) for row in _rows(one, no_trunc)]
+        if all_nodes:
+            nodes = image_cluster.images_everywhere(api, query)
+            rows = [{"Node": node, **row} for node, found in nodes for row in _all_rows(found, no_trunc)]
+        else:
+            rows = list(_all_rows(api.get("/images/json", query), no_trunc))
     if quiet:
         rows = list({row["ID"]: row for row in rows}.values())
-    LISTING.show(rows, quiet=quiet, form=form)
+    (LISTING_OF_NODES if all_nodes else LISTING).show(rows, quiet=quiet, form=form)
+
+
+def _all_rows(found: list[dict[str, Any]], whole: bool) -> Iterator[dict[str, Any]]:
+    for one in sorted(found, key=lambda one: -int(one.get("Created") or 0)):
+        yield from _rows(one, whole)
 
 
 def _rows(one: dict[str, Any], whole: bool) -> Iterator[dict[str, Any]]:
@@ -194,12 +208,18 @@ def search(
 
 @app.command("load")
 def load(
+    file: Annotated[str, typer.Argument(metavar="[FILE]", show_default=False)] = "",
     source: Annotated[str, typer.Option("--input", "-i", help="A docker-archive; - is stdin")] = "-",
     quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    all_nodes: image_cluster.AllNodes = False,
 ) -> None:
     """Load images of an archive as `docker save` writes it."""
-    with _open(source) as file, client() as api:
-        _progress(api.lines("POST", "/images/load", {"quiet": True}, body=_pieces(file)), quiet)
+    names: list[str] = []
+    with _open(file or source) as archive, client() as api:
+        lines = api.lines("POST", "/images/load", {"quiet": True}, body=_pieces(archive))
+        _progress(image_cluster.noted(lines, names), quiet)
+        if all_nodes:
+            image_cluster.distribute_loaded(api, names, quiet)
 
 
 @app.command("save")
@@ -282,11 +302,14 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Named ones that no container uses too")] = False,
     given: Filter = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Accepted")] = False,
+    all_nodes: image_cluster.AllNodes = False,
 ) -> None:
     """Remove images that have no name, or that no container uses."""
-    asked = [*(given or ()), *(["dangling=false"] if everything else [])]
+    query = {"filters": filters([*(given or ()), *(["dangling=false"] if everything else [])])}
     with client() as api:
-        done = api.post("/images/prune", {"filters": filters(asked)})
+        if all_nodes:
+            raise typer.Exit(image_cluster.prune_everywhere(api, query))
+        done = api.post("/images/prune", query)
     for line in done.get("ImagesDeleted") or ():
         for verb, what in line.items():
             print(f"{verb}: {what}")

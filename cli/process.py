@@ -34,6 +34,9 @@ _NODE = (
     Flag("--default-runtime", str, "The runtime of containers that ask for none (covey)"),
     Flag("--warm-pool", int, "How many sandboxes are kept ready for containers to come (3); 0 for none"),
     Flag("--image-gc", str, "When unused images go: off, or high=PERCENT,low=PERCENT,age=TIME,grace=TIME (high=90,low=80)"),
+    Flag("--blob-port", str, "Where other nodes fetch this node's images, [host:]port (2378); 0: through a manager instead"),
+    Flag("--blob-rate", int, "The most bytes a second that are sent there; no limit unless given"),
+    Flag("--registry", str, "Serve this node's images as a registry, at [host:]port of a loopback address"),
     Flag("--userns-remap", str, "Run containers in a user namespace: default, or USER[:GROUP] of /etc/subuid and /etc/subgid"),
 )
 _REGISTRIES = (

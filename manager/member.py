@@ -23,6 +23,7 @@ from manager.committer import Committer
 from manager.dispatcher.dialback import DialBacks
 from manager.dispatcher.dispatcher import Dispatcher
 from manager.dispatcher.port import ClusterPort, Purpose
+from manager.images.relay import Relay
 from manager.lateness import Lateness
 from manager.leader import Candidate, Term
 from manager.lease import Claim
@@ -79,17 +80,19 @@ class Member:
             self._managers,
         )
         dials = DialBacks(dispatcher.ask)
+        relay = Relay(dials.connect)
 
         async def lead(term: Term) -> None:
             await self._lead(term, lateness)
 
         candidate = Candidate(self._as(Writer.ELECTION), self._mirror, claim, self._keys, self._clock, node_id, address, lead)
-        self._report(candidate=candidate, claim=claim, dispatcher=dispatcher, dials=dials, lateness=lateness)
+        self._report(candidate=candidate, claim=claim, dispatcher=dispatcher, dials=dials, lateness=lateness, relay=relay)
         joining = Joining(self._as(Writer.API), self._mirror, self._keys, self._clock, self._managers)
         purposes = {
             "join": Purpose(joining.serve, certified=False),
             "session": Purpose(dispatcher.serve),
             "dialback": Purpose(dials.serve),
+            "blob": Purpose(relay.serve),
         }
         identity = make_identity(cluster.ca_key, cluster.ca_certificate, node_id, "manager", cluster.id, self._clock.now())
         context = server_context(identity)
@@ -103,6 +106,7 @@ class Member:
             node_id=node_id,
             address=address,
             dials=dials,
+            images=dispatcher.images,
             statistics=self._statistics.collect,
         )
         work = (
@@ -151,6 +155,7 @@ class Member:
         """Where ``statistics`` asks."""
         for name, part in {**parts, "mirror": self._mirror, "store": self._store}.items():
             self._statistics.add(name, part.statistics)
+        self._statistics.add("images", parts["dispatcher"].images.statistics)
         self._statistics.add("office", lambda: self._office.statistics() if self._office else {})
 
     def _as(self, writer: Writer) -> Store:

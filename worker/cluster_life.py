@@ -11,7 +11,7 @@ import logging
 import shutil
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from covey.engine_api.proxy import connect_unix
 from covey.errors import Conflict, CoveyError, Internal, InvalidArgument, Unavailable
 from covey.etcd import EtcdChild
 from worker import addresses, identity
+from worker.agent.cluster_images import ClusterImages
 from worker.agent.driver import Driver
 from worker.agent.journal import Journal
 from worker.agent.machine import AgentMachine
@@ -65,12 +66,14 @@ class ClusterLife:
         clock: Clock,
         serve: Callable[[], Awaitable[tunnel.Duplex]],
         node_changed: Callable[[str], None] = lambda node_id: None,
+        images: ClusterImages | None = None,
     ) -> None:
         self._options = options
         self._runtime = runtime
         self._clock = clock
         self._serve = serve
         self._node_changed = node_changed
+        self._images = images
         self._path = options.data_root / "node.json"
         self._certificates = options.data_root / "certificates"
         self._lock = asyncio.Lock()
@@ -301,7 +304,10 @@ class ClusterLife:
         found = tls.Identity.load(self._certificates)
         if found is None:
             raise Conflict(f"the certificate in {self._certificates} is gone: leave the cluster and join again")
-        with Journal(self._options.data_root / "agent" / "journal") as journal:
+        async with AsyncExitStack() as stack:
+            journal = stack.enter_context(Journal(self._options.data_root / "agent" / "journal"))
+            if self._images is not None:
+                await stack.enter_async_context(self._images.serving(found, member.cluster_id))
             driver = Driver(AgentMachine(member.node_id), journal, self._runtime, self._clock)
             session = Session(
                 found,
@@ -314,6 +320,7 @@ class ClusterLife:
                 serve=self._serve,
                 learned=self._learn,
                 address=member.address,
+                images=self._images,
             )
             self._driver, self._session = driver, session
             async with asyncio.TaskGroup() as group:

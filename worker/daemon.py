@@ -25,7 +25,9 @@ from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tl
 from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
 from covey.model.resources import Resources, parse_generic
+from worker.agent.cluster_images import ClusterImages
 from worker.agent.engine_runtime import EngineRuntime
+from worker.agent.supply import Supply
 from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers import runtimes
 from worker.containers.engine import Engine
@@ -37,12 +39,14 @@ from worker.front_door import FrontDoor, Local
 from worker.images import retention
 from worker.images.registry import endpoints
 from worker.kernel import malloc
+from worker.routes.cluster_images import NodeImages
 from worker.routes.handlers import handlers as node_handlers
 
 log = logging.getLogger(__name__)
 
 RELEASE = "0.1.0"
 DEFAULT_HOST = "unix:///var/run/covey.sock"
+BLOB_PORT = "2378"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,9 @@ class DaemonOptions:
     """``hosts``: unix:///path, tcp://host:port (TLS with client certificates), or plain TCP on loopback with ``insecure``.
 
     ``runtimes`` are other OCI runtimes as NAME=PATH. ``manager_argv`` is how this program starts a manager; options are
-    appended. ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
+    appended. ``blob_port`` is [host:]port, "0" for none; ``blob_rate`` the most bytes a second it sends, 0 for no limit.
+    ``registry``: where this node's images can be pulled from and pushed to, "" for nowhere (worker.registry).
+    ``refused``: what containers may not ask for (worker.containers.policy). ``userns_remap``: see
     worker.containers.remap. ``generic_resources``: KIND=NAME or KIND=NUMBER, as covey.model.resources reads them.
     ``registry_config``: a Docker config.json, for pulls that bring no credentials. ``image_gc``: see
     worker.images.retention.parse.
@@ -73,6 +79,9 @@ class DaemonOptions:
     etcd_binary: str = "etcd"
     warm_pool: int = 3
     image_gc: str = ""
+    blob_port: str = BLOB_PORT
+    blob_rate: int = 0
+    registry: str = ""
     runtimes: Sequence[str] = ()
     default_runtime: str = OWN
     insecure_registries: Sequence[str] = ()
@@ -154,13 +163,18 @@ def hold(data_root: Path) -> Iterator[None]:
 
 
 async def _daemon(options: DaemonOptions) -> None:
+    listen = _blob_listen(options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(Engine(_engine_options(options)))
-        runtime = EngineRuntime(engine, RELEASE)
+        clock = SystemClock()
+        images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
+        await stack.enter_async_context(images)
+        supply = await stack.enter_async_context(Supply(engine.images, images))
+        runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
 
         async def serve() -> tunnel.Duplex:
@@ -169,8 +183,8 @@ async def _daemon(options: DaemonOptions) -> None:
         def node_changed(node_id: str) -> None:
             runtime.node_id = node_id
 
-        life = ClusterLife(_life_options(options), runtime, SystemClock(), serve, node_changed)
-        local = node_handlers(engine, RELEASE)
+        life = ClusterLife(_life_options(options), runtime, clock, serve, node_changed, images)
+        local = {**node_handlers(engine, RELEASE), **NodeImages(images, engine.events).handlers()}
         # What a manager reaches by dial-back is this node alone: it must not be sent back to a manager.
         await stack.enter_async_context(listen_unix(Server(local, release=RELEASE), node_socket, mode=0o600))
         door = FrontDoor(_local(engine, local), life)
@@ -178,11 +192,37 @@ async def _daemon(options: DaemonOptions) -> None:
         group = await stack.enter_async_context(asyncio.TaskGroup())
         living = group.create_task(life.run(), name="cluster life")
         stack.callback(living.cancel)
+        watching = group.create_task(_watch_images(engine, images), name="image changes")
+        stack.callback(watching.cancel)
         for host in options.hosts:
             await _listen(stack, server, host, options)
+        if options.registry:
+            from worker.registry.listen import serving
+
+            await stack.enter_async_context(serving(options.registry, engine.images, engine.events, clock))
         log.info("ready on %s", ", ".join(options.hosts))
         await stop.wait()
         log.info("stopping; containers go on")
+
+
+def _blob_listen(options: DaemonOptions) -> str:
+    """The blob port's host:port, "" for none. Raises InvalidArgument."""
+    host, _, port = options.blob_port.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise InvalidArgument(f"--blob-port {options.blob_port!r}: give a port, host:port, or 0 for none")
+    if options.blob_rate < 0:
+        raise InvalidArgument(f"--blob-rate {options.blob_rate}: give bytes a second, or 0 for no limit")
+    return f"{host or '0.0.0.0'}:{port}" if int(port) else ""
+
+
+async def _watch_images(engine: Engine, images: ClusterImages) -> None:
+    """The cluster is told of new images as they come."""
+    while True:
+        with engine.events.subscribe() as subscription:
+            while (event := await subscription.get()) is not None:
+                if event["Type"] == "image":
+                    images.changed()
+        images.changed()
 
 
 def _engine_options(options: DaemonOptions) -> EngineOptions:

@@ -4,7 +4,9 @@ A connection (TLS 1.3) opens with ``Hello``, answered by ``Welcome`` or ``Refuse
 
 - join: ``JoinRequest`` → ``JoinReply``; no client certificate; the client has pinned the CA by the token's digest.
 - session: ``OpenSession`` → ``SessionOpened``, then ``Assignments``, ``DialBack`` down, ``StatusBatch``, ``Heartbeat`` up.
+  Of images: ``ImagesHeld``, ``ImageWanted``, ``BlobWanted``, ``BlobEnded`` up, ``ImageOffer``, ``BlobSource`` down (version 2).
 - dialback: ``DialBackOpen``; from there on the bytes are HTTP, the manager being the client.
+- blob: ``BlobRelay`` → ``BlobRelayed``; from there on the bytes are the blob's (version 2).
 
 Unknown fields are ignored and unknown message types refused by name, so that a release can talk to its neighbours.
 """
@@ -18,7 +20,9 @@ import msgspec
 from covey.model.objects import NodeDescription, PortConfig, Task, TaskStatus
 
 #: The version of this protocol; a peer speaks it if its own is the same or one apart.
-VERSION = 1
+VERSION = 2
+#: The first version in which nodes and managers speak of images; a peer of an older one is told nothing of them.
+IMAGES = 2
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="m"):
@@ -75,12 +79,14 @@ class OpenSession(Message, frozen=True, kw_only=True, omit_defaults=True, tag="o
     """A worker with a certificate offers itself.
 
     ``revision`` is the store revision of the newest assignment it has applied: a manager whose view is older waits until
-    it is not, for an older view would take running tasks away.
+    it is not, for an older view would take running tasks away. ``blob_port`` is where the node gives blobs to others at
+    its address; 0: it does not.
     """
 
     description: NodeDescription
     address: str = ""
     revision: int = 0
+    blob_port: int = 0
 
 
 class SessionOpened(Message, frozen=True, kw_only=True, omit_defaults=True, tag="opened"):
@@ -178,6 +184,95 @@ class DialBackOpen(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     connection_id: str
 
 
+class HeldImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image on a node: its manifest, its id, what it is called (full names), and the blobs it is made of."""
+
+    manifest: str
+    size: int
+    id: str = ""
+    architecture: str = ""
+    names: tuple[str, ...] = ()
+    blobs: tuple[str, ...] = ()
+    tagged_at: float = 0.0
+
+
+class ImagesHeld(Message, frozen=True, kw_only=True, omit_defaults=True, tag="held"):
+    """The images a node holds: all of them (``complete``), or the new and changed ones, and manifests of those ``gone``."""
+
+    complete: bool
+    images: tuple[HeldImage, ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+class ImageWanted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="want-image"):
+    """Who has this image? ``image``: a full name with tag or digest, or the digest of a manifest or config."""
+
+    request: int
+    image: str
+    architecture: str = ""
+
+
+class ImageOffer(Message, frozen=True, kw_only=True, omit_defaults=True, tag="offer"):
+    """The image's manifest, whose blobs the node then asks for one by one; or, in ``error``, that no node has it.
+
+    Then the node looks elsewhere, and says ImageSought when that is over; others that want the image wait for it meanwhile.
+    """
+
+    request: int
+    manifest: str = ""
+    size: int = 0
+    error: str = ""
+
+
+class ImageSought(Message, frozen=True, kw_only=True, omit_defaults=True, tag="sought"):
+    """The node has looked for the image elsewhere, as no node had it: it is here now, or why not. Fields as in ImageWanted."""
+
+    image: str
+    architecture: str = ""
+    error: str = ""
+
+
+class BlobWanted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="want-blob"):
+    """The node needs this blob; it is told of a source as soon as one is free."""
+
+    digest: str
+    size: int
+
+
+class BlobSource(Message, frozen=True, kw_only=True, omit_defaults=True, tag="source"):
+    """Fetch the blob from ``node_id``, at ``address`` or (``address`` "") through the manager. ``error``: nobody has it."""
+
+    digest: str
+    node_id: str = ""
+    address: str = ""
+    error: str = ""
+
+
+class BlobEnded(Message, frozen=True, kw_only=True, omit_defaults=True, tag="ended"):
+    """A transfer is over. ``fault``: "" (the blob is there, verified), unreachable, gone, broken, corrupt: the node waits for
+    another source; stopped: it no longer wants the blob. ``came``: bytes of it that this transfer brought."""
+
+    digest: str
+    node_id: str = ""
+    fault: str = ""
+    words: str = ""
+    came: int = 0
+
+
+class BlobRelay(Message, frozen=True, kw_only=True, omit_defaults=True, tag="relay"):
+    """First on a connection with the purpose blob: give me this blob of that node, from ``offset`` on."""
+
+    digest: str
+    node_id: str
+    offset: int = 0
+
+
+class BlobRelayed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="relayed"):
+    """``size`` bytes of the blob follow, as they are."""
+
+    size: int
+
+
 class Disconnect(Message, frozen=True, kw_only=True, omit_defaults=True, tag="bye"):
     """The sender ends the session, and why. ``code``: moved, superseded, removed, stopping."""
 
@@ -200,5 +295,18 @@ AnyMessage = (
     | StatusStored
     | DialBack
     | DialBackOpen
+    | ImagesHeld
+    | ImageWanted
+    | ImageOffer
+    | ImageSought
+    | BlobWanted
+    | BlobSource
+    | BlobEnded
+    | BlobRelay
+    | BlobRelayed
     | Disconnect
 )
+
+#: What a node says of images, and what it is told of them.
+ImageReport = ImagesHeld | ImageWanted | ImageSought | BlobWanted | BlobEnded
+ImageNews = ImageOffer | BlobSource

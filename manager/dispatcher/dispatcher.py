@@ -20,12 +20,13 @@ from covey.errors import CoveyError, NotFound, Unavailable
 from covey.model.objects import Config, NodeDescription, NodeInfo, Secret, Task, TaskStatus
 from covey.model.objects import Session as Record
 from covey.model.task_states import is_terminal
-from covey.wire.messages import DialBack, OpenSession, SessionOpened
+from covey.wire.messages import AnyMessage, DialBack, ImageReport, OpenSession, SessionOpened
 from manager.dispatcher.assignments import Holding, holding
 from manager.dispatcher.link import Closed, Link
 from manager.dispatcher.port import HELLO_SECONDS, TooMany
 from manager.dispatcher.session import Session
 from manager.dispatcher.status import StatusWriter
+from manager.images.fanout import Fanout
 from manager.lease import Claim
 from manager.store.codec import encode
 from manager.store.interface import Compare, Delete, LeaseLost, Operation, OutcomeUnknown, Put, Store, exists, mod_is
@@ -80,6 +81,7 @@ class Dispatcher:
         self._sessions: dict[str, Session] = {}
         self._registrations: dict[str, deque[float]] = {}
         self._writer = StatusWriter(store, mirror, keys, clock)
+        self.images = Fanout(clock, self._post)
         self._counts = dict.fromkeys(("opened", "superseded", "silent", "limited", "records_renewed"), 0)
         self._busy = 0.0
 
@@ -90,6 +92,7 @@ class Dispatcher:
             group.create_task(self._watch_silence(), name="dispatcher: silence")
             group.create_task(self._follow_lease(), name="dispatcher: lease")
             group.create_task(self._writer.run(), name="dispatcher: statuses")
+            group.create_task(self.images.run(), name="dispatcher: images")
 
     async def serve(self, link: Link) -> None:
         """A worker opens its session; returns when it is over."""
@@ -110,11 +113,14 @@ class Dispatcher:
             jitter = self._settings.heartbeat_jitter
             period = self._settings.heartbeat + random.uniform(-jitter, jitter)
             opened = SessionOpened(session_id=session.id, heartbeat=period, managers=tuple(self._managers()))
+            self.images.joined(node_id, _blob_port(session.address, opening.blob_port))
             await session.run(self, self._writer, opened)
         except Closed as why:
             log.info("session %s of node %s lost its link: %s", session.id, node_id, why or "closed")
         finally:
             session.linked = False
+            if self._sessions.get(node_id, session) is session:
+                self.images.left(node_id)
             if not session.record and self._sessions.get(node_id) is session:
                 del self._sessions[node_id]
 
@@ -142,6 +148,15 @@ class Dispatcher:
         put = self._info(session, description)
         if put is not None:
             await self._store.txn([mod_is(self._keys.key("session", session.node_id), session.record)], [put])
+
+    def heard_of_images(self, session: Session, message: ImageReport) -> None:
+        """What a node says of images; of one that has opened another session meanwhile, nothing counts."""
+        if self._sessions.get(session.node_id) is session:
+            self.images.heard(session.node_id, message)
+
+    def _post(self, node_id: str, message: AnyMessage) -> None:
+        if (session := self._sessions.get(node_id)) is not None and session.linked:
+            session.post(message)
 
     def statistics(self) -> dict[str, Any]:
         """Counters since the start and the sessions there are; ``holding_seconds``: finding out what nodes should hold."""
@@ -293,6 +308,13 @@ class Dispatcher:
     def _touch(self, node_id: str, cause: str) -> None:
         if (session := self._sessions.get(node_id)) is not None:
             session.touch(cause)
+
+
+def _blob_port(address: str, port: int) -> str:
+    """host:port of a node's blob port, "" when it has none."""
+    if not port:
+        return ""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _fields(held: Any) -> dict[str, Any]:

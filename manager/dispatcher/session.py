@@ -14,9 +14,15 @@ from covey.errors import InvalidArgument
 from covey.model.objects import NodeDescription, TaskStatus
 from covey.wire.messages import (
     AnyMessage,
+    BlobEnded,
+    BlobWanted,
     DescriptionUpdate,
     Disconnect,
     Heartbeat,
+    ImageReport,
+    ImagesHeld,
+    ImageSought,
+    ImageWanted,
     SessionOpened,
     StatusBatch,
     StatusStored,
@@ -38,6 +44,8 @@ class Desk(Protocol):
     async def held_by(self, node_id: str, former: Holding) -> Holding: ...
 
     async def describe(self, session: Session, description: NodeDescription) -> None: ...
+
+    def heard_of_images(self, session: Session, message: ImageReport) -> None: ...
 
 
 class Ended(Exception):
@@ -66,6 +74,7 @@ class Session:
         self._sequence = 0
         self._reported = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._posted: asyncio.Queue[AnyMessage] = asyncio.Queue()
         self._over: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
 
     def touch(self, cause: str) -> None:
@@ -83,6 +92,10 @@ class Session:
         """Write one message, whole. Raises Closed."""
         async with self._sending:
             await self._link.send(message)
+
+    def post(self, message: AnyMessage) -> None:
+        """Write one message in its turn; whoever posts does not wait for this worker."""
+        self._posted.put_nowait(message)
 
     async def run(self, desk: Desk, writer: StatusWriter, opened: SessionOpened) -> None:
         """Serve until the link breaks (Closed), the session is ended (returns), or something is wrong (CoveyError)."""
@@ -109,6 +122,7 @@ class Session:
             group.create_task(self._listen(desk, heartbeat))
             group.create_task(self._assign(desk))
             group.create_task(self._report(writer))
+            group.create_task(self._send_posted())
 
     async def _listen(self, desk: Desk, heartbeat: float) -> None:
         while True:
@@ -123,6 +137,8 @@ class Session:
                     self._reported.set()
                 case DescriptionUpdate():
                     await desk.describe(self, message.description)
+                case ImagesHeld() | ImageWanted() | ImageSought() | BlobWanted() | BlobEnded():
+                    desk.heard_of_images(self, message)
                 case Disconnect():
                     raise Closed(f"the worker ended the session ({message.code}): {message.message}")
                 case _:
@@ -153,6 +169,10 @@ class Session:
                 self.end("superseded", str(gone))
                 return
             await self.send(StatusStored(sequence=sequence, refused=tuple(refused)))
+
+    async def _send_posted(self) -> None:
+        while True:
+            await self.send(await self._posted.get())
 
     async def _say_goodbye(self, ended: Ended) -> None:
         with contextlib.suppress(Closed, TimeoutError):

@@ -15,6 +15,7 @@ from covey.engine_api.call import Duplex
 from covey.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from covey.model.objects import Cluster, Name, Service, Stored
 from manager.ca.authority import trust_info
+from manager.images.fanout import Fanout
 from manager.store.codec import encode
 from manager.store.interface import Compare, Operation, OutcomeUnknown, Put, Store, TxnResult, absent
 from manager.store.keys import Keys
@@ -43,6 +44,7 @@ class Door:
     node_id: str
     address: str
     dials: Dials
+    images: Fanout
     statistics: Callable[[], Mapping[str, Any]]
     _trust: dict[str, dict[str, str]] = field(default_factory=dict)
 

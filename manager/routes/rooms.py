@@ -10,6 +10,7 @@ from manager.events import Events
 from manager.routes.containers import Containers
 from manager.routes.door import Door
 from manager.routes.explain import Explain
+from manager.routes.images import Images
 from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
@@ -44,6 +45,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
             System(events, door.clock),
             Containers(door),
             Logs(door),
+            Images(door),
             Rebalances(door),
         )
     finally:

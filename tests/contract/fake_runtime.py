@@ -80,6 +80,7 @@ class FakeRuntime:
         networks: Sequence[AssignedNetwork],
         secrets: Sequence[AssignedSecret],
         configs: Sequence[AssignedSecret],
+        said: Callable[[str], None] = lambda message: None,
     ) -> str:
         task = assigned.task
         spec = task.spec.get("ContainerSpec") or {}

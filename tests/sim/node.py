@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,7 @@ class WeatheredRuntime(FakeRuntime):
         networks: Sequence[AssignedNetwork],
         secrets: Sequence[AssignedSecret],
         configs: Sequence[AssignedSecret],
+        said: Callable[[str], None] = lambda message: None,
     ) -> str:
         task = assigned.task
         if task.spec["ContainerSpec"]["Image"] == BAD_IMAGE:
@@ -158,7 +159,7 @@ class WeatheredRuntime(FakeRuntime):
             raise PrepareError("no such image", rejected=self.rng.random() < 0.5)
         if task.id not in self.machine.containers:
             self.sim.happened(f"{self.machine.name} made {task.id}", "container made")
-        return await super().prepare(assigned, networks, secrets, configs)
+        return await super().prepare(assigned, networks, secrets, configs, said)
 
     async def start(self, task_id: str, container_id: str) -> Started:
         await asyncio.sleep(self.rng.random() * 0.3)

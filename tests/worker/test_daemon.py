@@ -57,6 +57,9 @@ def test_a_data_root_that_cannot_be_is_named(tmp_path: Path) -> None:
         ("tcp://127.0.0.1", "-H tcp://127.0.0.1: give tcp://host:port"),
         ("tcp://127.0.0.1:23760", "TCP needs --tlscacert, --tlscert and --tlskey"),
         ("tcp://0.0.0.0:23760 --insecure", "loopback"),
+        ("unix:///nowhere/api.sock --blob-port w1", "--blob-port 'w1': give a port, host:port, or 0 for none"),
+        ("unix:///nowhere/api.sock --blob-port 99999", "give a port, host:port, or 0 for none"),
+        ("unix:///nowhere/api.sock --blob-rate -1", "--blob-rate -1: give bytes a second, or 0 for no limit"),
     ],
 )
 def test_a_listener_that_cannot_be_is_refused_in_one_line(tmp_path: Path, host: str, words: str) -> None:

@@ -27,6 +27,7 @@ from worker.agent.vocabulary import (
     Prepare,
     Prepared,
     PrepareFailed,
+    Preparing,
     Remove,
     Removed,
     Reopen,
@@ -43,6 +44,8 @@ from worker.agent.vocabulary import (
 log = logging.getLogger(__name__)
 
 TICK = 2.0
+#: A task's progress is told so often at most: each word is journaled and stored.
+PROGRESS = 2.0
 
 
 class Link(Protocol):
@@ -185,7 +188,7 @@ class Driver:
                     await asyncio.wait({making})
                 await self._runtime.ensure_network(network)
             container_id = await self._runtime.prepare(
-                instruction.assigned, instruction.networks, instruction.secrets, instruction.configs
+                instruction.assigned, instruction.networks, instruction.secrets, instruction.configs, self._progress(task.id)
             )
         except PrepareError as refusal:
             return PrepareFailed(task_id=task.id, error=str(refusal), rejected=refusal.rejected, cause=instruction.cause)
@@ -195,6 +198,18 @@ class Driver:
                 task_id=task.id, error=f"{type(fault).__name__}: {fault}", rejected=False, cause=instruction.cause
             )
         return Prepared(task_id=task.id, container_id=container_id, cause=instruction.cause)
+
+    def _progress(self, task_id: str) -> Callable[[str], None]:
+        told = -PROGRESS
+
+        def said(message: str) -> None:
+            nonlocal told
+            now = self._clock.monotonic()
+            if now - told >= PROGRESS:
+                told = now
+                self.feed(Preparing(task_id=task_id, message=message, cause=message))
+
+        return said
 
     async def _start(self, instruction: Start) -> AnyEvent:
         try:

@@ -11,7 +11,7 @@ import errno
 import os
 import platform
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,7 @@ from covey.model.resources import NANO, Resources
 from covey.wire.messages import AssignedNetwork, AssignedSecret, AssignedTask
 from worker.agent.container_of_task import Attachment, SecretFile, TaskContainer, Unfit, container_of_task
 from worker.agent.runtime import PrepareError, StartError
+from worker.agent.supply import Supply
 from worker.agent.vocabulary import Exited, Found, HealthChanged, Started
 from worker.containers import record
 from worker.containers.engine import Engine
@@ -34,11 +35,15 @@ ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "aarch64"}
 
 
 class EngineRuntime:
-    """See worker.agent.runtime.TaskRuntime. ``node_id`` is asked each time: it changes when the node joins a cluster."""
+    """See worker.agent.runtime.TaskRuntime. ``node_id`` is asked each time: it changes when the node joins a cluster.
 
-    def __init__(self, engine: Engine, version: str) -> None:
+    Without a ``supply`` only images that are on the node will do.
+    """
+
+    def __init__(self, engine: Engine, version: str, supply: Supply | None = None) -> None:
         self._engine = engine
         self._version = version
+        self._supply = supply
         self.node_id = ""
         self._secrets = engine.options.exec_root / "tasks"
 
@@ -109,6 +114,7 @@ class EngineRuntime:
         networks: Sequence[AssignedNetwork],
         secrets: Sequence[AssignedSecret],
         configs: Sequence[AssignedSecret],
+        said: Callable[[str], None] = lambda message: None,
     ) -> str:
         """The task's container, created if it is not there."""
         task = assigned.task
@@ -129,6 +135,7 @@ class EngineRuntime:
             raise PrepareError(str(refusal), rejected=True) from refusal
         names = {network.id: network.name for network in networks}
         try:
+            await self._supply_image(str(wanted.body.get("Image") or ""), said)
             mounts = await asyncio.to_thread(self._write_files, task.id, wanted.files)
             container_id, _ = await self._engine.create(
                 wanted.name,
@@ -145,6 +152,10 @@ class EngineRuntime:
             await asyncio.to_thread(self._forget_files, task.id)
             raise PrepareError(_disk(error), rejected=False) from error
         return container_id
+
+    async def _supply_image(self, name: str, said: Callable[[str], None]) -> None:
+        if self._supply is not None and await self._supply.ensure(name, said):
+            self._engine.events.publish("image", "pull", name, {"name": name})
 
     async def start(self, task_id: str, container_id: str) -> Started:
         """Started once: a container that has run before is not run again."""

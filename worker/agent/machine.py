@@ -33,6 +33,7 @@ from worker.agent.vocabulary import (
     Prepare,
     Prepared,
     PrepareFailed,
+    Preparing,
     Record,
     Remove,
     Removed,
@@ -103,6 +104,7 @@ class AgentMachine:
             SessionDown: self._on_session_down,
             Assigned: self._on_assigned,
             Stored: self._on_stored,
+            Preparing: self._on_preparing,
             Prepared: self._on_prepared,
             PrepareFailed: self._on_prepare_failed,
             Started: self._on_started,
@@ -213,6 +215,11 @@ class AgentMachine:
                 held = self._held.get(task_id)
                 if held is None or held.status == status or task_id in refused:
                     self._unstored.discard(task_id)
+
+    def _on_preparing(self, event: Preparing) -> None:
+        held = self._held.get(event.task_id)
+        if held is not None and held.doing == "prepare" and held.state == S.PREPARING:
+            self._note(held, message=event.message)
 
     def _on_prepared(self, event: Prepared) -> None:
         if held := self._settle(event.task_id, "prepare"):

@@ -5,7 +5,7 @@ A fake stands behind it in tests and in the simulation; both are held to tests/c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from covey.model.objects import NodeDescription
@@ -47,8 +47,12 @@ class TaskRuntime(Protocol):
         networks: Sequence[AssignedNetwork],
         secrets: Sequence[AssignedSecret],
         configs: Sequence[AssignedSecret],
+        said: Callable[[str], None] = lambda message: None,
     ) -> str:
-        """The id of the task's container, made if it was not. Raises PrepareError; nothing half-made stays."""
+        """The id of the task's container, made if it was not. Raises PrepareError; nothing half-made stays.
+
+        ``said`` is told, in words for people, of what takes long.
+        """
 
     async def start(self, task_id: str, container_id: str) -> Started:
         """The container's process runs, or has run and is over: a container is started once. Raises StartError."""

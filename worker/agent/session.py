@@ -11,7 +11,7 @@ import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from covey import tunnel
 from covey.clock import Clock
@@ -20,15 +20,19 @@ from covey.model.objects import NodeDescription
 from covey.tls import Identity, client_context, require_manager
 from covey.wire.frames import FrameReader, ProtocolError, encode
 from covey.wire.messages import (
+    IMAGES,
     VERSION,
     AnyMessage,
     Assignments,
+    BlobSource,
     DescriptionUpdate,
     DialBack,
     DialBackOpen,
     Disconnect,
     Heartbeat,
     Hello,
+    ImageNews,
+    ImageOffer,
     OpenSession,
     Refused,
     SessionOpened,
@@ -54,8 +58,24 @@ def _leaf(group: ExceptionGroup[Exception]) -> Exception:
     return _leaf(first) if isinstance(first, ExceptionGroup) else first
 
 
+class Images(Protocol):
+    """What is said of images over a session."""
+
+    @property
+    def blob_port(self) -> int:
+        """Where this node gives its blobs to others; 0: nowhere."""
+
+    async def converse(self, send: Callable[[AnyMessage], Awaitable[None]], manager: str, context: ssl.SSLContext) -> None:
+        """The node's side of the conversation with the manager at that address; until cancelled."""
+
+    async def heard(self, message: ImageNews) -> None:
+        """The manager's side."""
+
+
 class Connection:
-    """One framed connection to a manager's cluster port."""
+    """One framed connection to a manager's cluster port; ``version`` is the protocol that the manager speaks."""
+
+    version = 0
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -73,7 +93,7 @@ class Connection:
             try:
                 require_manager(writer.get_extra_info("peercert"))
                 await connection.send(Hello(version=VERSION, purpose=purpose, software=software))
-                await connection.expect(Welcome)
+                connection.version = (await connection.expect(Welcome)).version
             except BaseException:
                 writer.close()
                 raise
@@ -133,6 +153,7 @@ class Session:
         serve: Callable[[], Awaitable[tunnel.Duplex]],
         learned: Callable[[Sequence[str]], None] = lambda managers: None,
         address: str = "",
+        images: Images | None = None,
     ) -> None:
         self._identity = identity
         self._managers = list(managers)
@@ -144,6 +165,7 @@ class Session:
         self._serve = serve
         self._learned = learned
         self._address = address
+        self._images = images
         self._connection: Connection | None = None
         self._session_id = ""
         self._manager = ""
@@ -188,7 +210,7 @@ class Session:
         connection = await Connection.dial(address, context, "session", self._software)
         try:
             description = await self._describe()
-            await connection.send(OpenSession(description=description, address=self._address, revision=self._revision()))
+            await connection.send(self._offer(description))
             async with asyncio.timeout(DIAL_TIMEOUT * 2):
                 opened = await connection.expect(SessionOpened)
             self._begin(connection, address, opened)
@@ -204,6 +226,10 @@ class Session:
                 self._feed(SessionDown(cause=f"session with {address} ended"))
             await connection.close()
 
+    def _offer(self, description: NodeDescription) -> OpenSession:
+        port = self._images.blob_port if self._images is not None else 0
+        return OpenSession(description=description, address=self._address, revision=self._revision(), blob_port=port)
+
     async def _converse(
         self, connection: Connection, context: ssl.SSLContext, address: str, description: NodeDescription
     ) -> None:
@@ -211,6 +237,8 @@ class Session:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(connection, description), name="session: heartbeat")
             group.create_task(self._listen(connection, context, address, group), name="session: listen")
+            if self._images is not None and connection.version >= IMAGES:
+                group.create_task(self._images.converse(connection.send, address, context), name="session: images")
 
     def _begin(self, connection: Connection, address: str, opened: SessionOpened) -> None:
         self._connection, self._session_id, self._manager = connection, opened.session_id, address
@@ -243,6 +271,8 @@ class Session:
                     self._feed(Stored(sequence=message.sequence, refused=message.refused))
                 case Heartbeat():
                     self._period = message.period or self._period
+                case ImageOffer() | BlobSource() if self._images is not None:
+                    await self._images.heard(message)
                 case DialBack():
                     group.create_task(self._dial_back(message.connection_id, context, address), name="session: dial-back")
                 case Disconnect():

@@ -88,6 +88,13 @@ class Stored(Event, frozen=True, kw_only=True):
     refused: tuple[tuple[str, str], ...] = ()
 
 
+class Preparing(Event, frozen=True, kw_only=True):
+    """Making the container takes long; ``message`` says how far it is."""
+
+    task_id: str
+    message: str
+
+
 class Prepared(Event, frozen=True, kw_only=True):
     """The container exists: image, root file system, volumes and bundle are in place."""
 
@@ -162,6 +169,7 @@ AnyEvent = (
     | SessionDown
     | Assigned
     | Stored
+    | Preparing
     | Prepared
     | PrepareFailed
     | Started

@@ -31,6 +31,7 @@ class Runtime:
         self.gates: dict[str, asyncio.Event] = {}
         self.happened: asyncio.Queue[Exited | HealthChanged] = asyncio.Queue()
         self.exists: list[Found] = []
+        self.words: list[str] = []
 
     async def _called(self, kind: str, what: str) -> None:
         self.calls.append(f"{kind} {what}")
@@ -54,7 +55,10 @@ class Runtime:
         networks: Sequence[AssignedNetwork],
         secrets: Sequence[AssignedSecret],
         configs: Sequence[AssignedSecret],
+        said: Callable[[str], None] = lambda message: None,
     ) -> str:
+        for word in self.words:
+            said(word)
         await self._called("prepare", assigned.task.id)
         return f"c-{assigned.task.id}"
 
@@ -205,6 +209,19 @@ async def test_a_fault_becomes_the_task_s_status(
     assert words in status.error
     if code is not None:
         assert status.exit_code == code
+
+
+@pytest.mark.asyncio
+async def test_what_takes_long_is_told_of_but_not_every_word(stand: Stand) -> None:
+    gate = stand.runtime.gates["prepare"] = asyncio.Event()
+    stand.runtime.words = ["receiving image x: 10 %", "receiving image x: 11 %"]
+    async with stand.running():
+        stand.assign(task())
+        await stand.wait(lambda: any("receiving" in status.message for status in stand.link.statuses), "the message")
+        gate.set()
+        await stand.wait(lambda: "running" in stand.link.states(), "the task to run")
+    told = [status for status in stand.link.statuses if "receiving" in status.message]
+    assert [(status.state.label, status.message) for status in told] == [("preparing", "receiving image x: 10 %")]
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,468 @@
+"""Images between nodes: real stores, real blob ports, the manager's tracker in between; sources that lie, break and go."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import sys
+import tarfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from covey.clock import SystemClock
+from covey.errors import CoveyError, InvalidArgument, NotFound, Unavailable
+from covey.testing import images as made
+from covey.tls import client_context
+from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, HeldImage, ImagesHeld, ImageSought, ImageWanted
+from manager.images.tracker import ANNOUNCING, Tell, Tracker
+from worker.agent import cluster_images as rules
+from worker.agent.cluster_images import ClusterImages
+from worker.agent.supply import Supply
+from worker.images import reference
+from worker.images.store import ImageStore
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from scripted_manager import CLUSTER, Authority
+
+pytestmark = pytest.mark.suite
+
+AUTHORITY = Authority()
+NAME = "covey/thing:1"
+KIB = 1024
+
+
+def layer(name: str, size: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.uid, info.gid, info.size = os.getuid(), os.getgid(), size
+        archive.addfile(info, io.BytesIO(os.urandom(size)))
+    return buffer.getvalue()
+
+
+class Node:
+    """A node's store and its part in the cluster."""
+
+    def __init__(self, cluster: Cluster, name: str, rate: int = 0, listen: str = "127.0.0.1:0") -> None:
+        self.cluster, self.name = cluster, name
+        self.root = cluster.root / name
+        self.store = ImageStore(self.root / "images")
+        self.images = ClusterImages(self.store, SystemClock(), "test", listen=listen, rate=rate)
+        self._life = AsyncExitStack()
+        self._port = AsyncExitStack()
+        self._session: asyncio.Task[None] | None = None
+
+    async def open(self) -> Node:
+        await self._life.enter_async_context(self.images)
+        await self._port.enter_async_context(self.images.serving(AUTHORITY.identity(self.name, "worker"), CLUSTER))
+        await self.connect()
+        return self
+
+    async def connect(self) -> None:
+        self.cluster.joined(self)
+        context = client_context(AUTHORITY.identity(self.name, "worker"))
+        self._session = asyncio.create_task(self.images.converse(self.send, "127.0.0.1:1", context))
+        await self.cluster.wait(f"{self.name} has said what it holds", lambda: self.name in self.cluster.said)
+
+    async def send(self, message: AnyMessage) -> None:
+        await self.cluster.hear(self, message)
+
+    async def disconnect(self) -> None:
+        assert self._session is not None
+        self._session.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._session
+        self.cluster.left(self)
+
+    async def close_port(self) -> None:
+        await self._port.aclose()
+
+    async def close(self) -> None:
+        await self.disconnect()
+        await self.close_port()
+        await self._life.aclose()
+
+    def load(self, *layers: bytes, name: str = NAME) -> None:
+        self.store.load_archive(io.BytesIO(made.docker_archive(name, layers)))
+        self.images.changed()
+
+    async def fetch(self, name: str = NAME, said: rules.Said = lambda current, total: None) -> Any:
+        return await self.images.fetch(reference.parse_tagged(name), said)
+
+    def received(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = self.images.traffic.show()["Received"]["ByDigest"]
+        return found
+
+    def files(self) -> set[str]:
+        found = {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
+        return found - {"images/index.json", "images/oci-layout"}
+
+    def big(self, name: str = NAME) -> str:
+        """The image's largest blob."""
+        return max(self.store.resolve(name).layers, key=lambda one: one.blob_size).digest
+
+
+class Cluster:
+    """The tracker, and messages carried between it and the nodes as a manager does."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.tracker = Tracker()
+        self.nodes: dict[str, Node] = {}
+        self.said: set[str] = set()
+        self.told: list[Tell] = []
+
+    def joined(self, node: Node) -> None:
+        self.nodes[node.name] = node
+        port = node.images.blob_port
+        self.say(self.tracker.join(node.name, f"127.0.0.1:{port}" if port else ""))
+
+    def left(self, node: Node) -> None:
+        self.nodes.pop(node.name, None)
+        self.said.discard(node.name)
+        self.say(self.tracker.leave(node.name, time.monotonic()))
+
+    async def hear(self, node: Node, message: AnyMessage) -> None:
+        now, tracker = time.monotonic(), self.tracker
+        match message:
+            case ImagesHeld():
+                self.say(tracker.held(node.name, message, now))
+                self.said.add(node.name)
+            case ImageWanted():
+                self.say(tracker.image_wanted(node.name, message, now))
+            case ImageSought():
+                self.say(tracker.image_sought(node.name, message, now))
+            case BlobWanted():
+                self.say(tracker.blob_wanted(node.name, message, now))
+            case BlobEnded():
+                self.say(tracker.ended(node.name, message, now))
+
+    def say(self, told: list[Tell]) -> None:
+        for tell in told:
+            self.told.append(tell)
+            if (node := self.nodes.get(tell.node_id)) is not None:
+                self._tasks.create_task(node.images.heard(tell.message))
+
+    async def advance(self) -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            self.say(self.tracker.advance(time.monotonic()))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as self._tasks:
+            advancing = self._tasks.create_task(self.advance())
+            yield
+            for node in list(self.nodes.values()):
+                await node.close()
+            advancing.cancel()
+
+    async def node(self, name: str, **more: Any) -> Node:
+        return await Node(self, name, **more).open()
+
+    async def holds(self, node: Node, name: str = NAME) -> None:
+        full = str(reference.parse_tagged(name))
+        await self.wait(
+            f"{node.name} has announced {name}",
+            lambda: any(who == node.name and full in image.names for who, image in self.tracker.catalogue.images()),
+        )
+
+    async def wait(self, what: str, holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10
+        while not holds():
+            assert time.monotonic() < deadline, f"not within 10 s: {what}; {self.tracker.statistics()}, {self.told[-5:]}"
+            await asyncio.sleep(0.005)
+
+
+Test = Callable[[Cluster], Awaitable[None]]
+
+
+def in_cluster(test: Test) -> Callable[[Path], None]:
+    """The test, with a cluster that runs while it does."""
+
+    def run(tmp_path: Path) -> None:
+        async def main() -> None:
+            cluster = Cluster(tmp_path)
+            async with cluster.running():
+                await test(cluster)
+
+        asyncio.run(main())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+@in_cluster
+async def test_an_image_comes_from_who_has_it_under_the_name_it_was_asked_by(cluster: Cluster) -> None:
+    source, target = await cluster.node("a"), await cluster.node("b")
+    source.load(layer("one", 900 * KIB), layer("two", 10))
+    await cluster.holds(source)
+    image = await target.fetch()
+    assert image.repo_tags == (NAME,)
+    assert image == target.store.resolve(NAME)
+    assert image.id == source.store.resolve(NAME).id
+    assert {count["Blobs"] for count in target.received().values()} == {1}
+    assert len(target.received()) == 4
+    digest = image.manifest_digest
+    pinned = await target.fetch(f"covey/thing@{digest}")
+    assert target.store.resolve(f"covey/thing@{digest}") == pinned
+    both = await (await cluster.node("c")).fetch(f"covey/thing:1@{digest}")
+    assert both.repo_digests == (f"covey/thing@{digest}",)
+
+
+@in_cluster
+async def test_what_nobody_has_is_refused_with_the_next_step(cluster: Cluster) -> None:
+    target = await cluster.node("b")
+    async with Supply(target.store, target.images) as supply:
+        with pytest.raises(NotFound) as refused:
+            await supply.ensure("covey/thing")
+    assert refused.value.message == (
+        "No such image: covey/thing:latest on any node: load it with `cluster image load --all-nodes` or give a registry"
+    )
+
+
+@in_cluster
+async def test_two_that_need_an_image_wait_for_one_download_and_hear_how_far_it_is(cluster: Cluster) -> None:
+    source, target = await cluster.node("a", rate=600 * KIB), await cluster.node("b")
+    source.load(layer("one", 900 * KIB))
+    await cluster.holds(source)
+    told: dict[str, list[str]] = {"first": [], "second": []}
+    async with Supply(target.store, target.images) as supply:
+        waiting = [asyncio.create_task(supply.ensure(NAME, told[who].append)) for who in told]
+        gone = asyncio.create_task(supply.ensure(NAME))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(*waiting)
+        assert supply.statistics() == {"fetching": []}
+        await supply.ensure(NAME)
+    assert {count["Blobs"] for count in target.received().values()} == {1}
+    for words in told.values():
+        assert any(word.startswith(f"receiving image {NAME}: ") and word.endswith(" %") for word in words), words
+
+
+@in_cluster
+async def test_images_that_share_a_layer_have_it_sent_once(cluster: Cluster) -> None:
+    source, target = await cluster.node("a"), await cluster.node("b")
+    shared = layer("shared", 900 * KIB)
+    source.load(shared, layer("one", 10), name="covey/one:1")
+    source.load(shared, layer("two", 10), name="covey/two:1")
+    await cluster.holds(source, "covey/two:1")
+    await asyncio.gather(target.fetch("covey/one:1"), target.fetch("covey/two:1"))
+    assert {count["Blobs"] for count in target.received().values()} == {1}
+    assert len(target.received()) == 7
+
+
+@in_cluster
+async def test_a_source_whose_blob_is_damaged_is_left_for_one_that_is_sound(cluster: Cluster) -> None:
+    damaged, target = await cluster.node("a"), await cluster.node("b")
+    content = layer("one", 900 * KIB)
+    damaged.load(content)
+    await cluster.holds(damaged)
+    path = damaged.store.content.path(damaged.big())
+    data = bytearray(path.read_bytes())
+    data[500_000] ^= 1
+    path.write_bytes(data)
+    fetching = asyncio.create_task(target.fetch())
+    await cluster.wait("the damage is found", lambda: "a" not in cluster.tracker.catalogue.holders(damaged.big()))
+    sound = await cluster.node("c")
+    sound.load(content)
+    image = await fetching
+    assert target.store.content.read(image.layers[0].digest) == content
+    assert (target.root / "images" / "ingest").is_dir()
+    assert not list((target.root / "images" / "ingest").iterdir())
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
+def test_a_source_whose_blob_has_another_size_is_given_up(
+    tmp_path: Path, change: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.images.tracker.ORPHANED", 0.2)
+
+    @in_cluster
+    async def run(cluster: Cluster) -> None:
+        damaged, target = await cluster.node("a"), await cluster.node("b")
+        damaged.load(layer("one", 300 * KIB))
+        await cluster.holds(damaged)
+        before = target.files()
+        path = damaged.store.content.path(damaged.big())
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(NotFound, match="no node has the blob"):
+            await target.fetch()
+        with pytest.raises(NotFound):
+            target.store.resolve(NAME)
+        target.store.collect()
+        assert target.files() == before, "something of the failed image stays"
+
+    run(tmp_path)
+
+
+@in_cluster
+async def test_a_transfer_goes_on_from_another_source_where_the_first_broke_off(cluster: Cluster) -> None:
+    content = layer("one", 900 * KIB)
+    slow, target = await cluster.node("a", rate=400 * KIB), await cluster.node("b")
+    slow.load(content)
+    await cluster.holds(slow)
+    fetching = asyncio.create_task(target.fetch())
+    big = slow.big()
+    await cluster.wait("half of it is there", lambda: target.received().get(big, {}).get("Bytes", 0) > 300 * KIB)
+    other = await cluster.node("c")
+    other.load(content)
+    await cluster.holds(other)
+    await slow.close_port()
+    await slow.disconnect()
+    image = await fetching
+    assert target.received()[big] == {"Blobs": 1, "Bytes": image.layers[0].blob_size}
+    assert 0 < other.images.traffic.show()["Sent"]["ByDigest"][big]["Bytes"] < image.layers[0].blob_size - 300 * KIB
+    await slow._life.aclose()
+
+
+@in_cluster
+async def test_a_session_that_breaks_while_a_node_waits_changes_nothing(cluster: Cluster) -> None:
+    source, target = await cluster.node("a", rate=400 * KIB), await cluster.node("b")
+    source.load(layer("one", 600 * KIB), layer("two", 300 * KIB))
+    await cluster.holds(source)
+    fetching = asyncio.create_task(target.fetch())
+    await cluster.wait("it has begun", lambda: target.received().get(source.big(), {}).get("Bytes", 0) > 100 * KIB)
+    await target.disconnect()
+    await source.disconnect()
+    await source.connect()
+    await target.connect()
+    image = await fetching
+    assert {target.received()[one.digest]["Bytes"] for one in image.layers} == {one.blob_size for one in image.layers}
+
+
+@in_cluster
+async def test_whoever_gives_up_leaves_nothing_and_keeps_nothing_from_being_collected(cluster: Cluster) -> None:
+    source, target = await cluster.node("a", rate=300 * KIB), await cluster.node("b")
+    source.load(layer("one", 900 * KIB))
+    await cluster.holds(source)
+    before = target.files()
+    fetching = asyncio.create_task(target.fetch())
+    await cluster.wait("it has begun", lambda: target.received().get(source.big(), {}).get("Bytes", 0) > 50 * KIB)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    target.store.collect()
+    assert target.files() == before
+    await cluster.wait("the tracker knows", lambda: cluster.tracker.idle and not cluster.tracker.statistics()["under_way"])
+
+
+def test_without_a_session_there_is_an_answer_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "SESSION_SECONDS", 0.2)
+
+    @in_cluster
+    async def run(cluster: Cluster) -> None:
+        target = await cluster.node("b")
+        await target.disconnect()
+        with pytest.raises(Unavailable, match="is one running"):
+            await target.fetch()
+        await target.close_port()
+        await target._life.aclose()
+
+    run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (b"not json", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "is it an index"),
+        (b'{"manifests": []}', "is it an index"),
+        (json.dumps({"config": None, "layers": []}).encode(), "malformed descriptor"),
+        (json.dumps({"config": {"digest": "sha256:x", "size": 1}, "layers": []}).encode(), "invalid checksum digest"),
+        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": -1}, "layers": []}).encode(), "malformed descriptor"),
+        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": "1"}, "layers": []}).encode(), "malformed descriptor"),
+        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": 1}, "layers": [7]}).encode(), "malformed descriptor"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, document: bytes, words: str) -> None:
+    @in_cluster
+    async def run(cluster: Cluster) -> None:
+        source, target = await cluster.node("a"), await cluster.node("b")
+        with source.store.content.lease() as lease:
+            manifest = source.store.content.put(document, lease)
+            held = HeldImage(manifest=manifest.digest, size=manifest.size, names=(f"docker.io/{NAME}",))
+            cluster.say(cluster.tracker.held("a", ImagesHeld(complete=False, images=(held,)), 0.0))
+            with pytest.raises(InvalidArgument, match=words):
+                await target.fetch()
+
+    run(tmp_path)
+
+
+@in_cluster
+async def test_places_are_asked_in_their_order_and_a_failure_there_is_told(cluster: Cluster) -> None:
+    node = await cluster.node("a")
+
+    class Registry:
+        def __init__(self, answer: CoveyError | None) -> None:
+            self.answer, self.asked = answer, 0
+
+        async def fetch(self, wanted: reference.Reference, said: Any) -> Any:
+            self.asked += 1
+            if self.answer is not None:
+                raise self.answer
+            node.load(layer("one", 10), name=wanted.familiar)
+            return node.store.resolve(wanted.familiar)
+
+    down = Registry(Unavailable("the registry is down"))
+    async with Supply(node.store, node.images, [down]) as supply:
+        with pytest.raises(Unavailable, match="image covey/thing:1 does not come: the registry is down"):
+            await supply.ensure(NAME)
+    up = Registry(None)
+    async with Supply(node.store, node.images, [up]) as supply:
+        await supply.ensure(NAME)
+        await supply.ensure(NAME)
+    assert (down.asked, up.asked) == (1, 1)
+
+
+@in_cluster
+async def test_what_only_a_registry_has_comes_into_the_cluster_once(cluster: Cluster) -> None:
+    nodes = [await cluster.node(name) for name in "abc"]
+    pulls: list[str] = []
+
+    class Registry:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        async def fetch(self, wanted: reference.Reference, said: Any) -> Any:
+            pulls.append(self.node.name)
+            await asyncio.sleep(2.5 * ANNOUNCING)
+            self.node.load(layer("one", 300 * KIB), name=wanted.familiar)
+            return self.node.store.resolve(wanted.familiar)
+
+    async with AsyncExitStack() as stack:
+        supplies = [await stack.enter_async_context(Supply(node.store, node.images, [Registry(node)])) for node in nodes]
+        await asyncio.gather(*(supply.ensure(NAME) for supply in supplies))
+    assert len(pulls) == 1, f"pulled by {pulls}"
+    assert len({node.store.resolve(NAME).id for node in nodes}) == 1
+    for node in nodes:
+        assert {count["Blobs"] for count in node.received().values()} == (set() if node.name in pulls else {1})
+
+
+@in_cluster
+async def test_one_that_looks_elsewhere_in_vain_keeps_nobody_waiting(cluster: Cluster) -> None:
+    nodes = [await cluster.node(name) for name in "abc"]
+    asked: list[str] = []
+
+    class Registry:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        async def fetch(self, wanted: reference.Reference, said: Any) -> Any:
+            asked.append(self.node.name)
+            raise Unavailable("no credentials on this node")
+
+    async with AsyncExitStack() as stack:
+        supplies = [await stack.enter_async_context(Supply(node.store, node.images, [Registry(node)])) for node in nodes]
+        ends = await asyncio.gather(*(supply.ensure(NAME) for supply in supplies), return_exceptions=True)
+    assert sorted(asked) == ["a", "b", "c"]
+    assert all(isinstance(end, Unavailable) and "no credentials" in end.message for end in ends), ends
