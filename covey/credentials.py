@@ -139,10 +139,15 @@ def lookup(path: Path, domain: str) -> Credentials:
         found = ask_helper(helper, "get", key)
         return _from_helper(found, key) if found else ANONYMOUS
     auths = document.get("auths")
-    entries = auths if isinstance(auths, dict) else {}
+    return among(auths if isinstance(auths, dict) else {}, domain, str(path))
+
+
+def among(entries: Mapping[str, Any], domain: str, where: str) -> Credentials:
+    """What a map of servers (``auths`` of a file, ``X-Registry-Config``) has for a registry; ANONYMOUS when nothing."""
+    key = server_key(domain)
     for name in (key, *entries):
         if name in entries and _plain_host(name) == _plain_host(key) and isinstance(entries[name], dict):
-            return from_api({**entries[name], "serveraddress": key}, f"entry {name} of {path}")
+            return from_api({**entries[name], "serveraddress": key}, f"entry {name} of {where}")
     return ANONYMOUS
 
 

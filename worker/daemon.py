@@ -37,6 +37,7 @@ from worker.containers.runtimes import OWN
 from worker.containers.surroundings import read_remap
 from worker.front_door import FrontDoor, Local
 from worker.images import retention
+from worker.images.from_registry import FromRegistry
 from worker.images.registry import endpoints
 from worker.kernel import malloc
 from worker.routes.cluster_images import NodeImages
@@ -173,7 +174,7 @@ async def _daemon(options: DaemonOptions) -> None:
         clock = SystemClock()
         images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
         await stack.enter_async_context(images)
-        supply = await stack.enter_async_context(Supply(engine.images, images))
+        supply = await stack.enter_async_context(Supply(engine.images, images, [FromRegistry(engine.puller)]))
         runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
 

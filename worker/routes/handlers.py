@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from covey.engine_api.server import Handler
+from worker.build import base_images
 from worker.containers.engine import Engine
 from worker.routes.archives import Archives
 from worker.routes.build import Builds
@@ -25,7 +26,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     registry = Registry(engine)
     for noun in (
         Archives(engine),
-        Builds(engine),
+        Builds(engine, base_images.by(engine.puller)),
         Containers(engine),
         Execs(engine),
         ImageArchives(engine),
