@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from covey.clock import rfc3339
 from covey.errors import InvalidArgument
 from worker.dockerfile import config as dockerfile
-from worker.images import compression, image, reference
+from worker.images import compression, image, manifests, reference
 from worker.images.compression import Peeked, Readable
 from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
+from worker.images.manifests import Descriptor, Index, Manifest
 from worker.images.reference import Reference
 from worker.images.tar_stream import BadArchive, Limits, TarReader
 
-_INDEX_TYPES = {
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-}
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-_INDEX_DEPTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +140,14 @@ class _Members:
             raise BadArchive(f"image archive: {name!r} is missing; save the image again")
         return found
 
+    def read(self, name: str) -> bytes:
+        return self._content.read(self.get(name).digest, manifests.SIZE_LIMIT)
+
     def json(self, name: str) -> Any:
-        return _json(self._content, self.get(name).digest, name)
-
-
-def _json(content: ContentStore, digest: str, name: str) -> Any:
-    try:
-        return json.loads(content.read(digest))
-    except (ValueError, RecursionError):
-        raise BadArchive(f"image archive: {name!r} is not JSON") from None
+        try:
+            return json.loads(self.read(name))
+        except (ValueError, RecursionError):
+            raise BadArchive(f"image archive: {name!r} is not JSON") from None
 
 
 def _from_docker(item: Any, members: _Members, content: ContentStore, lease: Lease) -> Found:
@@ -188,12 +183,12 @@ def _from_layout(members: _Members, content: ContentStore, lease: Lease, describ
         if config:
             names_by_config[config.digest] = _tags(item)
     found: dict[str, Found] = {}
-    for entry in _entries(members.json("index.json")):
-        chosen = _choose(content, entry, _INDEX_DEPTH)
+    for entry in _index(members).manifests:
+        chosen = _choose(content, entry, manifests.INDEX_DEPTH)
         if chosen is None:
             continue
         digest, manifest = chosen
-        names = set(names_by_config.get(manifest["config"]["digest"], ()))
+        names = set(names_by_config.get(manifest.config.digest, ()))
         if not names:
             names = set(_annotated(entry))
         before = found.get(digest)
@@ -202,48 +197,35 @@ def _from_layout(members: _Members, content: ContentStore, lease: Lease, describ
     return list(found.values())
 
 
-def _entries(document: Any) -> Iterator[dict[str, Any]]:
-    manifests = document.get("manifests") if isinstance(document, dict) else None
-    for entry in manifests if isinstance(manifests, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("digest"), str):
-            yield entry
+def _index(members: _Members) -> Index:
+    found = manifests.parse(members.read("index.json"), manifests.OCI_INDEX)
+    assert isinstance(found, Index)
+    return found
 
 
-def _choose(content: ContentStore, entry: Mapping[str, Any], depth: int) -> tuple[str, Any] | None:
+def _choose(content: ContentStore, entry: Descriptor, depth: int) -> tuple[str, Manifest] | None:
     """The manifest an index entry means on this machine: itself, or of an index the one of our platform, else any."""
-    digest = reference.check_digest(entry["digest"])
+    digest = entry.digest
     if depth == 0 or not content.has(digest):
         return None
-    document = _json(content, digest, digest)
-    is_index = entry.get("mediaType") in _INDEX_TYPES or (isinstance(document, dict) and "manifests" in document)
-    if not is_index:
-        return (digest, document) if _complete(content, document) else None
-    candidates = sorted(_entries(document), key=_foreignness)
-    for candidate in candidates:
-        if _foreignness(candidate) < 2 and (chosen := _choose(content, candidate, depth - 1)):
+    document = manifests.parse(content.read(digest, manifests.SIZE_LIMIT), entry.media_type or None)
+    if isinstance(document, Manifest):
+        blobs = (document.config, *document.layers)
+        return (digest, document) if all(content.has(blob.digest) for blob in blobs) else None
+    offered = [candidate for candidate in document.manifests if not candidate.is_attestation]
+    for candidate in sorted(offered, key=_is_foreign):
+        if chosen := _choose(content, candidate, depth - 1):
             return chosen
     return None
 
 
-def _foreignness(entry: Mapping[str, Any]) -> int:
-    """0 for our platform or an unnamed one, 1 for another, 2 for what is no image (attestations)."""
-    platform = entry.get("platform") or {}
-    if platform.get("os") == "unknown" or platform.get("architecture") == "unknown":
-        return 2
-    return int(platform.get("architecture", image.host_architecture()) != image.host_architecture())
+def _is_foreign(entry: Descriptor) -> bool:
+    return entry.platform is not None and entry.platform.normal.architecture != image.host_architecture()
 
 
-def _complete(content: ContentStore, manifest: Any) -> bool:
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
-        return False
-    blobs = [manifest["config"], *(manifest.get("layers") or [])]
-    return all(isinstance(blob, dict) and content.has(str(blob.get("digest"))) for blob in blobs)
-
-
-def _annotated(entry: Mapping[str, Any]) -> list[Reference]:
-    notes = entry.get("annotations") or {}
+def _annotated(entry: Descriptor) -> list[Reference]:
     for key in _NAMES:
-        text = notes.get(key)
-        if isinstance(text, str) and ("/" in text or ":" in text):
+        text = entry.annotations.get(key, "")
+        if "/" in text or ":" in text:
             return [reference.parse_tagged(text)]
     return []

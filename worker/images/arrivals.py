@@ -38,13 +38,8 @@ class Arrivals:
 
     def knows(self, config: bytes, lease: Lease) -> None:
         """The config is there: what the layers must unpack to. Raises when it does not fit the manifest."""
-        wanted = self._manifest
-        shape = image.manifest_document(
-            image.descriptor(wanted.config.media_type, wanted.config.digest, wanted.config.size),
-            [image.descriptor(layer.media_type, layer.digest, layer.size) for layer in wanted.layers],
-        )
-        document = manifests.load(config, f"config {wanted.config.digest}")
-        incoming = image.from_documents(wanted.config.digest, 0, shape, document)
+        digest = self._manifest.config.digest
+        incoming = image.from_documents(digest, 0, self._manifest, manifests.load(config, f"config {digest}"))
         for layer in incoming.layers:
             lease.pin(layer.chain_id)
         self._diff_ids = [layer.diff_id for layer in incoming.layers]

@@ -12,6 +12,7 @@ from typing import Any
 
 from covey.errors import InvalidArgument
 from worker.images import layers, reference
+from worker.images.manifests import Manifest
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -136,38 +137,27 @@ def manifest_document(config: Mapping[str, Any], layer_descriptors: Sequence[Map
     }
 
 
-def from_documents(manifest_digest: str, manifest_size: int, manifest: Any, document: Any) -> Image:
-    """The image of a parsed manifest and config. InvalidArgument when they are malformed or do not fit together."""
-    if not isinstance(manifest, dict) or not isinstance(document, dict):
-        raise InvalidArgument(f"manifest {manifest_digest} or its config is not a JSON object")
-    config = _checked_descriptor(manifest.get("config"), manifest_digest)
-    blobs = [_checked_descriptor(layer, manifest_digest) for layer in manifest.get("layers") or []]
+def from_documents(manifest_digest: str, manifest_size: int, manifest: Manifest, document: Mapping[str, Any]) -> Image:
+    """The image of a parsed manifest and config. InvalidArgument when the config is malformed or does not fit the manifest."""
+    config, blobs = manifest.config, manifest.layers
     rootfs = document.get("rootfs")
     diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or not all(isinstance(diff_id, str) for diff_id in diff_ids):
-        raise InvalidArgument(f"image config {config['digest']} has no rootfs.diff_ids")
+        raise InvalidArgument(f"image config {config.digest} has no rootfs.diff_ids")
     if len(diff_ids) != len(blobs):
-        raise InvalidArgument(f"image config {config['digest']} names {len(diff_ids)} layers, its manifest has {len(blobs)}")
+        raise InvalidArgument(f"image config {config.digest} names {len(diff_ids)} layers, its manifest has {len(blobs)}")
     for diff_id in diff_ids:
         reference.check_digest(diff_id)
     if not isinstance(document.get("config") or {}, dict):
-        raise InvalidArgument(f"image config {config['digest']} has a config that is not an object")
+        raise InvalidArgument(f"image config {config.digest} has a config that is not an object")
     return Image(
-        id=config["digest"],
+        id=config.digest,
         manifest_digest=manifest_digest,
         manifest_size=manifest_size,
-        manifest_type=manifest.get("mediaType") or MANIFEST_TYPE,
+        manifest_type=manifest.media_type,
         document=document,
         layers=tuple(
-            Layer(diff_id, chain, blob["digest"], blob["size"], blob.get("mediaType") or LAYER_TYPE)
+            Layer(diff_id, chain, blob.digest, blob.size, blob.media_type or LAYER_TYPE)
             for diff_id, chain, blob in zip(diff_ids, layers.chain_ids(diff_ids), blobs)
         ),
     )
-
-
-def _checked_descriptor(value: Any, where: str) -> dict[str, Any]:
-    sound = isinstance(value, dict) and isinstance(value.get("digest"), str) and isinstance(value.get("size"), int)
-    if not sound:
-        raise InvalidArgument(f"manifest {where} has a malformed descriptor: {value!r:.80}")
-    reference.check_digest(value["digest"])
-    return dict(value)

@@ -151,6 +151,15 @@ def parse(data: bytes, declared: str | None) -> Manifest | Index:
     )
 
 
+def image_of(data: bytes, digest: str) -> Manifest:
+    """The manifest of one image in ``data``, whose ``digest`` names it in the error when it is anything else."""
+    found = parse(data, None)
+    if isinstance(found, Index):
+        raise BadManifest(f"{digest} is an index, not the manifest of one image")
+    require_image(found)
+    return found
+
+
 def require_image(manifest: Manifest) -> None:
     """BadManifest when it is an artifact (a chart, a signature, an attestation) and no image to run."""
     if manifest.config.media_type not in _CONFIG_TYPES:

@@ -9,17 +9,15 @@ unpacking hold it not.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
-from worker.images import archive, disk, fsck, image, index, listing, reference, removal, retention, save
+from worker.images import archive, disk, fsck, image, index, listing, manifests, reference, removal, retention, save
 from worker.images.catalogue import Catalogue, Kept, missing
 from worker.images.compression import Readable
 from worker.images.content import Blob, ContentStore, Lease
@@ -357,12 +355,9 @@ class ImageStore:
                 _log.warning("image %s: its layers cannot be unpacked: %s", kept.image.short_id, error)
 
     def _read(self, digest: str, size: int) -> Image:
-        manifest = _json(self.content.read(digest), digest)
-        config = manifest.get("config") if isinstance(manifest, dict) else None
-        config_digest = config.get("digest") if isinstance(config, dict) else None
-        if not isinstance(config_digest, str):
-            raise InvalidArgument(f"manifest {digest} names no config")
-        document = _json(self.content.read(config_digest), config_digest)
+        manifest = manifests.image_of(self.content.read(digest, manifests.SIZE_LIMIT), digest)
+        config = manifest.config.digest
+        document = manifests.load(self.content.read(config, manifests.SIZE_LIMIT), f"config {config}")
         return image.from_documents(digest, size, manifest, document)
 
     def _unpack_all(self, of: Image, lease: Lease) -> None:
@@ -413,10 +408,3 @@ class ImageStore:
             freed = self.content.collect(blobs)
         self.layers.discard(retired)
         return [each.chain_id for each in retired], freed + sum(each.size for each in retired)
-
-
-def _json(data: bytes, digest: str) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise InvalidArgument(f"blob {digest} is not JSON") from None
