@@ -70,12 +70,21 @@ class Line:
         finally:
             os.close(directory)
 
+    @classmethod
+    async def over(cls, path: Path, sock: socket.socket) -> Line:
+        """A connection that is there; closed when this fails. ``path``: what its other end is called."""
+        try:
+            return cls(path, *await asyncio.open_unix_connection(sock=sock))
+        except BaseException:
+            sock.close()
+            raise
+
     def send(self, body: Mapping[str, Any]) -> None:
         data = json.dumps(body).encode()
         self.writer.write(_LENGTH.pack(len(data)) + data)
 
-    async def send_for(self, body: Mapping[str, Any]) -> Line:
-        """Send over a line at rest, with a new connection, on which the answers come: that is the new line.
+    def send_with_connection(self, body: Mapping[str, Any]) -> socket.socket:
+        """Send over a line at rest, with a new connection, on which the answers come; nothing comes on this line.
 
         Raises ShimGone where the other end has gone, or does not take it.
         """
@@ -84,15 +93,13 @@ class Line:
         try:
             with theirs, socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as whole:
                 sent = socket.send_fds(whole, [_LENGTH.pack(len(data)) + data], [theirs.fileno()])
-            if sent != _LENGTH.size + len(data):
-                raise ShimGone(f"{self.path} did not take a request as a whole")
-            return type(self)(self.path, *await asyncio.open_unix_connection(sock=ours))
         except OSError as error:
             ours.close()
             raise ShimGone(f"{self.path} ended before it read {body['op']}: {error}") from None
-        except BaseException:
+        if sent != _LENGTH.size + len(data):
             ours.close()
-            raise
+            raise ShimGone(f"{self.path} did not take {body['op']} as a whole")
+        return ours
 
     async def answer(self) -> dict[str, Any]:
         """The next one, or event. Raises RuntimeFault, after which the line can be used, or ShimGone."""

@@ -76,13 +76,14 @@ class Zygote:
         """
         line = await self._client.line()
         try:
-            body = {"op": "fork_container", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent, **request}
-            answers = await line.send_for(body)
+            connection = line.send_with_connection(
+                {"op": "fork_container", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent, **request}
+            )
         except BaseException:
             line.close()
             raise
         self._client.back(line)
-        return answers
+        return await Line.over(directory, connection)
 
     async def ping(self) -> None:
         await self._client.request({"op": "ping"})
