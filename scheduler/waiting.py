@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator
+from functools import partial
 from heapq import merge
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ class Group(NamedTuple):
 
     alike: Alike
     ids: list[str]
+
+
+_GROUP = partial(tuple.__new__, Group)
 
 
 class Waiting:
@@ -148,12 +152,15 @@ class Waiting:
         ranked = np.argsort(made, kind="stable")
         ends = np.append(starts[1:], len(ids))[ranked].tolist()
         numbers = np.array(self.numbers)[order[starts[ranked]]].tolist()
-        names, found = self.names, list[Group]()
+        begins = starts[ranked].tolist()
+        found: list[Group] = []
         yield
-        for number, start, end in zip(numbers, starts[ranked].tolist(), ends, strict=True):
-            found.append(Group(names[number], ids[start:end]))
-            if not len(found) % PART:
-                yield
+        for at in range(0, len(numbers), PART):
+            part = slice(at, at + PART)
+            members = (ids[begin:end] for begin, end in zip(begins[part], ends[part], strict=True))
+            # As a tuple is made: Group(…) takes several times as long, and there may be very many.
+            found += map(_GROUP, zip(map(self.names.__getitem__, numbers[part]), members, strict=True))
+            yield
         yield from _settle(found, made[ranked])
         return found
 

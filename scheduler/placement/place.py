@@ -73,6 +73,7 @@ class _Pass:
         self.refused: list[tuple[Sequence[Task], Request]] = []
         self.hopeless: dict[int, list[tuple[int, int]]] = {}
         self.waiting: Sequence[Group] = ()
+        self.queues = snapshot.waiting.queues
         self.effort = Effort(STEP)
         #: What looking at every node costs, beside what any group does.
         self.sweep = len(self.capacity.ids) // _SWEPT
@@ -95,7 +96,7 @@ class _Pass:
         for group in groups:
             if self.left <= 0:
                 return
-            self._place(group, improved.get(group.alike, ()))
+            self._place(group, improved.get(group.alike, ()) if improved else ())
             if self.effort.due():
                 yield
 
@@ -125,7 +126,7 @@ class _Pass:
         return rows
 
     def _request(self, group: Group) -> Request:
-        shared = self.snapshot.waiting.queues[group.alike.service_id] > 1
+        shared = self.queues[group.alike.service_id] > 1
         return request_of(self.snapshot.tasks[group.ids[0]], self.capacity, self.now, self.bonds, shared=shared)
 
     def _place(self, group: Group, rows: Sequence[int]) -> None:
@@ -221,7 +222,7 @@ class _Pass:
             return _numbers(place_under_preferences(capacity, request, strategy, count))
         if self.hopeless and request.plain and self._hopeless(request):
             return []
-        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.snapshot.waiting.queues) >= _MANY:
+        if count <= SMALL and request.plain and strategy in DISTINCT and len(self.queues) >= _MANY:
             singles = self.singles.get(strategy)
             if singles is None:
                 singles = self.singles[strategy] = Singles(capacity, strategy)

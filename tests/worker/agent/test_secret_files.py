@@ -10,6 +10,7 @@ import pytest
 
 from covey.errors import NotFound
 from covey.model.objects import Task
+from covey.model.resources import Resources
 from covey.model.task_states import TaskState as S
 from covey.wire.messages import AssignedSecret, AssignedTask
 from worker.agent.engine_runtime import EngineRuntime
@@ -20,7 +21,7 @@ class Engine:
     """Creates containers by writing them down, or refuses."""
 
     def __init__(self, exec_root: Path, refusal: Exception | None = None) -> None:
-        self.options = SimpleNamespace(exec_root=exec_root, labels=(), name="w1")
+        self.options = SimpleNamespace(exec_root=exec_root, labels=(), generic=Resources(), name="w1")
         self.refusal = refusal
         self.bodies: list[dict[str, Any]] = []
 
