@@ -23,7 +23,7 @@ from tests.sim.simulation import FAULTS as FEWEST_FAULTS
 
 SECONDS = float(os.environ.get("COVEY_SIM_SECONDS", "25"))
 SEEDS = int(os.environ.get("COVEY_SIM_SEEDS", "0"))
-MANY = 200
+MANY = 400
 """So many seeds together have seen everything that the table below names."""
 
 SEEN_IN_MANY = (
