@@ -134,7 +134,7 @@ class Connection:
                 await self._auth.challenged(found, scopes, header)
             except errors.NoCredentials as error:
                 raise errors.NoCredentials(f'{method.capitalize()} "{url}": {error.message}') from None
-        raise AssertionError("the last round returns")
+        raise errors.NoCredentials(f"{self.endpoint.base} asks for one kind of login after another: no more than one is tried")
 
     async def _send(
         self, method: str, url: str, header: str | None, fields: Mapping[str, str], body: Body | None

@@ -360,3 +360,21 @@ async def test_a_damaged_mirror_is_passed_over(registry: ScriptedRegistry, node:
             finally:
                 puller.close()
     assert len(registry.of("GET", image.layers[0])) == 1
+
+
+async def test_a_registry_that_asks_for_ever_other_logins_is_given_up(
+    registry: ScriptedRegistry, node: Node, credentials: Credentials
+) -> None:
+    kinds = ["Basic realm=a", f'Bearer realm="http://{registry.address}/token"']
+    registry.tokens = set()
+
+    async def ask(asked: Asked, request: web.Request) -> web.StreamResponse | None:
+        if asked.path == "/token":
+            return web.json_response({"token": "t"})
+        kinds.append(kinds.pop(0))
+        return web.Response(status=401, headers={"WWW-Authenticate": kinds[0]})
+
+    registry.fault = ask
+    with pytest.raises(CoveyError):
+        await node.pull(f"{registry.address}/app:v1", credentials)
+    assert len(registry.asked) < 12
