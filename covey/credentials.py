@@ -139,10 +139,15 @@ def lookup(path: Path, domain: str) -> Credentials:
         found = ask_helper(helper, "get", key)
         return _from_helper(found, key) if found else ANONYMOUS
     auths = document.get("auths")
-    entries = auths if isinstance(auths, dict) else {}
+    return of_server(auths if isinstance(auths, dict) else {}, domain, str(path))
+
+
+def of_server(entries: Mapping[str, Any], domain: str, where: str) -> Credentials:
+    """A registry's entry of many, as a file's ``auths`` and the header ``X-Registry-Config`` have them; else ANONYMOUS."""
+    key = server_key(domain)
     for name in (key, *entries):
         if name in entries and _plain_host(name) == _plain_host(key) and isinstance(entries[name], dict):
-            return from_api({**entries[name], "serveraddress": key}, f"entry {name} of {path}")
+            return from_api({**entries[name], "serveraddress": key}, f"entry {name} of {where}")
     return ANONYMOUS
 
 
