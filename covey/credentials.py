@@ -139,11 +139,11 @@ def lookup(path: Path, domain: str) -> Credentials:
         found = ask_helper(helper, "get", key)
         return _from_helper(found, key) if found else ANONYMOUS
     auths = document.get("auths")
-    return among(auths if isinstance(auths, dict) else {}, domain, str(path))
+    return of_server(auths if isinstance(auths, dict) else {}, domain, str(path))
 
 
-def among(entries: Mapping[str, Any], domain: str, where: str) -> Credentials:
-    """What a map of servers (``auths`` of a file, ``X-Registry-Config``) has for a registry; ANONYMOUS when nothing."""
+def of_server(entries: Mapping[str, Any], domain: str, where: str) -> Credentials:
+    """A registry's entry of many, as a file's ``auths`` and the header ``X-Registry-Config`` have them; else ANONYMOUS."""
     key = server_key(domain)
     for name in (key, *entries):
         if name in entries and _plain_host(name) == _plain_host(key) and isinstance(entries[name], dict):

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from covey import credentials as logins
 from covey.errors import NotFound
 from worker.build.options import BuildOptions
 from worker.build.output import Output
 from worker.containers.host import Host
 from worker.images import reference
 from worker.images.image import Image
-from worker.images.pull import Puller
 
 
 class Pull(Protocol):
@@ -24,19 +22,6 @@ class Pull(Protocol):
     async def __call__(
         self, name: str, *, platform: str, credentials: Mapping[str, Any], listener: Callable[[Mapping[str, Any]], None]
     ) -> Image: ...
-
-
-def by(puller: Puller) -> Pull:
-    """Pulls as the client logged in at the image's registry, or as the daemon does."""
-
-    async def pull(
-        name: str, *, platform: str, credentials: Mapping[str, Any], listener: Callable[[Mapping[str, Any]], None]
-    ) -> Image:
-        named = reference.parse_tagged(name)
-        auth = logins.among(credentials, named.domain, "the X-Registry-Config header")
-        return (await puller.pull(named, auth=auth, platform=platform, listener=listener)).image
-
-    return pull
 
 
 async def ensure(host: Host, name: str, options: BuildOptions, platform: str, pull: Pull | None, output: Output) -> Image:

@@ -1,7 +1,7 @@
-"""The registry as a place that images of tasks come from: pulls by name, as whoever the daemon's own configuration logs in.
+"""The registry as a place that images of tasks and builds come from.
 
-It decides how a pull's progress becomes two numbers, and which failures mean that the image is not there. Logins are asked
-for at each pull: a helper may have a fresh one.
+It decides how a pull's progress becomes two numbers, and which of a build's logins is sent. A task's image is pulled as whoever
+the daemon's own configuration logs in, asked for at each pull: a helper may have a fresh login.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from covey.credentials import of_server
+from worker.images import reference
 from worker.images.image import Image
+from worker.images.progress import Listener
 from worker.images.pull import Puller
 from worker.images.reference import Reference
 
@@ -25,6 +28,13 @@ class FromRegistry:
 
     async def fetch(self, wanted: Reference, said: Said) -> Image:
         pulled = await self._puller.pull(wanted, listener=_Sum(said))
+        return pulled.image
+
+    async def pull(self, name: str, *, platform: str, credentials: Mapping[str, Any], listener: Listener) -> Image:
+        """The image of a build's FROM. ``credentials``: by server, as the header ``X-Registry-Config`` has them."""
+        named = reference.parse_tagged(name)
+        auth = of_server(credentials, named.domain, "X-Registry-Config header")
+        pulled = await self._puller.pull(named, auth=auth, platform=platform, listener=listener)
         return pulled.image
 
 

@@ -103,7 +103,11 @@ class Puller:
         known = await self._threads.run(self._image_of, named) if not named.digest else None
         if known is None or Platform(known.os, known.architecture, known.variant).normal != wanted.normal:
             return None
-        digest = (await repository.manifest_descriptor(named.tag or "")).digest
+        try:
+            digest = (await repository.manifest_descriptor(named.tag or "")).digest
+        except Refused:
+            # The manifest itself will tell, or its refusal, which has words.
+            return None
         if _canonical(named, digest).familiar not in known.repo_digests:
             return None
         with self._store.content.lease() as lease:
@@ -186,7 +190,7 @@ class Puller:
             lease.pin(blob.digest)
 
         async def one(place: int, layer: Descriptor) -> None:
-            if await self._threads.run(self._store.content.has, layer.digest):
+            if await self._threads.run(self._held, layer):
                 unpacking.came(place, already=True)
                 return
             listener(progress.step("Pulling fs layer", layer.digest))
@@ -195,17 +199,27 @@ class Puller:
             async with slots:
                 told = progress.Throttle(listener, time.monotonic, "Downloading", layer.digest, layer.size)
                 await self._downloads.fetch(layer, origin, told.at)
+                await self._threads.run(self._held, layer)
             listener(progress.step("Verifying Checksum", layer.digest))
             listener(progress.step("Download complete", layer.digest))
             unpacking.came(place)
 
         async def config() -> None:
-            if not await self._threads.run(self._store.content.has, manifest.config.digest):
+            if not await self._threads.run(self._held, manifest.config):
                 await self._downloads.fetch(manifest.config, origin, lambda _: None)
             unpacking.knows(await self._threads.run(self._store.content.read, manifest.config.digest), lease)
 
         works: list[Awaitable[None]] = [config(), unpacking.run()]
         await together([*works, *(one(place, layer) for place, layer in enumerate(manifest.layers))])
+
+    def _held(self, blob: Descriptor) -> bool:
+        """Whether the blob is here. BadManifest when it is, and has another size than announced."""
+        if not self._store.content.has(blob.digest):
+            return False
+        size = self._store.content.size(blob.digest)
+        if size != blob.size:
+            raise manifests.BadManifest(f"blob {blob.digest} has {size} bytes, not {blob.size} as its manifest says")
+        return True
 
     def _whole(self, known: Image, lease: Lease) -> bool:
         """Whether nothing of an image that is here is missing, nor will be while the lease is open."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from covey.engine_api.server import Handler
-from worker.build import base_images
 from worker.containers.engine import Engine
+from worker.images.from_registry import FromRegistry
 from worker.routes.archives import Archives
 from worker.routes.build import Builds
 from worker.routes.containers import Containers
@@ -26,7 +26,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     registry = Registry(engine)
     for noun in (
         Archives(engine),
-        Builds(engine, base_images.by(engine.puller)),
+        Builds(engine, FromRegistry(engine.puller).pull),
         Containers(engine),
         Execs(engine),
         ImageArchives(engine),

@@ -15,11 +15,12 @@ import aiohttp
 
 from covey import credentials
 from covey.credentials import ANONYMOUS, Credentials
+from covey.errors import CoveyError
 from worker.images.reference import Reference
 from worker.images.registry import endpoints
 from worker.images.registry.connection import Connection, tls_context
 from worker.images.registry.endpoints import Endpoint, RegistryOptions
-from worker.images.registry.errors import Refused, RegistryError, Unreachable
+from worker.images.registry.errors import Unreachable
 from worker.images.registry.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Registries:
     ) -> T:
         """What ``work`` gives at the first endpoint that serves ``named``; the last endpoint's error when none does.
 
-        A mirror that has it not, or is down, is passed over; a registry's own word counts.
+        A mirror that has it not, is down or damaged, is passed over; a registry's own word counts.
         """
         known = await self.known_credentials(named.domain, given)
         tried = self._ordered(endpoints.candidates(named.domain, self.options, pushing=pushing))
@@ -70,8 +71,8 @@ class Registries:
             connection = self.connection(endpoint, ANONYMOUS if endpoint.mirror else known)
             try:
                 done = await work(Repository(connection, named.path, pushing=pushing, also_from=also_from))
-            except RegistryError as error:
-                if not isinstance(error, Refused):
+            except CoveyError as error:
+                if isinstance(error, Unreachable):
                     self._plain.discard(endpoint.host)
                 if place == len(tried) or not (endpoint.mirror or _speaks_no_https(endpoint, error)):
                     raise
@@ -100,5 +101,5 @@ class Registries:
         return sorted(tried, key=lambda one: not one.mirror and one.is_https and one.host in self._plain)
 
 
-def _speaks_no_https(endpoint: Endpoint, error: RegistryError) -> bool:
+def _speaks_no_https(endpoint: Endpoint, error: CoveyError) -> bool:
     return not endpoint.verified and endpoint.is_https and isinstance(error, Unreachable) and error.https_failed

@@ -54,6 +54,11 @@ class Authorizer:
         self.identity_token = ""
         """What the token server gave for the password to be kept in its place, if that was asked for (``offline``)."""
 
+    @property
+    def is_basic(self) -> bool:
+        """Whether the endpoint is given user name and password themselves: then its second no is final."""
+        return self._basic
+
     async def header(self, scopes: Scopes) -> str | None:
         """The ``Authorization`` field for a request to the endpoint, None for none."""
         if self._credentials.registry_token and self._may_send():

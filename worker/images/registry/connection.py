@@ -119,12 +119,12 @@ class Connection:
     async def _admitted(
         self, method: str, url: str, scopes: Scopes, fields: Mapping[str, str], body: Body | None
     ) -> aiohttp.ClientResponse:
-        """The answer; a 401 of the endpoint's own is answered with what it asks for, twice: a token may just have run out."""
-        for left in (2, 1, 0):
+        """The answer; a 401 of the endpoint's own is answered with what it asks for, once: a token may just have run out."""
+        for left in (1, 0):
             own = self._is_own(url)
             header = await self._auth.header(scopes) if own else None
             answer = await self._send(method, url, header, fields, body)
-            if answer.status != 401 or not left or not self._is_own(str(answer.url)):
+            if answer.status != 401 or not self._is_own(str(answer.url)) or not (left or self._auth.is_basic):
                 return answer
             found = challenge.parse(answer.headers.getall("WWW-Authenticate", []))
             if not found:
@@ -134,7 +134,7 @@ class Connection:
                 await self._auth.challenged(found, scopes, header)
             except errors.NoCredentials as error:
                 raise errors.NoCredentials(f'{method.capitalize()} "{url}": {error.message}') from None
-        raise AssertionError("the last round returns")
+        raise errors.NoCredentials(f"{self.endpoint.base} asks for one kind of login after another: no more than one is tried")
 
     async def _send(
         self, method: str, url: str, header: str | None, fields: Mapping[str, str], body: Body | None
@@ -187,7 +187,8 @@ class Connection:
         except _FAULTS:
             pass
         wait = retry.retry_after(answer.headers.get("Retry-After"), time.time())
-        return errors.refusal(answer.status, body, wait, _bare(str(answer.url)))
+        challenges = challenge.parse(answer.headers.getall("WWW-Authenticate", []))
+        return errors.refusal(answer.status, body, wait, _bare(str(answer.url)), challenges)
 
     async def _ask(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
         """What the token server answers."""

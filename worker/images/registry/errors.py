@@ -10,12 +10,13 @@ import errno
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiohttp
 
 from covey.errors import Internal
+from worker.images.registry.challenge import Challenge
 
 BODY_LIMIT = 64 * 1024
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -53,8 +54,15 @@ class Unsound(RegistryError):
     """The answer breaks the rules: a wrong length, a digest that is not the content's, a redirect that leads nowhere."""
 
 
-def refusal(status: int, body: bytes, wait: float | None, what: str) -> Refused:
-    """The error of an answer; its body is the spec's ``errors`` document or anything at all."""
+def refusal(status: int, body: bytes, wait: float | None, what: str, challenges: Iterable[Challenge] = ()) -> Refused:
+    """The error of an answer; its body is the spec's ``errors`` document or anything at all.
+
+    Registries with tokens tell in the challenge that a token is good and allows too little (RFC 6750, 3.1).
+    """
+    for one in challenges:
+        if one.scheme == "bearer" and one.parameters.get("error") == "insufficient_scope":
+            text = one.parameters.get("error_description") or "requested access to the resource is denied"
+            return Refused(status, "DENIED", text[:300], wait)
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):

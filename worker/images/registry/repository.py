@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from worker.images import manifests, reference
 from worker.images.manifests import Descriptor
@@ -239,7 +240,8 @@ class Repository:
             async with self.connection.request("GET", url, scopes=self._scopes) as answer:
                 data = await read_all(answer, manifests.SIZE_LIMIT, f"list of tags of {self.path}")
                 link = answer.links.get("next")
-                following = str(link["url"]) if link is not None and "url" in link else None
+                # Wherever it points, the next page is the same registry's.
+                following = URL(str(link["url"])).raw_path_qs if link is not None and "url" in link else None
             return manifests.load(data, f"list of tags of {self.path}"), following
 
         return await self.connection.retried(once)
@@ -248,7 +250,12 @@ class Repository:
         location = answer.headers.get("Location") or known
         if not location:
             raise Unsound(f"{self.path}: the registry does not say where an upload goes on")
-        return urljoin(str(answer.url), location)
+        found = urljoin(str(answer.url), location)
+        parts, own = urlsplit(found), urlsplit(self.connection.endpoint.base)
+        if own.scheme == "https" and parts.scheme == "http" and parts.hostname == own.hostname:
+            # A registry behind a proxy that ends TLS does not always know how it was reached.
+            return parts._replace(scheme=own.scheme, netloc=own.netloc).geturl()
+        return found
 
 
 def _manifest(data: bytes, answer: aiohttp.ClientResponse, name: str) -> Found:

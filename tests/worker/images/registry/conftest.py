@@ -38,7 +38,7 @@ class Node:
     def files(self) -> set[str]:
         """Everything on disk but the tables."""
         found = {str(path.relative_to(self.data)) for path in self.data.rglob("*") if path.is_file()}
-        return found - {"images/index.json", "images/index.copy.json", "images/oci-layout"}
+        return {name for name in found if not name.startswith(("images/index", "images/oci-layout"))}
 
     def statuses(self) -> list[str]:
         return [f"{line['id']}: {line['status']}" if "id" in line else str(line["status"]) for line in self.lines]

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from covey.credentials import ANONYMOUS, Credentials
-from covey.errors import CoveyError
+from covey.errors import CoveyError, NotFound
 from worker.images import reference
 from worker.images.pull import Puller
 from worker.images.registry import endpoints, inquiries
@@ -322,3 +322,59 @@ async def test_no_secret_shows_in_what_is_printed(credentials: Credentials) -> N
     shown = repr(Credentials("user", "secret", "identity", "registry"))
     assert "user" in shown
     assert not [word for word in ("secret", "identity'", "registry'") if word in shown]
+
+
+async def test_a_token_that_allows_too_little_is_a_denial(registry: ScriptedRegistry, node: Node) -> None:
+    """As Docker Hub answers for what is not there, or not for us."""
+    registry.want_tokens()
+    registry.add("app", "v1", made())
+
+    async def deny(asked: Asked, request: web.Request) -> web.StreamResponse | None:
+        if "/manifests/" not in asked.path or "Authorization" not in asked.headers:
+            return None
+        field = f'Bearer realm="{registry.realm}",service="scripted",error="insufficient_scope"'
+        return web.json_response({"errors": [{"code": "UNAUTHORIZED"}]}, status=401, headers={"WWW-Authenticate": field})
+
+    registry.fault = deny
+    with pytest.raises(NotFound) as refused:
+        await node.pull(f"{registry.address}/app:v1")
+    assert refused.value.message == (
+        f"pull access denied for {registry.address}/app, repository does not exist or may require 'docker login': "
+        "denied: requested access to the resource is denied"
+    )
+    assert len(registry.of("GET", "/manifests/")) <= 4, "a fresh token that does not do is not asked for again"
+
+
+async def test_a_damaged_mirror_is_passed_over(registry: ScriptedRegistry, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = made({"a": b"1"})
+    registry.add("library/app", "v1", image)
+    registry.repository("library/app").blobs[image.layers[0]] = bytes(len(image.blobs[image.layers[0]]))
+    async with ScriptedRegistry() as hub:
+        hub.add("library/app", "v1", image)
+        monkeypatch.setattr(endpoints, "HUB", hub.address)
+        options = RegistryOptions(mirrors=(f"http://{registry.address}",), certificates=(), timing=TIMING)
+        async with Registries(options) as registries:
+            puller = Puller(node.store, registries)
+            try:
+                assert (await puller.pull(reference.parse("app:v1"))).image.id == image.config
+            finally:
+                puller.close()
+    assert len(registry.of("GET", image.layers[0])) == 1
+
+
+async def test_a_registry_that_asks_for_ever_other_logins_is_given_up(
+    registry: ScriptedRegistry, node: Node, credentials: Credentials
+) -> None:
+    kinds = ["Basic realm=a", f'Bearer realm="http://{registry.address}/token"']
+    registry.tokens = set()
+
+    async def ask(asked: Asked, request: web.Request) -> web.StreamResponse | None:
+        if asked.path == "/token":
+            return web.json_response({"token": "t"})
+        kinds.append(kinds.pop(0))
+        return web.Response(status=401, headers={"WWW-Authenticate": kinds[0]})
+
+    registry.fault = ask
+    with pytest.raises(CoveyError):
+        await node.pull(f"{registry.address}/app:v1", credentials)
+    assert len(registry.asked) < 12

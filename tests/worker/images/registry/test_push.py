@@ -301,3 +301,25 @@ async def test_a_push_that_is_given_up_ends(registry: ScriptedRegistry, node: No
     with pytest.raises(asyncio.CancelledError):
         await push
     assert node.files() == before
+
+
+async def test_a_slow_upload_is_not_taken_for_silence(registry: ScriptedRegistry, node: Node, sender: Sender) -> None:
+    """The registry takes its time to read, longer than it may be silent (0.5 s in these tests)."""
+    load(node, {"a": noise(12_000_000)})
+    node.store.tag("app:1", reference.parse(f"{registry.address}/app:1"))
+
+    async def slow(asked: Asked, request: web.Request) -> web.StreamResponse | None:
+        if asked.method == "PUT" and int(asked.headers.get("Content-Length", "0")) > 1_000_000:
+            for _ in range(12):
+                await asyncio.sleep(0.1)
+                await request.content.readany()
+            return web.Response(status=503)
+        return None
+
+    registry.fault = slow
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(Refused, match="503"):
+        await sender.push(f"{registry.address}/app:1")
+    tries = [one for one in registry.of("PUT") if int(one.headers.get("Content-Length", "0")) > 1_000_000]
+    assert len(tries) == 5
+    assert asyncio.get_running_loop().time() - begun > 5

@@ -12,6 +12,7 @@ from worker.images import reference
 from worker.images.from_registry import FromRegistry
 from worker.images.manifests import Descriptor
 from worker.images.pull import Puller, platform_of
+from worker.images.registry.errors import RegistryError
 from worker.images.registry.repository import Found
 from worker.images.sources import BlobSource, Sink
 
@@ -127,3 +128,15 @@ async def test_a_task_s_image_comes_from_the_registry(registry: ScriptedRegistry
     assert said[-1] == (total, total)
     with pytest.raises(NotFound, match="manifest unknown"):
         await place.fetch(reference.parse(f"{registry.address}/app:none"), lambda current, total: None)
+
+
+async def test_a_build_s_base_image_comes_with_the_build_s_login(registry: ScriptedRegistry, node: Node, image: Made) -> None:
+    registry.user = ("user", "secret")
+    logins = {"other.example": {"username": "x"}, registry.address: {"username": "user", "password": "secret"}}
+    lines: list[object] = []
+    place = FromRegistry(node.puller)
+    found = await place.pull(f"{registry.address}/app:v1", platform="", credentials=logins, listener=lines.append)
+    assert found.id == image.config
+    assert lines
+    with pytest.raises(RegistryError, match="no basic auth credentials"):
+        await place.pull(f"{registry.address}/app:v2", platform="", credentials={}, listener=lines.append)
