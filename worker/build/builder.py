@@ -17,6 +17,7 @@ from worker.build.caches import Caches
 from worker.build.options import BuildOptions
 from worker.build.output import Output
 from worker.build.stage import StageState, copied, key, note
+from worker.build.threads import whole
 from worker.containers.engine import Engine
 from worker.dockerfile import arguments, mounts, plan
 from worker.dockerfile import config as dockerfile
@@ -69,7 +70,7 @@ class Builder:
                 made = self._results[self._plan.needed[-1]]
                 if self._nothing(made):
                     raise InvalidArgument("No image was generated. Is your Dockerfile empty?")
-                stored = await self._host.run(commit.store, images, made, self._options.names, self._lease)
+                stored = await whole(self._host, commit.store, images, made, self._options.names, self._lease)
         finally:
             await self._host.carry(self._host.run(images.collect), "build: collect")
         unused = self._given.unused()
@@ -103,7 +104,7 @@ class Builder:
         for layer in made.layers:
             self._lease.pin(layer.chain_id)
             self._lease.pin(layer.digest)
-        await self._host.run(self._host.images.layer_dirs, made.as_image())
+        await whole(self._host, self._host.images.layer_dirs, made.as_image())
 
     async def _result(self, index: int) -> Draft:
         """The image of a stage, built now if it was not."""
@@ -187,12 +188,12 @@ class Builder:
             return
         layer = None
         async with workspace.of_draft(self._host, state.draft) as here:
-            if await self._host.run(copies.make_workdir, self._host, here.fd, config["WorkingDir"]):
+            if await whole(self._host, copies.make_workdir, self._host, here.fd, config["WorkingDir"]):
                 layer = await self._packed(state, here)
         await self._follow(state, config, created_by, kept, layer)
 
     async def _packed(self, state: StageState, here: workspace.Workspace) -> Layer | None:
-        return await self._host.run(committing.packed, self._host, here.overlay_id, state.draft.layers, self._lease)
+        return await whole(self._host, committing.packed, self._host, here.overlay_id, state.draft.layers, self._lease)
 
     def _tree(self, stage: Stage, stack: AsyncExitStack) -> Callable[[str], Awaitable[int]]:
         """Roots of stages and images by name, mounted until ``stack`` closes."""
@@ -225,7 +226,7 @@ class Builder:
             if await self._cached(state, config, created_by, kept):
                 return
             here = await stack.enter_async_context(workspace.of_draft(host, state.draft))
-            await host.run(copies.carry_out, host, here.fd, command, where, found)
+            await whole(host, copies.carry_out, host, here.fd, command, where, found)
             layer = await self._packed(state, here)
         await self._follow(state, config, created_by, kept, layer)
 
@@ -260,7 +261,7 @@ class Builder:
             kept_container = not self._options.force_remove and not self._options.remove
             if kept_container:
                 # Its image has to be there as long as it is, and no start of the daemon may take it for a leftover.
-                await host.run(commit.store, host.images, state.draft, [], self._lease)
+                await whole(host, commit.store, host.images, state.draft, [], self._lease)
                 body["Labels"] = {}
             layer = await run.layer(self._engine, state.draft, body, self._output, self._lease, kept=kept_container)
         await self._follow(state, config, created_by, kept, layer)
@@ -291,5 +292,5 @@ class Builder:
         if layer is not None and len(state.draft.layers) >= DEPTH_LIMIT:
             raise InvalidArgument(f"max depth exceeded: an image has at most {DEPTH_LIMIT} layers; join steps, or use stages")
         made = draft.follow(state.draft, config, rfc3339(self._host.clock.now()), created_by, layer=layer, author=state.author)
-        await self._host.run(self._host.images.steps.keep, state.draft.id, kept, made)
+        await whole(self._host, self._host.images.steps.keep, state.draft.id, kept, made)
         state.draft, state.config = made, config

@@ -17,6 +17,7 @@ from worker.build import base_images, builder, context, run, workspace
 from worker.build.caches import Caches
 from worker.build.options import BuildOptions
 from worker.build.output import Output
+from worker.build.threads import whole
 from worker.containers import remove
 from worker.containers.engine import Engine
 from worker.dockerfile import arguments, parser, plan
@@ -52,8 +53,8 @@ class Building:
         host = self._host
         for container in [one for one in host.registry if run.LABEL in one.labels]:
             await remove.remove(host, host.live(container), force=True, volumes=True)
-        await host.run(workspace.clear, host)
-        await host.run(trees.emptied, context.directory(host))
+        await whole(host, workspace.clear, host)
+        await whole(host, trees.emptied, context.directory(host))
 
     async def prepare(self, options: BuildOptions, body: Readable, stack: AsyncExitStack) -> Work:
         """The context received and the Dockerfile read. InvalidArgument; what is held goes with ``stack``."""
@@ -66,7 +67,7 @@ class Building:
         # What a former life left is told from ours by having been there first.
         await asyncio.wait({self._cleared})
         fd = await stack.enter_async_context(context.received(host, body))
-        text = await host.run(context.dockerfile, fd, options.dockerfile)
+        text = await whole(host, context.dockerfile, fd, options.dockerfile)
         here = f"linux/{image.host_architecture()}"
         given = Arguments(options.arguments, arguments.platform_arguments(options.platform or here, here))
         return Work(options, plan.plan(parser.parse(text), given, options.target, options.labels), given, fd)
@@ -109,9 +110,9 @@ class Building:
     async def prune(self, unused_since: float | None) -> tuple[list[str], int]:
         """Forget cached steps, those not used since then, and without a time cache mounts too; (ids, bytes freed)."""
         host = self._host
-        gone = await host.run(host.images.steps.prune, unused_since)
-        freed = await host.run(host.images.collect)
+        gone = await whole(host, host.images.steps.prune, unused_since)
+        freed = await whole(host, host.images.collect)
         if unused_since is None:
-            names, more = await host.run(self._caches.prune)
+            names, more = await whole(host, self._caches.prune)
             gone, freed = [*gone, *names], freed + more
         return gone, freed

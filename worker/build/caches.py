@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from worker.build.threads import whole
 from worker.containers.host import Host
 from worker.containers.remap import Remap, outside
 from worker.dockerfile.mounts import RunMount
@@ -49,7 +50,7 @@ class Caches:
                 await self._host.carry(self._host.run(trees.remove_path, self._root / name), "build: private cache")
 
     async def _made(self, name: str, mount: RunMount) -> Path:
-        return await self._host.run(_make, self._root / name, mount, self._host.options.remap)
+        return await whole(self._host, _make, self._root / name, mount, self._host.options.remap)
 
     def prune(self) -> tuple[list[str], int]:
         """Remove those that no step uses: (their names, bytes). Blocking."""

@@ -48,6 +48,11 @@ def image_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 async def container(engine: Engine, ref: str, wish: Wish) -> Image:
     """The new image. Raises NotFound, Conflict, InvalidArgument."""
+    # To its end also when the client leaves: it must not leave the container paused.
+    return await engine.host.carry(_container(engine, ref, wish), "commit")
+
+
+async def _container(engine: Engine, ref: str, wish: Wish) -> Image:
     host = engine.host
     live = host.resolve(ref)
     if live.container.state.status in (record.REMOVING, record.DEAD):

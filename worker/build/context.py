@@ -6,7 +6,6 @@ by the client; here it only takes back the two files that are sent in spite of i
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from covey import dockerignore
 from covey.errors import InvalidArgument
+from worker.build.threads import whole
 from worker.containers import tree_put
 from worker.containers.host import Host
 from worker.dockerfile import parser
@@ -36,36 +36,26 @@ def directory(host: Host) -> Path:
 async def received(host: Host, stream: Readable) -> AsyncIterator[int]:
     """The descriptor of a directory with what ``stream`` (a tar, however compressed) holds; gone afterwards."""
     place = directory(host) / secrets.token_hex(16)
-    work = asyncio.ensure_future(host.run(_unpack, stream, place))
+    opened: list[int] = []
     try:
-        fd = await asyncio.shield(work)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        # A client that leaves makes the read fail for which this waits.
+        await whole(host, _unpack, stream, place, opened)
+        yield opened[0]
     finally:
-        if not work.done():
-            # The client left: the read that waits for it fails soon.
-            await asyncio.wait({work})
+        for fd in opened:
+            os.close(fd)
         await host.carry(host.run(trees.remove_path, place), "build: context")
 
 
-def _unpack(stream: Readable, place: Path) -> int:
+def _unpack(stream: Readable, place: Path, opened: list[int]) -> None:
     place.mkdir(mode=0o700, parents=True)
-    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        plain = compression.plain(Peeked(stream, 8))
-        tree_put.unpack(plain, fd, "/")
+        tree_put.unpack(compression.plain(Peeked(stream, 8)), opened[0], "/")
     except BadArchive as error:
-        os.close(fd)
         raise InvalidArgument(f"the build context is no tar archive: {error.message}") from None
     except OSError as error:
-        os.close(fd)
         raise InvalidArgument(f"cannot unpack the build context: {error.strerror} ({error.filename or ''})") from error
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def dockerfile(root_fd: int, name: str) -> str:

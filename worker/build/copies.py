@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from covey.errors import InvalidArgument
 from worker.build import context, sources, transfer
 from worker.build.sources import Source
+from worker.build.threads import whole
 from worker.containers import remap, surroundings, tree_put
 from worker.containers.host import Host
 from worker.dockerfile.instructions import Copy
@@ -90,17 +91,17 @@ async def find(host: Host, command: Copy, root_fd: int, stack: AsyncExitStack) -
     local = []
     if plain:
         owners = bool(command.stage) and not command.owner
-        local = await host.run(sources.find, root_fd, command.word, plain, command.excluded, owners=owners)
+        local = await whole(host, sources.find, root_fd, command.word, plain, command.excluded, owners=owners)
     fetched: list[Source] = []
     for address in addresses:
         place, fd = await stack.enter_async_context(scratch(host))
         name = await _fetch(address, command, place)
-        fetched += await host.run(sources.find, fd, "ADD", [name])
+        fetched += await whole(host, sources.find, fd, "ADD", [name])
         _check(command, place / name)
     if command.files:
         place, fd = await stack.enter_async_context(scratch(host))
         for heredoc in command.files:
-            fetched += await host.run(_written, fd, place, heredoc.name, heredoc.content)
+            fetched += await whole(host, _written, fd, place, heredoc.name, heredoc.content)
     return Found(local, fetched)
 
 

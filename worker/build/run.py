@@ -18,9 +18,11 @@ from covey.engine_api import framing
 from covey.errors import CoveyError
 from worker.build import committing
 from worker.build.output import Output
+from worker.build.threads import ended, whole
 from worker.containers import create
 from worker.containers.engine import Engine
 from worker.containers.host import Live, PendingAttach
+from worker.containers.record import Container
 from worker.dockerfile import config as dockerfile
 from worker.dockerfile import parser
 from worker.dockerfile.instructions import Command
@@ -111,18 +113,24 @@ async def layer(
 ) -> Layer | None:
     """Run the container ``wanted``; what it changed. StepFailed. ``kept``: it is left to be looked at."""
     host = engine.host
-    container, _ = await host.carry(create.create(host, None, wanted, image=draft.as_image()), "create")
-    live = host.resolve(container.id)
-    targets = [str(mount["Target"]) for mount in wanted["HostConfig"]["Mounts"]]
+    made: list[Container] = []
+
+    async def make() -> None:
+        container, _ = await host.carry(create.create(host, None, wanted, image=draft.as_image()), "create")
+        made.append(container)
+
     try:
+        await ended(make())
+        container = made[0]
         await output.say(f" ---> Running in {short(container.id)}\n")
-        code = await _followed(engine, live, output)
+        code = await _followed(engine, host.resolve(container.id), output)
         if code:
             raise StepFailed([*wanted["Cmd"]], code)
-        stubs = await host.run(_stubs, host.overlay.upper(container.id), host.overlay.lowers(container.id), targets)
-        return await host.run(committing.layer_of, host, container.id, draft.layers, lease, stubs)
+        targets = [str(mount["Target"]) for mount in wanted["HostConfig"]["Mounts"]]
+        stubs = await whole(host, _stubs, host.overlay.upper(container.id), host.overlay.lowers(container.id), targets)
+        return await whole(host, committing.layer_of, host, container.id, draft.layers, lease, stubs)
     finally:
-        if not kept:
+        for container in () if kept else made:
             await engine.remove(container.id, force=True, volumes=True)
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 await output.say(f"Removing intermediate container {short(container.id)}\n")
@@ -132,7 +140,7 @@ async def _followed(engine: Engine, live: Live, output: Output) -> int:
     """The exit code; all it wrote has been told."""
     attaching = PendingAttach(False, True, True, asyncio.get_running_loop().create_future())
     live.pending.append(attaching)
-    ended = engine.exit_of(live.container.id, "next-exit")
+    exited = engine.exit_of(live.container.id, "next-exit")
     await engine.start(live.container.id)
     stream = await attaching.stream
     if stream is not None:
@@ -144,7 +152,7 @@ async def _followed(engine: Engine, live: Live, output: Output) -> int:
                     await output.printed(text, number)
         finally:
             stream.close()
-    return await ended
+    return await exited
 
 
 def _stubs(upper: Any, lowers: Sequence[Any], targets: Sequence[str]) -> set[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from covey.errors import InvalidArgument
 from worker.build import sources, transfer, workspace
 from worker.build.caches import Caches
+from worker.build.threads import whole
 from worker.containers.host import Host
 from worker.containers.remap import outside
 from worker.dockerfile.mounts import RunMount
@@ -41,7 +42,7 @@ async def key(host: Host, wanted: Sequence[RunMount], tree: Tree) -> list[list[s
         words = [mount.type, mount.target, mount.source, mount.id, str(mount.read_only)]
         if mount.type == "bind":
             root = await tree(mount.stage)
-            one = await host.run(sources.find, root, "RUN", [mount.source or "."], owners=True)
+            one = await whole(host, sources.find, root, "RUN", [mount.source or "."], owners=True)
             words.append(one[0].checksum)
         found.append(words)
     return found
@@ -91,7 +92,7 @@ def _secret(mount: RunMount, given: Mapping[str, bytes]) -> bytes | None:
 
 async def file(host: Host, value: bytes, mode: int, owner: tuple[int, int], stack: AsyncExitStack) -> Path:
     """A file to be bound into a step, on the run directory's file system, which is memory; gone with ``stack``."""
-    path = await host.run(_write, host, value, mode, owner)
+    path = await whole(host, _write, host, value, mode, owner)
     stack.push_async_callback(host.carry, host.run(path.unlink), "build: file of a step")
     return path
 
@@ -112,7 +113,7 @@ def _write(host: Host, value: bytes, mode: int, owner: tuple[int, int]) -> Path:
 
 
 async def _bind(host: Host, mount: RunMount, root: int, stack: AsyncExitStack) -> Path:
-    path, is_directory = await host.run(_place, root, mount)
+    path, is_directory = await whole(host, _place, root, mount)
     if mount.read_only or not is_directory:
         if not mount.read_only:
             raise InvalidArgument(f"a writable bind of a file is refused: bind the directory of {mount.source}, or copy it")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from covey.entropy import container_id
+from worker.build.threads import whole
 from worker.containers.host import Host
 from worker.images.draft import Draft
 from worker.kernel import trees
@@ -40,8 +41,8 @@ def secrets_directory(host: Host) -> Path:
 @asynccontextmanager
 async def of_draft(host: Host, draft: Draft) -> AsyncIterator[Workspace]:
     """The image's file system; one without layers is empty."""
-    layers = await host.run(host.images.layer_dirs, draft.as_image())
-    async with of_directories(host, layers or [await host.run(_empty, host)]) as workspace:
+    layers = await whole(host, host.images.layer_dirs, draft.as_image())
+    async with of_directories(host, layers or [await whole(host, _empty, host)]) as workspace:
         yield workspace
 
 
@@ -50,21 +51,21 @@ async def of_directories(host: Host, layers: Sequence[Path]) -> AsyncIterator[Wo
     """``layers``: topmost first."""
     overlay_id = container_id()
     place = directory(host) / overlay_id
+    opened: list[int] = []
     try:
-        fd = await host.carry(host.run(_open, host, overlay_id, layers, place), "build: workspace")
-        try:
-            yield Workspace(overlay_id, place, fd)
-        finally:
-            os.close(fd)
+        await whole(host, _open, host, overlay_id, layers, place, opened)
+        yield Workspace(overlay_id, place, opened[0])
     finally:
+        for fd in opened:
+            os.close(fd)
         await host.carry(host.run(_close, host, overlay_id, place), "build: workspace")
 
 
-def _open(host: Host, overlay_id: str, layers: Sequence[Path], place: Path) -> int:
+def _open(host: Host, overlay_id: str, layers: Sequence[Path], place: Path, opened: list[int]) -> None:
     ids = host.options.remap
     host.overlay.prepare(overlay_id, layers, ids.as_lists() if ids else None)
     host.overlay.mount(overlay_id, place)
-    return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
 def _close(host: Host, overlay_id: str, place: Path) -> None:

@@ -56,7 +56,7 @@ class Builder:
 
     def tree(self, image: str) -> dict[str, tuple[Any, ...]]:
         """path → (type, mode, uid, gid, size, link, digest of the content) of all files of an image."""
-        made = self("create", image, "/nothing").decode().strip()
+        made = self("create", "-w", "/", image, "/nothing").decode().strip()
         try:
             archive = self("export", made)
         finally:
@@ -81,7 +81,7 @@ class Builder:
         return found
 
     def text(self, image: str, path: str) -> str:
-        made = self("create", image, "/nothing").decode().strip()
+        made = self("create", "-w", "/", image, "/nothing").decode().strip()
         try:
             with tarfile.open(fileobj=io.BytesIO(self("cp", f"{made}:/{path}", "-"))) as tar:
                 (info,) = tar.getmembers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
@@ -245,3 +246,28 @@ def test_a_session_of_buildkit_is_told_what_to_set(builds: BuildNode) -> None:
     )
     assert done.returncode == 0, done
     assert b"Successfully built" in done.stdout
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clients_that_leave_at_any_moment(builds: BuildNode, seed: int) -> None:
+    """Builds cut after a random part of their lines: nothing is left of any."""
+    text = (
+        f"FROM {BASE} AS one\nRUN echo 1 > /1\nCOPY many /many\nFROM {BASE}\nWORKDIR /w\nCOPY --from=one /many /m\n"
+        "RUN --mount=type=cache,target=/c --mount=target=/ctx,rw --mount=from=one,target=/one echo x > /c/x && echo 2\n"
+        "ADD many/f1 /x\nRUN sleep 0.05; echo 3\nCMD x\n"
+    )
+    context = tar_of({"Dockerfile": text.encode(), **{f"many/f{number}": b"x" * 1000 for number in range(300)}})
+    generator = random.Random(seed)
+    moments = [generator.randrange(1, 26) for _ in range(6)]
+    for lines in moments:
+        connection = builds.begin(context, nocache=1)
+        response = connection.getresponse()
+        for _ in range(lines):
+            response.readline()
+        response.close()
+        connection.close()
+    wait_until(lambda: not builds.node.out("ps", "-aq"), f"no container is left (after {moments} lines)")
+    wait_until(lambda: not builds.left(), f"nothing is left (after {moments} lines): {builds.left()}")
+    mounts = subprocess.run(builds.node.inside("cat", "/proc/mounts"), capture_output=True, text=True, check=True).stdout
+    assert str(builds.node.root / "run" / "builds") not in mounts
+    assert builds.build(context).error == ""
