@@ -162,9 +162,11 @@ class UpdateOracle:
             return
         monitor = _policy(service)["Monitor"] / NANO
         for task in snapshot.tasks_of(status.id):
-            held = snapshot.statuses.get(task.id)
+            held, view = snapshot.statuses.get(task.id), snapshot.nodes.get(task.node_id)
             if task.rollout != update.generation or held is None or held.state != S.RUNNING:
                 continue
+            if task.desired >= S.SHUTDOWN or view is None or view.node.availability != "active":
+                continue  # It is not wanted there any more: nobody need watch it.
             if update.completed_at < held.stored_at + monitor - SKEW:
                 self._broken("an update is complete before its monitor is over", f"{update}, {held}, monitor {monitor:g} s")
 
