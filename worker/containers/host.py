@@ -37,6 +37,7 @@ T = TypeVar("T")
 SYNC_DELAY = 0.05
 CLEAR_QUIET, CLEAR_LATEST = 0.1, 2.0
 """Seconds without a removal after which what removed containers have left is cleared away, and after which it is anyhow."""
+CLEAR_AGAIN, CLEAR_TRIES = 1.0, 20
 
 
 @dataclass(eq=False)
@@ -146,7 +147,7 @@ class Host:
         self.unnoted: set[str] = set()
         """Containers whose end found no room on the disk: what lies in their run directories tells it."""
         self._changed = asyncio.Event()
-        self._left: list[Callable[[], object]] = []
+        self._left: list[tuple[int, Callable[[], object]]] = []
         self._leaving = asyncio.Event()
         self._threads = threads
 
@@ -218,8 +219,8 @@ class Host:
             await self.run(self.registry.sync, unsynced)
 
     def clear_later(self, *work: Callable[[], object]) -> None:
-        """Have ``keep_cleared`` do it: it blocks, and nobody waits for it. A daemon that dies does it at its next start."""
-        self._left += work
+        """Have ``keep_cleared`` do it, again if it raises. A daemon that dies does it at its next start."""
+        self._left += [(CLEAR_TRIES, one) for one in work]
         self._leaving.set()
 
     async def keep_cleared(self) -> None:
@@ -239,7 +240,9 @@ class Host:
     async def _clear_left(self) -> None:
         work, self._left = self._left, []
         if work:
-            await self.run(_do_all, work)
+            self._left += await self.run(_tried, work)
+        if self._left:
+            asyncio.get_running_loop().call_later(CLEAR_AGAIN, self._leaving.set)
 
     def publish(self, container: Container, action: str, extra: Mapping[str, str] | None = None) -> None:
         """A container event with the attributes Docker gives: image, name, labels."""
@@ -280,12 +283,18 @@ class Host:
         return [container.id for container in self.registry if container.state.status in (record.RUNNING, record.PAUSED)]
 
 
-def _do_all(work: Iterable[Callable[[], object]]) -> None:
-    for one in work:
+def _tried(work: Iterable[tuple[int, Callable[[], object]]]) -> list[tuple[int, Callable[[], object]]]:
+    """Do each; those that are to be done again."""
+    again = []
+    for left, one in work:
         try:
             one()
-        except Exception:
-            log.exception("something of a removed container stays until the daemon's next start")
+        except Exception as error:
+            if left > 1:
+                again.append((left - 1, one))
+            else:
+                log.error("something of a removed container stays until the daemon's next start: %s", error)
+    return again
 
 
 async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:

@@ -73,7 +73,7 @@ async def _delete(host: Host, live: Live) -> None:
         await teardown.detach(host, container)
     aside = await host.run(_retire, host, container, directory)
     # Nobody waits for the kernel to take back mounts and cgroups, and for files to be deleted.
-    host.clear_later(partial(teardown.clear_run, host, directory), *(partial(trees.remove_path, one) for one in aside))
+    host.clear_later(partial(teardown.clear_left, host, directory), *(partial(trees.remove_path, one) for one in aside))
     host.registry.forget(container)
 
 

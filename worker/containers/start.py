@@ -21,7 +21,6 @@ from worker.containers import (
     bundle,
     health,
     limits,
-    log_options,
     network_requests,
     policy,
     record,
@@ -31,18 +30,17 @@ from worker.containers import (
     supervise,
     surroundings,
     teardown,
+    ways,
 )
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
-from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim
+from worker.containers.shim_client import Launching, Shim
 from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
-from worker.runtime import birth
-from worker.runtime.errors import UNFIT, RuntimeFault, remedy
-from worker.shim import logs
+from worker.runtime.errors import RuntimeFault, remedy
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +49,6 @@ T = TypeVar("T")
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 EXIT_CODES = {"not-found": 127, "not-executable": 126}
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
-
-
-class ShortWayClosed(Exception):
-    """A short way of starting did not lead to the container; nothing of it is left, and the long way is still open."""
 
 
 async def start(host: Host, live: Live) -> None:
@@ -150,7 +144,7 @@ async def _start(host: Host, live: Live) -> None:
     async with host.pool.starting():
         try:
             await _run(host, live, short=True)
-        except ShortWayClosed as closed:
+        except ways.ShortWayClosed as closed:
             log.warning("container %s is started the long way: %s", live.container.short, closed)
             await _run(host, live, short=False)
 
@@ -166,21 +160,21 @@ async def _run(host: Host, live: Live, *, short: bool) -> None:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
         joins = namespace_joins(host, container)
         _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
-        ours = not _program(host, container)
+        ours = not ways.program_of(host, container)
         sandbox = host.pool.take(container.host_config) if short and ours and _has_links(attachment) else None
         if sandbox is not None:
             undo.push_async_callback(host.pool.give_up, sandbox)
         config = await host.run(_bundle, host, container, directory, attachment, joins)
         if sandbox is not None:
             shim = sandbox.shim
-            launching = await _take_over(host, container, directory, config, sandbox)
+            launching = await ways.take_over(host, container, directory, config, sandbox)
             undo.callback(launching.close)
             # The process is at work meanwhile; making the bundle beside it would only take turns with it.
-            (pid, started), attachment = await _both(_taken_over(launching), _plug(host, live, sandbox, launching))
+            (pid, started), attachment = await _both(ways.created(launching, ahead=True), _plug(host, live, sandbox, launching))
         else:
-            shim, launching = await _launch(host, live, directory, config, undo, short=short)
+            shim, launching = await ways.launch(host, live, directory, config, undo, short=short)
             undo.callback(launching.close)
-            pid, started = await (_made_alone(launching) if launching.short else launching.created())
+            pid, started = await (ways.created(launching, ahead=False) if launching.short else launching.created())
             if attachment is not None:
                 attachment = await host.network.plug(container.id, pid)
         await _serve_pending(live, shim)
@@ -206,55 +200,10 @@ async def _plug(host: Host, live: Live, sandbox: Sandbox, launching: Launching) 
     try:
         attachment = await host.network.plug(live.container.id, sandbox.pid, sandbox.spare)
     except CoveyError as error:
-        raise ShortWayClosed(error.message) from error
+        raise ways.ShortWayClosed(error.message) from error
     if not live.pending:
         launching.ask_start()
     return attachment
-
-
-async def _take_over(host: Host, container: Container, directory: Path, config: dict[str, Any], sandbox: Sandbox) -> Launching:
-    """Have the sandbox become the container that ``config`` describes. Raises ShortWayClosed."""
-    if not host.pool.fits(config):
-        raise ShortWayClosed("its bundle is not like the others")
-    identity = {"id": container.id, "dir": str(directory)}
-    try:
-        sandbox.become(directory)
-        return await sandbox.shim.launch(directory, config=config, identity=identity, **_settings(host, container))
-    except (ShimGone, FileNotFoundError) as gone:
-        raise ShortWayClosed(str(gone)) from gone
-
-
-async def _taken_over(launching: Launching) -> tuple[int, int]:
-    """Its pid and start time. Nothing of the program has been done when that goes wrong, and another way may be tried."""
-    try:
-        return await launching.created()
-    except ShimGone as gone:
-        raise ShortWayClosed(str(gone)) from gone
-    except RuntimeFault as fault:
-        if fault.code not in (UNFIT, "bad-state", "kernel"):
-            raise
-        raise ShortWayClosed(str(fault)) from fault
-
-
-async def _made_alone(launching: Launching) -> tuple[int, int]:
-    """As ``_taken_over``, of a process that was made for this bundle: what goes wrong in it would go wrong again."""
-    try:
-        return await launching.created()
-    except ShimGone as gone:
-        raise ShortWayClosed(str(gone)) from gone
-    except RuntimeFault as fault:
-        if fault.code != UNFIT:
-            raise
-        raise ShortWayClosed(str(fault)) from fault
-
-
-def _settings(host: Host, container: Container) -> dict[str, Any]:
-    """What the shim is told beside the bundle."""
-    return {
-        "log": _log_settings(host, container),
-        "stdin": bool(container.config.get("OpenStdin")),
-        "init": bool(container.host_config.get("Init")),
-    }
 
 
 async def _both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
@@ -435,7 +384,7 @@ def _bundle(
             remap=_remap(host, container),
         )
     )
-    if _program(host, container):
+    if ways.program_of(host, container):
         uname = os.uname()
         config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     path = directory / "config.json"
@@ -469,44 +418,6 @@ def _shared_memory(host: Host, container: Container, directory: Path) -> str:
     if mode.startswith("container:"):
         return str(host.options.run_directory(joined(host, container, mode).id) / "shm")
     return ""
-
-
-def _program(host: Host, container: Container) -> str:
-    """The path of the OCI runtime that is to run it, "" for our own. Raises InvalidArgument for one that is gone."""
-    name = str(container.host_config.get("Runtime") or runtimes.OWN)
-    if name == runtimes.OWN:
-        return ""
-    if name not in host.options.runtimes:
-        raise InvalidArgument(f"unknown or invalid runtime name: {name}: start the daemon with --add-runtime {name}=PATH")
-    return host.options.runtimes[name]
-
-
-async def _launch(
-    host: Host, live: Live, directory: Path, config: dict[str, Any], undo: AsyncExitStack, *, short: bool
-) -> tuple[Shim, Launching]:
-    """A new shim, and the bundle's process that it is making: both asked for at once where the process can do for itself."""
-    container, parent = live.container, host.options.cgroup_parent
-    program, settings = _program(host, container), _settings(host, container)
-    plain = not program and not live.pending and not settings["stdin"] and logs.is_plain(settings["log"])
-    if short and plain and birth.of_container(config).alone:
-        undo.push_async_callback(end_recorded, directory)
-        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"]}
-        line = await host.zygote.fork_container(container.id, directory, request, parent)
-        if line is not None:
-            shim = Shim.newborn(directory)
-            return shim, shim.launching(line)
-    pid, started = await host.zygote.fork_shim(container.id, directory, parent, program)
-    undo.push_async_callback(end_shim, pid, started)
-    shim = Shim.newborn(directory, (pid, started))
-    return shim, await shim.launch(directory, config=config, **settings)
-
-
-def _log_settings(host: Host, container: Container) -> dict[str, Any]:
-    """The shim's log settings, with the directory the file goes to."""
-    path = host.log_path(container)
-    if log_options.driver_of(container) == "local":
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-    return log_options.for_shim(container, str(path), host.options.name)
 
 
 async def _serve_pending(live: Live, shim: Shim) -> None:

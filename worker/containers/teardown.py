@@ -13,6 +13,7 @@ import signal
 import time
 from pathlib import Path
 
+from covey.errors import Internal
 from worker.containers import record
 from worker.containers.host import Host
 from worker.containers.record import Container
@@ -56,6 +57,13 @@ def clear_run(host: Host, directory: Path, *, deleted: bool = False, keep_exit: 
             trees.remove_path(directory / name)
     else:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def clear_left(host: Host, directory: Path) -> None:
+    """``clear_run`` of a container that is no more. Raises Internal where it must be tried again."""
+    clear_run(host, directory)
+    if directory.exists():
+        raise Internal(f"{directory}, of a removed container, cannot be cleared away now")
 
 
 def _sweep(directory: Path) -> bool:

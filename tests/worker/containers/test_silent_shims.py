@@ -28,7 +28,10 @@ def run_directory(node: Node, ref: str) -> Path:
 
 def shim_of(node: Node, ref: str) -> list[int]:
     """Its keeper, and the worker if there is one."""
-    keeper = int(json.loads((run_directory(node, ref) / "shim.json").read_text())["pid"])
+    return processes_of(int(json.loads((run_directory(node, ref) / "shim.json").read_text())["pid"]))
+
+
+def processes_of(keeper: int) -> list[int]:
     children = [int(pid) for pid in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
     return [keeper, *(pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "covey-shim")]
 
@@ -124,10 +127,12 @@ def test_one_whose_end_is_on_record_or_that_nobody_knows_goes(node: Node) -> Non
     node.run("--name", "unknown", "busybox", "sleep", "100")
     ended, unknown = run_directory(node, "ended"), run_directory(node, "unknown")
     inside = node.state("ended")["Pid"]
-    shims = [pid for name in ("ended", "unknown") for pid in shim_of(node, name)]
+    keepers = [shim_of(node, name)[0] for name in ("ended", "unknown")]
     node.kill(signal.SIGKILL)
     Path(f"/proc/{inside}/root/go").touch()
     wait_until((ended / "exit.json").exists, "its end is on record")
+    # The worker that has written it, too.
+    shims = [pid for keeper in keepers for pid in processes_of(keeper)]
     for pid in shims:
         os.kill(pid, signal.SIGSTOP)
     shutil.rmtree(node.root / "data" / "containers" / unknown.name)
