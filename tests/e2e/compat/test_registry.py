@@ -318,3 +318,28 @@ def _for_platform(archive: bytes, architecture: str) -> bytes:
             info.size = len(data)
             target.addfile(info, io.BytesIO(data))
     return out.getvalue()
+
+
+def test_docker_py_pulls_and_pushes(stage: Stage, docker: Client) -> None:
+    sdk = pytest.importorskip("docker").DockerClient(base_url=stage.covey.host)
+    repository = f"{PRIVATE}/sdk/app"
+    login = {"username": USER, "password": PASSWORD}
+    try:
+        load(docker, stage)
+        assert sdk.images.get("app:1").tag(repository, "1")
+        refused = list(sdk.images.push(repository, tag="1", stream=True, decode=True))[-1]
+        assert "no basic auth credentials" in refused["errorDetail"]["message"]
+        lines = list(sdk.images.push(repository, tag="1", auth_config=login, stream=True, decode=True))
+        (aux,) = [line["aux"] for line in lines if "aux" in line]
+        assert (aux["Tag"], aux["Digest"][:7]) == ("1", "sha256:")
+        image_id = sdk.images.get("app:1").id
+        for name in ("app:1", f"{repository}:1"):
+            sdk.images.remove(name)
+        pulled = sdk.images.pull(repository, tag="1", auth_config=login)
+        assert (pulled.id, pulled.tags) == (image_id, [f"{repository}:1"])
+        data = sdk.images.get_registry_data(f"{repository}:1", auth_config=login)
+        assert (data.id, data.has_platform("linux/amd64")) == (aux["Digest"], images.architecture() == "amd64")
+        assert sdk.login(USER, PASSWORD, registry=PRIVATE)["Status"] == "Login Succeeded"
+        sdk.images.remove(f"{repository}:1")
+    finally:
+        sdk.close()
