@@ -32,7 +32,7 @@ def pin(api: Client, spec: dict[str, Any]) -> None:
     except (CoveyError, ValueError, KeyError, TypeError):
         warn(
             f"image {image} could not be accessed on a registry to record its digest: each node uses what it has, or gets, "
-            "under this name, and nodes may come to run different versions of it"
+            "under this name, and nodes may come to run different versions of it; --no-resolve-image does not ask"
         )
         return
     container["Image"] = f"{image}@{digest}"

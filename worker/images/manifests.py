@@ -32,7 +32,6 @@ DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
-MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 ACCEPTED = (OCI_INDEX, DOCKER_INDEX, OCI_MANIFEST, DOCKER_MANIFEST)
 """What a client asks for, in this order."""
@@ -84,10 +83,6 @@ class Descriptor:
     urls: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     artifact_type: str = ""
-
-    @property
-    def is_index(self) -> bool:
-        return self.media_type in INDEX_TYPES
 
     @property
     def is_foreign(self) -> bool:

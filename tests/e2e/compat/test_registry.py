@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
+import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,3 +261,85 @@ def test_the_cluster_command_does_the_same(stage: Stage, cluster: Client, docker
     assert "no basic auth credentials" in docker.fails("pull", name)
     assert "offers no search" in cluster.fails("image", "search", f"{OPEN}/app")
     docker("rmi", name)
+
+
+PUT = """
+import sys, urllib.request
+request = urllib.request.Request(sys.argv[1], sys.stdin.buffer.read(), {"Content-Type": sys.argv[2]}, method="PUT")
+print(urllib.request.urlopen(request, timeout=20).headers["Docker-Content-Digest"])
+"""
+
+
+def test_an_index_gives_each_platform_its_own_as_docker_does(stage: Stage, docker: Client, peer: Client) -> None:
+    name, kind = f"{OPEN}/platforms/app", "application/vnd.docker.distribution.manifest.list.v2+json"
+    entries, ids = [], {}
+    for architecture in ("amd64", "arm64"):
+        layer = images.tar([(architecture, 0o644, architecture.encode())])
+        archive = stage.directory / f"{architecture}.tar"
+        made = images.docker_archive(f"{name}:{architecture}", [layer], {"Cmd": ["x"]})
+        archive.write_bytes(_for_platform(made, architecture))
+        peer("load", "-i", str(archive))
+        pushed = peer("push", f"{name}:{architecture}").splitlines()[-1]
+        ids[architecture] = peer("image", "inspect", "-f", "{{.Id}}", f"{name}:{architecture}").strip()
+        platform = {"os": "linux", "architecture": architecture}
+        size = int(pushed.rpartition("size: ")[2])
+        media_type = "application/vnd.docker.distribution.manifest.v2+json"
+        entries.append({"mediaType": media_type, "digest": digest_in(pushed), "size": size, "platform": platform})
+        peer("rmi", f"{name}:{architecture}")
+    index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": entries})
+    put = stage.run(sys.executable, "-c", PUT, f"http://{OPEN}/v2/platforms/app/manifests/all", kind, stdin=index)
+    assert put.returncode == 0, put.stderr
+    digest = put.stdout.strip()
+    for architecture in ("arm64", "amd64"):
+        for client in (docker, peer):
+            assert f"Digest: {digest}" in client("pull", "--platform", f"linux/{architecture}", f"{name}:all")
+            inspected = client("image", "inspect", "-f", "{{.Id}} {{.Architecture}}", f"{name}:all").strip()
+            assert inspected == f"{ids[architecture]} {architecture}"
+        # Docker 20.10 leaves the digest with the platform that was pulled first.
+        assert repo_digests(docker, f"{name}:all") == [f"{name}@{digest}"]
+    ours, theirs = (one.json("GET", f"/distribution/{name}:all/json") for one in (stage.covey, stage.dockerd))
+    assert ours == theirs
+    assert "no matching manifest for linux/s390x" in docker.fails("pull", "--platform", "linux/s390x", f"{name}:all")
+    docker("rmi", f"{name}:all")
+    peer("rmi", f"{name}:all")
+
+
+def _for_platform(archive: bytes, architecture: str) -> bytes:
+    """The archive's image as of another architecture (its config is named by its digest, and is the only JSON of its kind)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as source, tarfile.open(fileobj=out, mode="w") as target:
+        held = {member.name: source.extractfile(member).read() for member in source if member.isfile()}  # type: ignore[union-attr]
+        manifest = json.loads(held.pop("manifest.json"))
+        config = json.dumps({**json.loads(held.pop(manifest[0]["Config"])), "architecture": architecture}).encode()
+        manifest[0]["Config"] = hashlib.sha256(config).hexdigest() + ".json"
+        held = {**held, manifest[0]["Config"]: config, "manifest.json": json.dumps(manifest).encode()}
+        for path, data in held.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(data)
+            target.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_docker_py_pulls_and_pushes(stage: Stage, docker: Client) -> None:
+    sdk = pytest.importorskip("docker").DockerClient(base_url=stage.covey.host)
+    repository = f"{PRIVATE}/sdk/app"
+    login = {"username": USER, "password": PASSWORD}
+    try:
+        load(docker, stage)
+        assert sdk.images.get("app:1").tag(repository, "1")
+        refused = list(sdk.images.push(repository, tag="1", stream=True, decode=True))[-1]
+        assert "no basic auth credentials" in refused["errorDetail"]["message"]
+        lines = list(sdk.images.push(repository, tag="1", auth_config=login, stream=True, decode=True))
+        (aux,) = [line["aux"] for line in lines if "aux" in line]
+        assert (aux["Tag"], aux["Digest"][:7]) == ("1", "sha256:")
+        image_id = sdk.images.get("app:1").id
+        for name in ("app:1", f"{repository}:1"):
+            sdk.images.remove(name)
+        pulled = sdk.images.pull(repository, tag="1", auth_config=login)
+        assert (pulled.id, pulled.tags) == (image_id, [f"{repository}:1"])
+        data = sdk.images.get_registry_data(f"{repository}:1", auth_config=login)
+        assert (data.id, data.has_platform("linux/amd64")) == (aux["Digest"], images.architecture() == "amd64")
+        assert sdk.login(USER, PASSWORD, registry=PRIVATE)["Status"] == "Login Succeeded"
+        sdk.images.remove(f"{repository}:1")
+    finally:
+        sdk.close()

@@ -24,7 +24,7 @@ from worker.images.registry.endpoints import HUB
 from worker.images.registry.errors import NoCredentials, Refused, RegistryError, Unreachable
 from worker.images.registry.repository import Repository
 
-PATIENCE = 10.0
+PATIENCE = 5.0
 """A service that is created waits for the answer, and goes on without it: a registry out of reach must not hold it up."""
 
 SEARCH_DEFAULT = 25

@@ -18,7 +18,7 @@ from worker.images.store import ImageStore
 
 from .scripted import ScriptedRegistry
 
-TIMING = Timing(connect=2.0, read=0.5, attempts=5, backoff=0.005, longest_wait=0.05)
+TIMING = Timing(connect=2.0, read=1.0, attempts=5, backoff=0.005, longest_wait=0.05)
 
 
 class Node:

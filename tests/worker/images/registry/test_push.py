@@ -304,7 +304,7 @@ async def test_a_push_that_is_given_up_ends(registry: ScriptedRegistry, node: No
 
 
 async def test_a_slow_upload_is_not_taken_for_silence(registry: ScriptedRegistry, node: Node, sender: Sender) -> None:
-    """The registry takes its time to read, longer than it may be silent (0.5 s in these tests)."""
+    """The registry takes its time to read, longer than it may be silent (1 s in these tests)."""
     load(node, {"a": noise(12_000_000)})
     node.store.tag("app:1", reference.parse(f"{registry.address}/app:1"))
 
