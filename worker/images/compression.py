@@ -138,12 +138,16 @@ class _Multistream:
 
 
 def _gzip(stream: Readable) -> Readable:
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         from isal.igzip import IGzipFile as File
+        from isal.isal_zlib import error
+
+        errors = (*errors, error)
     except ImportError:
         from gzip import GzipFile as File
     inner = File(fileobj=cast(Any, stream), mode="rb")
-    return _Guarded("gzip", cast(Readable, inner), (OSError, EOFError, zlib.error))
+    return _Guarded("gzip", cast(Readable, inner), errors)
 
 
 def _zstd(stream: Readable) -> Readable:

@@ -292,13 +292,14 @@ def _number(raw: bytes, what: str) -> int:
         with contextlib.suppress(ValueError):
             return int(plain, 8)
     if raw[0] in (0x80, 0xFF):
-        return int.from_bytes(raw[1:], "big", signed=False) - (256 ** (len(raw) - 1) if raw[0] == 0xFF else 0)
-    digits = raw.split(b"\0", 1)[0].strip()
-    try:
-        value = int(digits, 8) if digits else 0
-    except ValueError:
-        raise BadArchive(f"archive has a bad {what} field: {raw!r}") from None
-    if value < 0:
+        value = int.from_bytes(raw[1:], "big", signed=False) - (256 ** (len(raw) - 1) if raw[0] == 0xFF else 0)
+    else:
+        digits = raw.split(b"\0", 1)[0].strip()
+        try:
+            value = int(digits, 8) if digits else 0
+        except ValueError:
+            raise BadArchive(f"archive has a bad {what} field: {raw!r}") from None
+    if value < 0 and what != "mtime":
         raise BadArchive(f"archive has a negative {what} field")
     return value
 
@@ -325,7 +326,7 @@ def _pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
         length = _decimal(data[at:space], "extended header") if space > at else 0
         record = data[space + 1 : at + length]
         key, equals, value = record.partition(b"=")
-        if length <= space - at or at + length > len(data) or not equals or not value.endswith(b"\n"):
+        if space <= at or length <= space - at or at + length > len(data) or not equals or not value.endswith(b"\n"):
             raise BadArchive("archive has a damaged extended header")
         records.append((key, value[:-1]))
         at += length
