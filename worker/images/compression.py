@@ -143,7 +143,7 @@ def _gzip(stream: Readable) -> Readable:
         from isal.igzip import IGzipFile as File
         from isal.isal_zlib import error
 
-        errors = (*errors, error)
+        errors = (*errors, cast(type[Exception], error))
     except ImportError:
         from gzip import GzipFile as File
     inner = File(fileobj=cast(Any, stream), mode="rb")
