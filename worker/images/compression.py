@@ -18,6 +18,12 @@ WINDOW_LIMIT = 1 << 27
 """Bytes of decoder window a zstd or xz stream may ask for: more is a memory bomb."""
 
 
+INFLATION = 200
+INFLATION_FREE = 1 << 30
+"""A stream may have INFLATION times the bytes it came in, and INFLATION_FREE in any case: gzip makes a thousand zeros of one
+byte, which real layers do too, but not by the gigabyte."""
+
+
 class Readable(Protocol):
     """What is read here: ``read(n)`` gives up to ``n`` bytes, ``b""`` at the end."""
 
@@ -35,12 +41,14 @@ class Peeked:
         self._stream = stream
         self.head = read_up_to(stream, want)
         self._left = self.head
+        self.taken = len(self.head)
+        """Bytes read of the stream so far."""
 
     def read(self, n: int = -1, /) -> bytes:
-        if not self._left:
-            return self._stream.read(n)
-        if n < 0:
-            taken, self._left = self._left + self._stream.read(-1), b""
+        if not self._left or n < 0:
+            data = self._stream.read(n)
+            self.taken += len(data)
+            taken, self._left = self._left + data, b""
             return taken
         taken, self._left = self._left[:n], self._left[n:]
         return taken
@@ -75,6 +83,24 @@ class _Guarded:
             return self._inner.read(n)
         except self._errors as error:
             raise BadCompression(f"{self._name} stream is damaged or cut short: {error}") from error
+
+
+class _Bounded:
+    """Decompressed bytes, no more of them than those they were made of may give."""
+
+    def __init__(self, inner: Readable, source: Peeked) -> None:
+        self._inner, self._source = inner, source
+        self._given = 0
+
+    def read(self, n: int = -1, /) -> bytes:
+        data = self._inner.read(n)
+        self._given += len(data)
+        if self._given > max(INFLATION_FREE, INFLATION * self._source.taken):
+            raise BadCompression(
+                f"the stream inflates too much: {self._source.taken} bytes give {self._given} and more "
+                f"(more than {INFLATION} for one)"
+            )
+        return data
 
 
 class _Decoder(Protocol):
@@ -112,12 +138,16 @@ class _Multistream:
 
 
 def _gzip(stream: Readable) -> Readable:
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         from isal.igzip import IGzipFile as File
+        from isal.isal_zlib import error
+
+        errors = (*errors, cast(type[Exception], error))
     except ImportError:
         from gzip import GzipFile as File
     inner = File(fileobj=cast(Any, stream), mode="rb")
-    return _Guarded("gzip", cast(Readable, inner), (OSError, EOFError, zlib.error))
+    return _Guarded("gzip", cast(Readable, inner), errors)
 
 
 def _zstd(stream: Readable) -> Readable:
@@ -158,5 +188,5 @@ def plain(stream: Readable) -> Readable:
     peeked = Peeked(stream, _LONGEST_MAGIC)
     for magic, _, opener in _BY_MAGIC:
         if peeked.head.startswith(magic):
-            return opener(peeked)
+            return _Bounded(opener(peeked), peeked)
     return peeked

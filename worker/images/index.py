@@ -7,6 +7,7 @@ what they mean is worker.images.store's.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,12 +79,23 @@ def write(root: Path, rows: Iterable[Row]) -> None:
     with disk.naming_full_disk(root):
         if not (root / LAYOUT).exists():
             trees.write_atomically(root / LAYOUT, LAYOUT_BYTES)
-        trees.write_atomically(root / INDEX, data)
+        _replace_index(root, data)
     try:
         trees.write_atomically(root / COPY, data)
     except OSError as error:
         # The index itself stands: an older copy only matters once that is damaged.
         _log.warning("cannot write %s: %s", root / COPY, error.strerror)
+
+
+def _replace_index(root: Path, data: bytes) -> None:
+    try:
+        trees.write_atomically(root / INDEX, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not (root / COPY).exists():
+            raise
+        # Images must be removable on a full disk: the copy makes room for what it would be a copy of.
+        (root / COPY).unlink()
+        trees.write_atomically(root / INDEX, data)
 
 
 def read(root: Path) -> list[Row]:

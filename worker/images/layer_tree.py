@@ -46,12 +46,9 @@ class LayerTree:
         if known is not None:
             self._parents.move_to_end(path)
             return known
-        try:
-            fd = safe_paths.open_in_root(self.root_fd, path, _DIRECTORY)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            fd = self._make(path)
+        fd = self._new(path)
+        if fd is None:
+            fd = self._found(path)
         self._parents[path] = fd
         if len(self._parents) > _CACHED:
             os.close(self._parents.popitem(last=False)[1])
@@ -69,10 +66,32 @@ class LayerTree:
         except FileNotFoundError:
             return None
 
-    def _make(self, path: str) -> int:
+    def _found(self, path: str) -> int:
+        """A descriptor of directory ``path``, whose parents are made where missing."""
+        try:
+            return safe_paths.open_in_root(self.root_fd, path, _DIRECTORY)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            missing = error
+        for end, character in enumerate(path):
+            if character == "/":
+                self.parent(path[:end])
+        fd = self._new(path)
+        if fd is None:
+            raise missing
+        return fd
+
+    def _new(self, path: str) -> int | None:
+        """A descriptor of directory ``path``, made now; None when its parent is not at hand, or something is there."""
         parent_path, _, name = path.rpartition("/")
-        parent_fd = self.parent(parent_path)
-        os.mkdir(name, 0o755, dir_fd=parent_fd)
+        parent_fd = self._parents.get(parent_path) if parent_path else self.root_fd
+        if parent_fd is None:
+            return None
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+        except FileExistsError:
+            return None
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
         os.fchmod(fd, 0o755)
         self.implied[os.fstat(fd).st_ino] = path

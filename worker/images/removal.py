@@ -30,6 +30,19 @@ class Users:
     stopped: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What one removal did: familiar names untagged, ids deleted (the image's, then its layers' chain ids),
+    bytes freed of blobs and unpacked layers."""
+
+    untagged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    freed: int = 0
+
+    def plus(self, other: Removed) -> Removed:
+        return Removed(self.untagged + other.untagged, self.deleted + other.deleted, self.freed + other.freed)
+
+
 def users(names: Sequence[str], running: Collection[str]) -> Users:
     """Splits an image's containers into the running ones and the rest."""
     return Users(

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
@@ -24,6 +24,7 @@ from worker.images.content import Blob, ContentStore, Lease
 from worker.images.image import Image
 from worker.images.layers import LayerStore
 from worker.images.reference import Reference
+from worker.images.removal import Removed
 from worker.images.repair import Finding, Repairer
 from worker.images.steps import Kept as CachedStep
 from worker.images.steps import StepCache
@@ -40,19 +41,6 @@ Freed = tuple[list[str], int]
 Chosen = list[save.Chosen]
 Findings = Iterator[Finding]
 CachedSteps = list[tuple[CachedStep, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What one removal did: familiar names untagged, ids deleted (the image's, then its layers' chain ids),
-    bytes freed of blobs and unpacked layers."""
-
-    untagged: tuple[str, ...] = ()
-    deleted: tuple[str, ...] = ()
-    freed: int = 0
-
-    def plus(self, other: Removed) -> Removed:
-        return Removed(self.untagged + other.untagged, self.deleted + other.deleted, self.freed + other.freed)
 
 
 class ImageStore:

@@ -6,6 +6,7 @@ from outside must not decide how much memory a header takes. Formats: POSIX.1-20
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from covey.errors import InvalidArgument
 from worker.images.compression import CHUNK, Readable, read_up_to
 
 BLOCK = 512
+_DISK_BLOCK = 4096
 Kind = Literal["file", "hardlink", "symlink", "char", "block", "directory", "fifo"]
 
 _KINDS: dict[bytes, Kind] = {
@@ -47,6 +49,8 @@ class Limits:
     name_bytes: int = 255
     header_bytes: int = 1 << 20
     sparse_pieces: int = 100_000
+    apparent_bytes: int = 1 << 40
+    """What all sparse files together may claim to hold."""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class TarReader:
         self._data_left = 0
         self._padding = 0
         self._total = 0
+        self._apparent = 0
         self._global: list[tuple[bytes, bytes]] = []
 
     def __iter__(self) -> Iterator[Entry]:
@@ -171,7 +176,7 @@ class TarReader:
     ) -> Entry:
         if kind not in _KINDS:
             raise BadArchive(f"archive has an entry of unknown type {kind!r}")
-        pax = dict(records)
+        pax = dict(records) if records else {}
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or _ustar_name(header)
         link = pax.get(b"linkpath") or long_link or _text(header[157:257])
         stored = _decimal(pax[b"size"], "size") if b"size" in pax else size
@@ -189,13 +194,13 @@ class TarReader:
             link=os.fsdecode(link),
             major=_number(header[329:337], "major") if what in ("char", "block") else 0,
             minor=_number(header[337:345], "minor") if what in ("char", "block") else 0,
-            xattrs={os.fsdecode(k[len(_XATTR_PREFIX) :]): v for k, v in records if k.startswith(_XATTR_PREFIX)},
+            xattrs=_xattrs(records) if records else {},
         )
         # Links and devices carry a size in some archives; only PAX hard links may really carry data, which we skip.
         self._begin_data(stored if what in ("file", "hardlink") or kind == b"5" else 0)
         if kind == b"S":
             self._gnu_sparse(entry, header)
-        elif any(key.startswith(b"GNU.sparse.") for key, _ in records):
+        elif records and any(key.startswith(b"GNU.sparse.") for key, _ in records):
             self._pax_sparse(entry, records, pax)
         return entry
 
@@ -247,7 +252,16 @@ class TarReader:
             raise BadArchive(f"sparse file {entry.name!r} has a map that contradicts itself")
         if sum(length for _, length in kept) != self._data_left:
             raise BadArchive(f"sparse file {entry.name!r} has a map that does not fit its data")
+        self._apparent += real_size
+        if self._apparent > self._limits.apparent_bytes:
+            raise BadArchive(f"sparse file {entry.name!r} claims to hold {real_size} bytes, more than an archive may")
+        # A byte in a hole takes a whole block of the disk.
+        self._total += sum(max(0, _DISK_BLOCK - length) for _, length in kept)
         entry.sparse, entry.size = kept, real_size
+
+
+def _xattrs(records: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+    return {os.fsdecode(key[len(_XATTR_PREFIX) :]): value for key, value in records if key.startswith(_XATTR_PREFIX)}
 
 
 def _text(raw: bytes) -> bytes:
@@ -275,14 +289,19 @@ def _check_sum(header: bytes) -> None:
 
 def _number(raw: bytes, what: str) -> int:
     """A header number: octal text, or base 256 when the top bit is set (GNU, star)."""
+    plain = raw.rstrip(b"\0 ")
+    if plain.isdigit():
+        with contextlib.suppress(ValueError):
+            return int(plain, 8)
     if raw[0] in (0x80, 0xFF):
-        return int.from_bytes(raw[1:], "big", signed=False) - (256 ** (len(raw) - 1) if raw[0] == 0xFF else 0)
-    digits = raw.split(b"\0", 1)[0].strip()
-    try:
-        value = int(digits, 8) if digits else 0
-    except ValueError:
-        raise BadArchive(f"archive has a bad {what} field: {raw!r}") from None
-    if value < 0:
+        value = int.from_bytes(raw[1:], "big", signed=False) - (256 ** (len(raw) - 1) if raw[0] == 0xFF else 0)
+    else:
+        digits = raw.split(b"\0", 1)[0].strip()
+        try:
+            value = int(digits, 8) if digits else 0
+        except ValueError:
+            raise BadArchive(f"archive has a bad {what} field: {raw!r}") from None
+    if value < 0 and what != "mtime":
         raise BadArchive(f"archive has a negative {what} field")
     return value
 
@@ -309,7 +328,7 @@ def _pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
         length = _decimal(data[at:space], "extended header") if space > at else 0
         record = data[space + 1 : at + length]
         key, equals, value = record.partition(b"=")
-        if length <= space - at or at + length > len(data) or not equals or not value.endswith(b"\n"):
+        if space <= at or length <= space - at or at + length > len(data) or not equals or not value.endswith(b"\n"):
             raise BadArchive("archive has a damaged extended header")
         records.append((key, value[:-1]))
         at += length

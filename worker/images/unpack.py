@@ -103,6 +103,8 @@ class _Applier:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                     raise
                 raise BadArchive(f"cannot unpack {entry.name!r}: {error.strerror}") from error
+            except (OverflowError, ValueError) as error:
+                raise BadArchive(f"cannot unpack {entry.name!r}: {error}") from error
             count += 1
         for path in sorted(self._directory_times, reverse=True):
             self._set_directory_time(path)

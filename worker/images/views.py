@@ -9,8 +9,8 @@ from typing import Any
 from covey.clock import parse_rfc3339, rfc3339
 from worker.images.image import Image
 from worker.images.listing import created_at
+from worker.images.removal import Removed
 from worker.images.steps import Kept
-from worker.images.store import Removed
 
 DRIVER = "overlay2"
 _ZERO_TIME = "0001-01-01T00:00:00Z"

@@ -94,6 +94,25 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path, form: str) -> None:
     assert (after.name, text) == ("plain", b"after")
 
 
+@pytest.mark.parametrize("field", [slice(108, 116), slice(124, 136)])
+def test_negative_numbers_in_base_256(layer: Callable[..., bytes], field: slice) -> None:
+    header = bytearray(layer("f", format=tarfile.USTAR_FORMAT))
+    header[field] = b"\xff" * (field.stop - field.start)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    with pytest.raises(BadArchive, match="negative"):
+        read_all(bytes(header))
+
+
+@pytest.mark.parametrize("records", [b"9 path=a\nno length", b"9 path=a\n x", b"9 path=a\n0 a=b\n", b"9 path=a\n99 a=b\n"])
+def test_damaged_extended_headers_end(records: bytes) -> None:
+    """A record whose length is missing must not be read for ever."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    with pytest.raises(BadArchive, match="extended header"):
+        read_all(info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512 + 1024))
+
+
 @pytest.mark.parametrize("cut", [100, 512, 700, 1400])
 def test_cut_short(layer: Callable[..., bytes], cut: int) -> None:
     data = layer(("f", {}, b"x" * 2000))
