@@ -82,6 +82,18 @@ def test_a_daemon_that_dies_in_a_step(builds: BuildNode) -> None:
     assert again.text.count("Using cache") == 1, again.text
 
 
+def test_a_daemon_that_is_asked_to_end_in_a_step(builds: BuildNode) -> None:
+    connection, response = first_output(builds, ENDLESS, b"begun\\n")  # type: ignore[misc]
+    builds.node.kill(15)
+    response.close()
+    connection.close()
+    builds.node.start()
+    wait_until(lambda: not builds.node.out("ps", "-aq"), "the step's container is gone")
+    wait_until(lambda: not builds.left(), f"nothing is left: {builds.left()}")
+    said = builds.node.errors.read_text()
+    assert "Traceback" not in said, said[-3000:]
+
+
 def test_limits_and_network_reach_the_step(builds: BuildNode) -> None:
     text = (
         f"FROM {BASE}\nRUN cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; "
@@ -248,7 +260,7 @@ def test_a_session_of_buildkit_is_told_what_to_set(builds: BuildNode) -> None:
     assert b"Successfully built" in done.stdout
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 9))])
 def test_clients_that_leave_at_any_moment(builds: BuildNode, seed: int) -> None:
     """Builds cut after a random part of their lines: nothing is left of any."""
     text = (
