@@ -134,21 +134,16 @@ def test_secrets_come_by_our_own_command_and_stay_out_of_the_image(builds: Build
 HOSTILE = {
     "climbs": entry("../../canary", tarfile.REGTYPE, data=b"x"),
     "absolute": entry("/../canary", tarfile.REGTYPE, data=b"x"),
-    "link": b"",
+    "link": entry("l", tarfile.SYMTYPE, "/tmp/bt-no-such-canary") + entry("l/canary", tarfile.REGTYPE, data=b"x"),
     "hard": entry("h", tarfile.LNKTYPE, "../../../../../../../etc/passwd"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_context_reaches_nothing_outside(name: str, builds: BuildNode, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    hostile = HOSTILE[name]
-    if name == "link":
-        hostile = entry("l", tarfile.SYMTYPE, str(outside)) + entry("l/canary", tarfile.REGTYPE, data=b"x")
+def test_a_context_reaches_nothing_outside(name: str, builds: BuildNode) -> None:
     dockerfile = entry("Dockerfile", tarfile.REGTYPE, data=f"FROM {BASE}\nCOPY . /all\n".encode())
-    built = builds.build(hostile + dockerfile + b"\0" * 1024)
-    assert list(outside.iterdir()) == []
+    built = builds.build(HOSTILE[name] + dockerfile + b"\0" * 1024)
+    assert not Path("/tmp/bt-no-such-canary").exists()
     assert not (builds.node.root / "canary").exists()
     assert not (builds.node.root / "data" / "canary").exists()
     # Through a link a file lands where a process in the context would see it: inside.
