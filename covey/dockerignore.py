@@ -8,43 +8,89 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
+from covey.glob import Glob, Token, literal
+
 WILDCARDS = frozenset("*?[\\")
+_FEW_STARS = 2
+_LONGEST = 4096
 
 
 class BadPattern(ValueError):
     """A pattern that cannot be; the message names it."""
 
 
+class Pattern:
+    """One pattern. Few stars are a regular expression's, which is quicker; of many it would never come back."""
+
+    def __init__(self, tokens: list[Token], expression: str, stars: int) -> None:
+        self._quick = re.compile(f"(?s:{expression})") if stars <= _FEW_STARS else None
+        self._glob = Glob(tokens) if self._quick is None else None
+
+    def fullmatch(self, path: str) -> bool:
+        """Whether it is all of ``path``."""
+        if self._quick is not None:
+            return self._quick.fullmatch(path) is not None
+        assert self._glob is not None
+        return self._glob.fullmatch(path)
+
+
 @lru_cache(maxsize=1024)
-def compiled(pattern: str) -> re.Pattern[str]:
-    """``pattern`` as a regular expression over a whole path. BadPattern for a class that does not end."""
-    out, at = "", 0
+def compiled(pattern: str) -> Pattern:
+    """``pattern`` ready to be matched. BadPattern for a class that does not end, or one that is too long."""
+    if len(pattern) > _LONGEST:
+        raise BadPattern(f"pattern {pattern[:40]!r}… is longer than {_LONGEST} characters")
+    tokens: list[Token] = []
+    expression, at, stars = "", 0, 0
     while at < len(pattern):
         character = pattern[at]
         if pattern.startswith("**", at):
             at += 2
+            stars += 1
             if pattern.startswith("/", at):
                 at += 1
-                out += "(?:.*/)?"
+                expression += "(?:.*/)?"
+                tokens += [Token("optional"), Token("star", _anything), literal("/")]
             else:
-                out += ".*"
+                expression += ".*"
+                tokens.append(Token("star", _anything))
             continue
         if character == "[":
             piece, at = _class(pattern, at)
-            out += piece
+            expression += piece
+            tokens.append(Token("one", _fits(piece)))
             continue
         if character == "\\":
             at += 1
             if at == len(pattern):
                 raise BadPattern(f"syntax error in pattern {pattern!r}: it ends in a backslash")
-            out += re.escape(pattern[at])
+            expression += re.escape(pattern[at])
+            tokens.append(literal(pattern[at]))
+        elif character in "*?":
+            stars += character == "*"
+            expression += {"*": "[^/]*", "?": "[^/]"}[character]
+            tokens.append(Token("star" if character == "*" else "one", _inside))
         else:
-            out += {"*": "[^/]*", "?": "[^/]"}.get(character) or re.escape(character)
+            expression += re.escape(character)
+            tokens.append(literal(character))
         at += 1
-    return re.compile(f"(?s:{out})")
+    return Pattern(tokens, expression, stars)
+
+
+def _anything(character: str) -> bool:
+    return True
+
+
+def _inside(character: str) -> bool:
+    """Not what separates directories."""
+    return character != "/"
+
+
+def _fits(character_class: str) -> Callable[[str], bool]:
+    expression = re.compile(character_class, re.DOTALL)
+    return lambda character: expression.fullmatch(character) is not None
 
 
 def _class(pattern: str, at: int) -> tuple[str, int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +57,32 @@ def test_patterns(patterns: str, path: str, excluded: bool) -> None:
 def test_bad_patterns(pattern: str) -> None:
     with pytest.raises(BadPattern):
         compiled(pattern)
+
+
+def test_few_and_many_stars_say_the_same() -> None:
+    """The regular expression of few stars and the automaton of many, on all short paths."""
+    from covey import dockerignore
+
+    few = dockerignore._FEW_STARS
+    for pattern in ("a*b", "**/b", "a**b", "*/[^b]", "**a*", "?*", "a/**", "**/a/**", "*", "**"):
+        paths = ["".join(letters) for size in range(6) for letters in itertools.product("ab/", repeat=size)]
+        results = []
+        for limit in (few, -1):
+            dockerignore._FEW_STARS = limit
+            dockerignore.compiled.cache_clear()
+            results.append([path for path in paths if dockerignore.compiled(pattern).fullmatch(path)])
+        dockerignore._FEW_STARS = few
+        dockerignore.compiled.cache_clear()
+        assert results[0] == results[1], pattern
+        assert results[0] or pattern == "", pattern
+
+
+def test_no_pattern_takes_for_ever() -> None:
+    start = time.process_time()
+    assert not compiled("**a" * 30 + "b").fullmatch("a" * 4000)
+    assert not compiled("*a" * 30 + "b").fullmatch("a" * 255)
+    assert not compiled("**a**b").fullmatch("a" * 4000)
+    assert time.process_time() - start < 5
 
 
 def test_a_lonely_exception() -> None:

@@ -19,6 +19,7 @@ from worker.containers.host import Host
 from worker.containers.remap import Remap, outside
 from worker.dockerfile.mounts import RunMount
 from worker.kernel import trees
+from worker.rootfs import changes
 
 
 class Caches:
@@ -59,19 +60,10 @@ class Caches:
             lock = self._locks.get(entry.name)
             if self._users[entry.name] or (lock is not None and lock.locked()):
                 continue
-            freed += size(Path(entry.path))
+            freed += changes.size(Path(entry.path))
             trees.remove_path(Path(entry.path))
             names.append(entry.name)
         return names, freed
-
-
-def size(root: Path) -> int:
-    """Bytes of the files below, links not followed."""
-    total = 0
-    for directory, _, files in os.walk(root):
-        for name in files:
-            total += os.lstat(os.path.join(directory, name)).st_size
-    return total
 
 
 def _make(path: Path, mount: RunMount, ids: Remap | None) -> Path:

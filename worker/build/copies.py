@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import hashlib
 import os
 import posixpath
 import secrets
@@ -174,8 +175,6 @@ def _stamp(headers: Mapping[str, str]) -> float:
 
 def _check(command: Copy, path: Path) -> None:
     """``--checksum=sha256:…``."""
-    import hashlib
-
     if not command.checksum:
         return
     with open(path, "rb") as file:

@@ -122,7 +122,8 @@ def _source(root_fd: int, word: str, path: str, matcher: Matcher, owners: bool) 
         status = os.fstat(fd)
         if not stat.S_ISDIR(status.st_mode):
             hasher = hashlib.sha256(_line(posixpath.basename(path), status, owners))
-            _hash_file(hasher, f"/proc/self/fd/{fd}", status)
+            if stat.S_ISREG(status.st_mode):
+                _hash_file(hasher, os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
             return Source(root_fd, path, False, f"file:{hasher.hexdigest()}")
     finally:
         os.close(fd)
@@ -156,8 +157,8 @@ def _hash_tree(root: int, matcher: Matcher, owners: bool) -> tuple[str, frozense
                     below.append(path)
                 elif stat.S_ISLNK(status.st_mode):
                     hasher.update(os.fsencode(os.readlink(name, dir_fd=fd)) + b"\0")
-                else:
-                    _hash_file(hasher, f"/proc/self/fd/{fd}/{name}", status)
+                elif stat.S_ISREG(status.st_mode):
+                    _hash_file(hasher, safe_paths.open_regular(fd, name))
             pending += reversed(below)
         finally:
             os.close(fd)
@@ -174,7 +175,7 @@ def _line(name: str, status: os.stat_result, owners: bool) -> bytes:
     return b"\0".join(words) + b"\0\0"
 
 
-def _hash_file(hasher: hashlib._Hash, path: str, status: os.stat_result) -> None:
-    if stat.S_ISREG(status.st_mode):
-        with open(path, "rb", buffering=0) as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
+def _hash_file(hasher: hashlib._Hash, fd: int) -> None:
+    """Takes the descriptor."""
+    with open(fd, "rb", buffering=0) as file:
+        hasher.update(hashlib.file_digest(file, "sha256").digest())

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from covey.errors import InvalidArgument
+from covey.glob import Glob, Token, literal
 
 _SPECIAL = "@*#?-$!0"
 _DEEPEST = 64
+_LONGEST_MATCHED = 4096
 _LONGEST = 1 << 20
 """Characters a word may expand to: variables made of variables grow by themselves."""
 
@@ -156,7 +158,7 @@ class _Lexer:
             return value or ""
         if operation.startswith("/"):
             pattern, replacement = self._word("/"), self._word("}")
-            return re.sub(_pattern(pattern), lambda _: replacement, value or "", count=0 if operation == "//" else 1)
+            return _replaced(value or "", pattern, replacement, operation == "//")
         word = self._word("}")
         if operation[0] in "#%":
             return _trimmed(value or "", word, operation)
@@ -187,30 +189,53 @@ class _Document(_Lexer):
         return _Piece(character, False)
 
 
-def _pattern(shell: str, greedy: bool = True) -> str:
-    """A shell pattern (``*``, ``?``, backslash) as a regular expression."""
-    out, characters = "", iter(shell)
+def _glob(pattern: str) -> Glob:
+    """A shell pattern (``*``, ``?``, backslash)."""
+    tokens, characters = [], iter(pattern)
     for character in characters:
-        if character == "*":
-            out += ".*" if greedy else ".*?"
-        elif character == "?":
-            out += "."
-        elif character == "\\":
-            out += re.escape(next(characters, "\\"))
+        if character in "*?":
+            tokens.append(Token("star" if character == "*" else "one", _anything))
         else:
-            out += re.escape(character)
-    return f"(?s:{out})"
+            tokens.append(literal(next(characters, character) if character == "\\" else character))
+    return Glob(tokens)
+
+
+def _anything(character: str) -> bool:
+    return True
+
+
+def _bounded(value: str, pattern: str) -> None:
+    if len(value) > _LONGEST_MATCHED or len(pattern) > _LONGEST_MATCHED:
+        raise InvalidArgument(f"a pattern is looked for in at most {_LONGEST_MATCHED} characters")
 
 
 def _trimmed(value: str, pattern: str, operation: str) -> str:
-    longest = len(operation) == 2
-    lengths = range(len(value), -1, -1) if longest else range(len(value) + 1)
-    matcher = re.compile(_pattern(pattern))
-    for length in lengths:
-        part = value[:length] if operation[0] == "#" else value[len(value) - length :]
-        if matcher.fullmatch(part):
-            return value[length:] if operation[0] == "#" else value[: len(value) - length]
-    return value
+    """``value`` without the shortest (``#``, ``%``) or longest beginning or end that fits."""
+    _bounded(value, pattern)
+    at_end = operation[0] == "%"
+    glob = _glob(pattern).reversed() if at_end else _glob(pattern)
+    lengths = list(glob.prefixes(value[::-1] if at_end else value))
+    if not lengths:
+        return value
+    length = lengths[-1] if len(operation) == 2 else lengths[0]
+    return value[: len(value) - length] if at_end else value[length:]
+
+
+def _replaced(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
+    """``value`` with the first, or every, longest piece that fits replaced."""
+    if not pattern:
+        return value
+    _bounded(value, pattern)
+    glob, out, at = _glob(pattern), "", 0
+    while at < len(value):
+        length = max(glob.prefixes(value[at:]), default=0)
+        if not length:
+            out, at = out + value[at], at + 1
+            continue
+        out, at = out + replacement, at + length
+        if not everywhere:
+            break
+    return out + value[at:]
 
 
 def split(text: str, escape: str = "\\") -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 
 from covey.engine_api.answers import Answer, Stream, created
-from covey.engine_api.call import Call
+from covey.engine_api.call import Call, decode_object
 from covey.engine_api.server import Handler
 from covey.errors import InvalidArgument
 from worker.build import base_images, building, committing, options
@@ -67,7 +67,9 @@ class Builds:
         ref = call.text("container")
         if not ref:
             raise InvalidArgument("give the container to commit: query parameter container")
-        body = await call.json(required=False) if call.headers.get("Content-Type") else {}
+        given = (await call.read()).strip()
+        # Older docker commands say null where they have nothing to say.
+        body = decode_object(given) if given not in (b"", b"null") else {}
         repository, tag = call.text("repo"), call.text("tag")
         name = reference.from_parts(repository, tag) if repository else None
         wish = committing.Wish(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import DOCKERS, Endpoint
+from .conftest import DOCKERS, Endpoint, Program
 from .dockerfiles import BASE, CASES, EXPECTED, TREE, Case, Link
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -256,3 +256,21 @@ def test_a_target_and_a_dockerfile_from_elsewhere(builders: tuple[Builder, Build
         assert done.returncode == 0, done
         quiet = builder("build", "-q", "-t", "quiet-built", "--target", "one", "-f", str(elsewhere), str(context)).decode()
         assert quiet.strip() == json.loads(builder("image", "inspect", "quiet-built"))[0]["Id"]
+
+
+def test_each_docker_command(docker: Program, tmp_path: Path) -> None:
+    """Debian's command and a newer one, each told nothing but DOCKER_BUILDKIT=0."""
+    context = write(CACHE, tmp_path / "context")
+    client = replace(docker, environ={**docker.environ, "DOCKER_BUILDKIT": "0"})
+    out = client("build", "-t", "by-command:1", "--iidfile", str(tmp_path / "id"), str(context))
+    assert "Successfully tagged by-command:1" in out
+    assert (tmp_path / "id").read_text() == client("image", "inspect", "-f", "{{.Id}}", "by-command:1").strip()
+    made = client("create", "by-command:1").strip()
+    try:
+        assert client("commit", made, "by-command:2").startswith("sha256:")
+    finally:
+        client("rm", made)
+    history = client("history", "--no-trunc", "--format", "{{.CreatedBy}}", "by-command:2").splitlines()
+    assert history[:2] == ["x", '/bin/sh -c #(nop)  CMD ["x"]']
+    client("rmi", "by-command:2", "by-command:1")
+    assert "reclaimed space" in client("builder", "prune", "-f")

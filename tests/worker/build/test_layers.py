@@ -132,7 +132,7 @@ def test_deep_trees_and_links_out(tmp_path: Path) -> None:
     upper.mkdir()
     (upper / "out").symlink_to(tmp_path)
     fd = os.open(upper, os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(1050):
         os.mkdir("d", dir_fd=fd)
         below = os.open("d", os.O_RDONLY, dir_fd=fd)
         os.close(fd)

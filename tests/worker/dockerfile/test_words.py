@@ -44,6 +44,12 @@ KNOWN = {"A": "one", "B": "", "P": "/usr/lib/x.tar.gz", "S": "a b", "Q": "'$A\""
         ("${P%%.*}", "/usr/lib/x"),
         ("${P/lib/share}", "/usr/share/x.tar.gz"),
         ("${P//\\//_}", "_usr_lib_x.tar.gz"),
+        ("${P/l*b/x}", "/usr/x/x.tar.gz"),
+        ("${P//r/}", "/us/lib/x.ta.gz"),
+        ("${P//?/-}", "-" * 17),
+        ("${P#/*r/}", "lib/x.tar.gz"),
+        ("${P%gz*}", "/usr/lib/x.tar."),
+        ("${P#x}", "/usr/lib/x.tar.gz"),
         ("\\", ""),
     ],
 )
@@ -103,6 +109,9 @@ def test_split_keeps_quotes() -> None:
 def test_what_grows_is_bounded() -> None:
     with pytest.raises(InvalidArgument, match="nested more than"):
         words.expand("${C:-" * 500 + "}" * 500, {})
+    with pytest.raises(InvalidArgument, match="at most 4096"):
+        words.expand("${A#*x}", {"A": "x" * 5000})
+    assert words.expand("${A##" + "*a" * 40 + "b}", {"A": "a" * 4000}) == "a" * 4000
     with pytest.raises(InvalidArgument, match="expands to more than"):
         words.expand("$A" * 2000, {"A": "x" * 1000})
 
