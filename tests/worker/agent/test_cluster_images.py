@@ -355,6 +355,26 @@ async def test_whoever_gives_up_leaves_nothing_and_keeps_nothing_from_being_coll
     await cluster.wait("the tracker knows", lambda: cluster.tracker.idle and not cluster.tracker.statistics()["under_way"])
 
 
+@in_cluster
+async def test_who_gives_up_a_shared_layer_does_not_take_it_from_the_other(cluster: Cluster) -> None:
+    source, target = await cluster.node("a", rate=400 * KIB), await cluster.node("b")
+    shared = layer("shared", 700 * KIB)
+    source.load(shared, layer("one", 10), name="covey/one:1")
+    source.load(shared, layer("two", 10), name="covey/two:1")
+    await cluster.holds(source, "covey/two:1")
+    first = asyncio.create_task(target.fetch("covey/one:1"))
+    big = source.big("covey/one:1")
+    await cluster.wait("it has begun", lambda: target.received().get(big, {}).get("Bytes", 0) > 50 * KIB)
+    second = asyncio.create_task(target.fetch("covey/two:1"))
+    await cluster.wait("the other has begun too", lambda: len(target.received()) > 3)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await second).repo_tags == ("covey/two:1",)
+    with pytest.raises(NotFound):
+        target.store.resolve("covey/one:1")
+
+
 def test_without_a_session_there_is_an_answer_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "SESSION_SECONDS", 0.2)
 
