@@ -236,6 +236,11 @@ class ClusterImages:
                     return await _to_its_end(adding)
                 finally:
                     haul.stop()
+        except InvalidArgument:
+            # A bad image, or a disk that has changed it: nothing of that may be taken for sound the next time. What came whole
+            # before any other failure stays until the store is next swept: it need not come again.
+            await self._run(self._images.collect)
+            raise
         finally:
             saying.cancel()
             self._hauls.discard(haul)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import random
 import sys
 import tarfile
 import time
@@ -26,6 +27,7 @@ from worker.agent import cluster_images as rules
 from worker.agent.cluster_images import ClusterImages
 from worker.agent.supply import Supply
 from worker.images import reference
+from worker.images.content import BadDigest
 from worker.images.store import ImageStore
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -62,7 +64,7 @@ class Node:
 
     async def open(self) -> Node:
         await self._life.enter_async_context(self.images)
-        await self._port.enter_async_context(self.images.serving(AUTHORITY.identity(self.name, "worker"), CLUSTER))
+        await self.open_port()
         await self.connect()
         return self
 
@@ -84,6 +86,10 @@ class Node:
 
     async def close_port(self) -> None:
         await self._port.aclose()
+
+    async def open_port(self) -> None:
+        """Again, at another number: the manager hears of it with the next session."""
+        await self._port.enter_async_context(self.images.serving(AUTHORITY.identity(self.name, "worker"), CLUSTER))
 
     async def close(self) -> None:
         await self.disconnect()
@@ -486,3 +492,65 @@ async def test_one_that_looks_elsewhere_in_vain_keeps_nobody_waiting(cluster: Cl
         ends = await asyncio.gather(*(supply.ensure(NAME) for supply in supplies), return_exceptions=True)
     assert sorted(asked) == ["a", "b", "c"]
     assert all(isinstance(end, Unavailable) and "no credentials" in end.message for end in ends), ends
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_ports_and_sessions_that_come_and_go_and_bytes_that_turn(tmp_path: Path, seed: int) -> None:
+    """All nodes have the image in the end, every blob as its digest says, and nothing else."""
+    rng = random.Random(seed)
+
+    @in_cluster
+    async def run(cluster: Cluster) -> None:
+        source = await cluster.node("a", rate=1500 * KIB)
+        others = [await cluster.node(name, rate=1500 * KIB) for name in "bcdef"]
+        source.load(*(layer(f"layer{number}", rng.randint(1, 700) * KIB) for number in range(5)))
+        await cluster.holds(source)
+        fetches = [asyncio.create_task(until_it_is_there(node)) for node in others]
+        troubles = 0
+        while not all(fetch.done() for fetch in fetches) and troubles < 25:
+            await asyncio.sleep(rng.uniform(0.02, 0.2))
+            troubles += 1
+            node = rng.choice([source, *others])
+            match rng.choice(("port", "session", "flip")):
+                case "port":
+                    await node.close_port()
+                    await asyncio.sleep(rng.uniform(0.0, 0.1))
+                    await node.open_port()
+                    await node.disconnect()
+                    await node.connect()
+                case "session":
+                    await node.disconnect()
+                    await asyncio.sleep(rng.uniform(0.0, 0.2))
+                    await node.connect()
+                case "flip" if node is not source:
+                    damage(rng, node)
+        print(f"seed {seed}: {troubles} troubles, {cluster.tracker.statistics()}")
+        images = await asyncio.gather(*fetches)
+        wanted = source.store.resolve(NAME)
+        assert {image.id for image in images} == {wanted.id}
+        assert troubles >= 5
+
+    run(tmp_path)
+
+
+async def until_it_is_there(node: Node) -> Any:
+    """As a task's restarts do: a node whose own disk turned a bit before it had the image fails, and tries again."""
+    for _ in range(10):
+        try:
+            return await node.fetch()
+        except BadDigest:
+            continue
+    raise AssertionError("ten times the disk was damaged")
+
+
+def damage(rng: random.Random, node: Node) -> None:
+    """A bit of one of the node's blobs turns, unless it makes the image already."""
+    blobs = sorted((node.root / "images" / "blobs" / "sha256").iterdir())
+    if not blobs or node.store.list():
+        return
+    path = rng.choice(blobs)
+    data = bytearray(path.read_bytes())
+    if len(data) > 10_000:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
