@@ -64,6 +64,12 @@ def run(lab: Lab, name: str, image: str, replicas: int, seconds: float = 60.0) -
     )
 
 
+def second_transfer(source: LabNode) -> str | None:
+    """The 12 MiB blob, once one node has it whole and the source is well into sending it to a second."""
+    sent = traffic(source)["Sent"]["ByDigest"]
+    return next((digest for digest, count in sent.items() if count["Blobs"] == 1 and count["Bytes"] > 15 * MIB), None)
+
+
 def received_once(nodes: list[LabNode], before: dict[str, dict[str, int]]) -> set[str]:
     """The blobs that came since; each came once to each node."""
     seen: set[str] = set()
@@ -122,14 +128,7 @@ def test_the_node_with_the_image_dies_in_the_middle_and_the_others_go_on_where_t
     sizes = {node.name: counted(node, "Received", "Bytes") for node in lab}
     lab.manager.client.post("/services/create", json=spec("mortal", name, 5))
 
-    def under_way() -> str | None:
-        """The big blob, once one node has it whole and the source is well into sending it to a second."""
-        for digest, size in counted(source, "Sent", "Bytes").items():
-            if size > 15 * MIB and counted(source, "Sent")[digest] == 1:
-                return digest
-        return None
-
-    big = lab.wait_until(under_way, 30, "the second transfer of the big blob is under way", poll=0.02)
+    big = lab.wait_until(lambda: second_transfer(source), 30, "the second transfer of the big blob is under way", poll=0.02)
     told = {task["Status"]["Message"] for task in lab.tasks("mortal")}
     source.kill()
     assert any(words.startswith(f"receiving image {name}: ") and words.endswith(" %") for words in told), told
@@ -142,6 +141,24 @@ def test_the_node_with_the_image_dies_in_the_middle_and_the_others_go_on_where_t
         came = counted(node, "Received", "Bytes")[big] - sizes[node.name].get(big, 0)
         assert 12 * MIB < came < 13 * MIB, f"{node.name} received {came} bytes: it began anew"
     assert relayed(lab)["blobs"] == carried
+
+
+def test_a_source_that_hangs_is_left_for_another(lab: Lab) -> None:
+    name = "covey/stuck:1"
+    lab.load_image(archive(name, 12 * MIB), ["w1"])
+    source = lab.node("w1")
+    before = {node.name: counted(node, "Received") for node in lab}
+    elsewhere = {"Placement": {"Constraints": ["node.hostname!=w1"]}}
+    wanted = service("stuck", SLEEP, replicas=4, container={"Image": name}, task=elsewhere)
+    lab.manager.client.post("/services/create", json=wanted)
+
+    lab.wait_until(lambda: second_transfer(source), 30, "the second transfer of the big blob is under way", poll=0.02)
+    source.pause(processes=("daemon",))
+    try:
+        lab.wait_until(lambda: len(lab.running("stuck")) == 4, 60, "four replicas run beside the node that hangs")
+    finally:
+        source.resume()
+    received_once([node for node in lab if node.name != "w1"], before)
 
 
 def test_the_only_node_with_the_image_dies_comes_back_and_the_transfer_goes_on(lab: Lab) -> None:

@@ -15,7 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from covey.clock import Clock
 from covey.errors import Conflict, InvalidArgument, NotFound, Unavailable
@@ -43,6 +43,7 @@ from worker.images.store import ImageStore
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Send = Callable[[AnyMessage], Awaitable[None]]
 Said = Callable[[int, int], None]
 
@@ -219,40 +220,39 @@ class ClusterImages:
     async def _fetch(self, manifest: Blob, names: Iterable[Reference], said: Said) -> Image:
         haul = Haul(self._images.content, self, self.traffic.received)
         self._hauls.add(haul)
-        begun: list[asyncio.Future[None]] = []
         saying = asyncio.create_task(self._say(haul, said), name="image progress")
         try:
             with self._images.content.lease() as lease:
                 try:
-                    await self._blob(manifest, lease, haul, begun)
+                    await self._blob(manifest, lease, haul)
                     document = await self._run(self._images.content.read, manifest.digest, MANIFEST_LIMIT)
                     blobs = _blobs_of(document, manifest.digest)
                     absent = [blob for blob in blobs if not await self._run(self._images.content.has, blob.digest)]
                     haul.total = haul.current + sum(blob.size for blob in absent)
                     # The largest first: what is short fills the gaps.
                     ordered = sorted(blobs, key=lambda blob: -blob.size)
-                    await _all([self._blob(blob, lease, haul, begun) for blob in ordered])
-                    image: Image = await self._run(self._images.add, manifest, list(names), lease)
-                    return image
+                    await _all([self._blob(blob, lease, haul) for blob in ordered])
+                    adding = self._loop.run_in_executor(None, self._images.add, manifest, list(names), lease)
+                    return await _to_its_end(adding)
                 finally:
                     haul.stop()
-                    if begun:
-                        # Under the lease: what a thread still takes in would be pinned for ever.
-                        await asyncio.shield(asyncio.wait(begun))
+        except InvalidArgument:
+            # A bad image, or a disk that has changed it: nothing of that may be taken for sound the next time. What came whole
+            # before any other failure stays until the store is next swept: it need not come again.
+            await self._run(self._images.collect)
+            raise
         finally:
             saying.cancel()
             self._hauls.discard(haul)
             self.changed()
 
-    async def _blob(self, blob: Blob, lease: Lease, haul: Haul, begun: list[asyncio.Future[None]]) -> None:
+    async def _blob(self, blob: Blob, lease: Lease, haul: Haul) -> None:
         """One blob is here. Two images that want it at once have it sent once."""
         lease.pin(blob.digest)
         async with self._alone(blob.digest):
             if await self._run(self._images.content.has, blob.digest):
                 return
-            fetching = self._loop.run_in_executor(self._threads, haul.fetch, blob, lease)
-            begun.append(fetching)
-            await asyncio.shield(fetching)
+            await _to_its_end(self._loop.run_in_executor(self._threads, haul.fetch, blob, lease), haul.stop)
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:
@@ -349,6 +349,17 @@ def _blobs_of(manifest: bytes, digest: str) -> list[Blob]:
             raise InvalidArgument(f"manifest {digest} has a malformed descriptor: {found!r:.80}")
         blobs[found["digest"]] = Blob(check_digest(found["digest"]), found["size"])
     return list(blobs.values())
+
+
+async def _to_its_end(work: asyncio.Future[T], stop: Callable[[], None] = lambda: None) -> T:
+    """What a thread does under a lease, awaited even by who is cancelled: what it took in later would be pinned for ever."""
+    try:
+        return await asyncio.shield(work)
+    finally:
+        while not work.done():
+            stop()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

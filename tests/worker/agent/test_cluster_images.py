@@ -3,201 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import os
+import random
 import sys
-import tarfile
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from covey.clock import SystemClock
 from covey.errors import CoveyError, InvalidArgument, NotFound, Unavailable
-from covey.testing import images as made
-from covey.tls import client_context
-from covey.wire.messages import AnyMessage, BlobEnded, BlobWanted, HeldImage, ImagesHeld, ImageSought, ImageWanted
-from manager.images.tracker import ANNOUNCING, Tell, Tracker
+from covey.wire.messages import HeldImage, ImagesHeld
+from manager.images.tracker import ANNOUNCING
 from worker.agent import cluster_images as rules
-from worker.agent.cluster_images import ClusterImages
 from worker.agent.supply import Supply
 from worker.images import reference
-from worker.images.store import ImageStore
+from worker.images.content import BadDigest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from scripted_manager import CLUSTER, Authority
+from image_nodes import KIB, NAME, Cluster, Node, in_cluster, layer
 
 pytestmark = pytest.mark.suite
-
-AUTHORITY = Authority()
-NAME = "covey/thing:1"
-KIB = 1024
-
-
-def layer(name: str, size: int) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo(name)
-        info.uid, info.gid, info.size = os.getuid(), os.getgid(), size
-        archive.addfile(info, io.BytesIO(os.urandom(size)))
-    return buffer.getvalue()
-
-
-class Node:
-    """A node's store and its part in the cluster."""
-
-    def __init__(self, cluster: Cluster, name: str, rate: int = 0, listen: str = "127.0.0.1:0") -> None:
-        self.cluster, self.name = cluster, name
-        self.root = cluster.root / name
-        self.store = ImageStore(self.root / "images")
-        self.images = ClusterImages(self.store, SystemClock(), "test", listen=listen, rate=rate)
-        self._life = AsyncExitStack()
-        self._port = AsyncExitStack()
-        self._session: asyncio.Task[None] | None = None
-
-    async def open(self) -> Node:
-        await self._life.enter_async_context(self.images)
-        await self._port.enter_async_context(self.images.serving(AUTHORITY.identity(self.name, "worker"), CLUSTER))
-        await self.connect()
-        return self
-
-    async def connect(self) -> None:
-        self.cluster.joined(self)
-        context = client_context(AUTHORITY.identity(self.name, "worker"))
-        self._session = asyncio.create_task(self.images.converse(self.send, "127.0.0.1:1", context))
-        await self.cluster.wait(f"{self.name} has said what it holds", lambda: self.name in self.cluster.said)
-
-    async def send(self, message: AnyMessage) -> None:
-        await self.cluster.hear(self, message)
-
-    async def disconnect(self) -> None:
-        assert self._session is not None
-        self._session.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._session
-        self.cluster.left(self)
-
-    async def close_port(self) -> None:
-        await self._port.aclose()
-
-    async def close(self) -> None:
-        await self.disconnect()
-        await self.close_port()
-        await self._life.aclose()
-
-    def load(self, *layers: bytes, name: str = NAME) -> None:
-        self.store.load_archive(io.BytesIO(made.docker_archive(name, layers)))
-        self.images.changed()
-
-    async def fetch(self, name: str = NAME, said: rules.Said = lambda current, total: None) -> Any:
-        return await self.images.fetch(reference.parse_tagged(name), said)
-
-    def received(self) -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = self.images.traffic.show()["Received"]["ByDigest"]
-        return found
-
-    def files(self) -> set[str]:
-        found = {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()}
-        return found - {"images/index.json", "images/oci-layout"}
-
-    def big(self, name: str = NAME) -> str:
-        """The image's largest blob."""
-        return max(self.store.resolve(name).layers, key=lambda one: one.blob_size).digest
-
-
-class Cluster:
-    """The tracker, and messages carried between it and the nodes as a manager does."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.tracker = Tracker()
-        self.nodes: dict[str, Node] = {}
-        self.said: set[str] = set()
-        self.told: list[Tell] = []
-
-    def joined(self, node: Node) -> None:
-        self.nodes[node.name] = node
-        port = node.images.blob_port
-        self.say(self.tracker.join(node.name, f"127.0.0.1:{port}" if port else ""))
-
-    def left(self, node: Node) -> None:
-        self.nodes.pop(node.name, None)
-        self.said.discard(node.name)
-        self.say(self.tracker.leave(node.name, time.monotonic()))
-
-    async def hear(self, node: Node, message: AnyMessage) -> None:
-        now, tracker = time.monotonic(), self.tracker
-        match message:
-            case ImagesHeld():
-                self.say(tracker.held(node.name, message, now))
-                self.said.add(node.name)
-            case ImageWanted():
-                self.say(tracker.image_wanted(node.name, message, now))
-            case ImageSought():
-                self.say(tracker.image_sought(node.name, message, now))
-            case BlobWanted():
-                self.say(tracker.blob_wanted(node.name, message, now))
-            case BlobEnded():
-                self.say(tracker.ended(node.name, message, now))
-
-    def say(self, told: list[Tell]) -> None:
-        for tell in told:
-            self.told.append(tell)
-            if (node := self.nodes.get(tell.node_id)) is not None:
-                self._tasks.create_task(node.images.heard(tell.message))
-
-    async def advance(self) -> None:
-        while True:
-            await asyncio.sleep(0.05)
-            self.say(self.tracker.advance(time.monotonic()))
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as self._tasks:
-            advancing = self._tasks.create_task(self.advance())
-            yield
-            for node in list(self.nodes.values()):
-                await node.close()
-            advancing.cancel()
-
-    async def node(self, name: str, **more: Any) -> Node:
-        return await Node(self, name, **more).open()
-
-    async def holds(self, node: Node, name: str = NAME) -> None:
-        full = str(reference.parse_tagged(name))
-        await self.wait(
-            f"{node.name} has announced {name}",
-            lambda: any(who == node.name and full in image.names for who, image in self.tracker.catalogue.images()),
-        )
-
-    async def wait(self, what: str, holds: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 10
-        while not holds():
-            assert time.monotonic() < deadline, f"not within 10 s: {what}; {self.tracker.statistics()}, {self.told[-5:]}"
-            await asyncio.sleep(0.005)
-
-
-Test = Callable[[Cluster], Awaitable[None]]
-
-
-def in_cluster(test: Test) -> Callable[[Path], None]:
-    """The test, with a cluster that runs while it does."""
-
-    def run(tmp_path: Path) -> None:
-        async def main() -> None:
-            cluster = Cluster(tmp_path)
-            async with cluster.running():
-                await test(cluster)
-
-        asyncio.run(main())
-
-    run.__name__, run.__doc__ = test.__name__, test.__doc__
-    return run
 
 
 @in_cluster
@@ -355,6 +183,26 @@ async def test_whoever_gives_up_leaves_nothing_and_keeps_nothing_from_being_coll
     await cluster.wait("the tracker knows", lambda: cluster.tracker.idle and not cluster.tracker.statistics()["under_way"])
 
 
+@in_cluster
+async def test_who_gives_up_a_shared_layer_does_not_take_it_from_the_other(cluster: Cluster) -> None:
+    source, target = await cluster.node("a", rate=400 * KIB), await cluster.node("b")
+    shared = layer("shared", 700 * KIB)
+    source.load(shared, layer("one", 10), name="covey/one:1")
+    source.load(shared, layer("two", 10), name="covey/two:1")
+    await cluster.holds(source, "covey/two:1")
+    first = asyncio.create_task(target.fetch("covey/one:1"))
+    big = source.big("covey/one:1")
+    await cluster.wait("it has begun", lambda: target.received().get(big, {}).get("Bytes", 0) > 50 * KIB)
+    second = asyncio.create_task(target.fetch("covey/two:1"))
+    await cluster.wait("the other has begun too", lambda: len(target.received()) > 3)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await second).repo_tags == ("covey/two:1",)
+    with pytest.raises(NotFound):
+        target.store.resolve("covey/one:1")
+
+
 def test_without_a_session_there_is_an_answer_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "SESSION_SECONDS", 0.2)
 
@@ -466,3 +314,65 @@ async def test_one_that_looks_elsewhere_in_vain_keeps_nobody_waiting(cluster: Cl
         ends = await asyncio.gather(*(supply.ensure(NAME) for supply in supplies), return_exceptions=True)
     assert sorted(asked) == ["a", "b", "c"]
     assert all(isinstance(end, Unavailable) and "no credentials" in end.message for end in ends), ends
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_ports_and_sessions_that_come_and_go_and_bytes_that_turn(tmp_path: Path, seed: int) -> None:
+    """All nodes have the image in the end, every blob as its digest says, and nothing else."""
+    rng = random.Random(seed)
+
+    @in_cluster
+    async def run(cluster: Cluster) -> None:
+        source = await cluster.node("a", rate=1500 * KIB)
+        others = [await cluster.node(name, rate=1500 * KIB) for name in "bcdef"]
+        source.load(*(layer(f"layer{number}", rng.randint(1, 700) * KIB) for number in range(5)))
+        await cluster.holds(source)
+        fetches = [asyncio.create_task(until_it_is_there(node)) for node in others]
+        troubles = 0
+        while not all(fetch.done() for fetch in fetches) and troubles < 25:
+            await asyncio.sleep(rng.uniform(0.02, 0.2))
+            troubles += 1
+            node = rng.choice([source, *others])
+            match rng.choice(("port", "session", "flip")):
+                case "port":
+                    await node.close_port()
+                    await asyncio.sleep(rng.uniform(0.0, 0.1))
+                    await node.open_port()
+                    await node.disconnect()
+                    await node.connect()
+                case "session":
+                    await node.disconnect()
+                    await asyncio.sleep(rng.uniform(0.0, 0.2))
+                    await node.connect()
+                case "flip" if node is not source:
+                    damage(rng, node)
+        print(f"seed {seed}: {troubles} troubles, {cluster.tracker.statistics()}")
+        images = await asyncio.gather(*fetches)
+        wanted = source.store.resolve(NAME)
+        assert {image.id for image in images} == {wanted.id}
+        assert troubles >= 5
+
+    run(tmp_path)
+
+
+async def until_it_is_there(node: Node) -> Any:
+    """As a task's restarts do: a node whose own disk turned a bit before it had the image fails, and tries again."""
+    for _ in range(10):
+        try:
+            return await node.fetch()
+        except BadDigest:
+            continue
+    raise AssertionError("ten times the disk was damaged")
+
+
+def damage(rng: random.Random, node: Node) -> None:
+    """A bit of one of the node's blobs turns, unless it makes the image already."""
+    blobs = sorted((node.root / "images" / "blobs" / "sha256").iterdir())
+    if not blobs or node.store.list():
+        return
+    path = rng.choice(blobs)
+    data = bytearray(path.read_bytes())
+    if len(data) > 10_000:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
