@@ -110,10 +110,12 @@ class Transfer:
         seconds = self._now() - self._begun
         if not total or seconds <= 0:
             return line
+        line += f", {size(moved)} of {size(total)}"
+        if moved >= total:
+            return line
         rate = moved / seconds
-        line += f", {size(moved)} of {size(total)}, {size(rate)}/s"
         left = (total - moved) / rate if rate > 0 else 0.0
-        return f"{line}, {left:.0f} s left" if left >= 1 else line
+        return f"{line}, {size(rate)}/s" + (f", {left:.0f} s left" if left >= 1 else "")
 
 
 def show(lines: Iterable[Mapping[str, Any]], quiet: bool = False) -> str:

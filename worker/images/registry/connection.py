@@ -82,7 +82,7 @@ class Connection:
 
         Raises Refused for a status that is not ``ok``, Unreachable, NoCredentials, Unsound.
         """
-        target = url if "://" in url else self.endpoint.base + url
+        target = self.endpoint.base + url if url.startswith("/") else url
         fields = {"Accept-Encoding": "identity", **(headers or {})}
         answer = await self._admitted(method, target, scopes, fields, body)
         try:

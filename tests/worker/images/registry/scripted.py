@@ -252,7 +252,7 @@ class ScriptedRegistry:
         page = [tag for tag in tags if tag > last][:2]
         headers = {}
         if page and page[-1] != tags[-1]:
-            headers["Link"] = f'</v2/{path}/tags/list?last={page[-1]}&n=2>; rel="next"'
+            headers["Link"] = f'</v2/{path}/tags/list?last={page[-1]}&n=2&from=http://here/>; rel="next"'
         return web.json_response({"name": path, "tags": page}, headers=headers)
 
     async def _referrers(self, request: web.BaseRequest, asked: Asked, path: str, digest: str) -> web.StreamResponse:
