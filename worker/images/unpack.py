@@ -106,6 +106,8 @@ class _Applier:
             except (OverflowError, ValueError) as error:
                 raise BadArchive(f"cannot unpack {entry.name!r}: {error}") from error
             count += 1
+            if count + len(self._tree.implied) > self._limits.entries:
+                raise BadArchive(f"archive makes more than {self._limits.entries} entries with the directories its paths imply")
         for path in sorted(self._directory_times, reverse=True):
             self._set_directory_time(path)
         return Applied(self._size, count, self._sums, tuple(self._tree.implied.values()))

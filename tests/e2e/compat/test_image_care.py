@@ -33,6 +33,16 @@ def test_damage_is_named_and_mended(cluster: Any, tmp_path: Path) -> None:
         cluster("image", "rm", NAME)
 
 
+def test_without_a_daemon(cluster: Any) -> None:
+    """The same look at the same disk, for a daemon that does not start; nothing answers at this socket."""
+    shown = cluster("image", "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}", "covey/busybox:demo").strip()
+    data_root = Path(shown).parents[3]
+    alone = type(cluster)((cluster.argv[0], "-H", "unix:///nowhere.sock"))
+    assert alone("image", "fsck", "--data-root", str(data_root)) == "no fault found\n"
+    assert "holds no images" in alone.run("image", "fsck", "--data-root", "/proc").stderr
+    assert "the daemon's" in alone.run("image", "fsck", "--data-root", str(data_root), "--repair").stderr
+
+
 def test_a_pin_keeps_an_image_from_prune(cluster: Any, tmp_path: Path) -> None:
     archive = tmp_path / "cared.tar"
     archive.write_bytes(images.docker_archive(NAME, [images.tar([("pinned", 0o644, b"x")])], {"Labels": {"cared": "1"}}))

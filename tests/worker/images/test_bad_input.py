@@ -174,6 +174,19 @@ def test_sparse_bombs(apply: Apply, root: Path) -> None:
             apply(sparse(50, pieces, b"12345678"))
 
 
+def test_paths_of_two_thousand_directories(store: Store, apply: Apply, layer: Layer) -> None:
+    """As deep as a path can say is fine; deeper, by way of a link, is refused; so are directories without end."""
+    deep = "/".join("d" * 2000)
+    store.load(made.docker_archive("deep:1", [layer(f"{deep}/f", f"{deep}/g")]))
+    store.images.remove("deep:1")
+    links = [("l", SYM | {"linkname": deep}, b""), ("m", SYM | {"linkname": f"l/{deep}"}, b"")]
+    with pytest.raises(BadArchive, match="deeper than a path can say"):
+        store.load(archive_of(layer(f"{deep}/f", links[0], f"l/{deep}/f", links[1], "m/x/y")))
+    store.untouched()
+    with pytest.raises(BadArchive, match="directories its paths imply"):
+        apply(layer(*(f"{number}/{deep[:400]}/f" for number in range(10))), limits=Limits(entries=1000))
+
+
 TRICKS: dict[str, list[Any]] = {
     "write through a hard link to a link": [
         ("l", SYM | {"linkname": "../canary"}, b""), ("h", HARD | {"linkname": "l"}, b""), ("h/x", {}, b"dead"),
