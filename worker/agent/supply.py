@@ -108,37 +108,33 @@ class Supply:
             log.info("image %s: %s", wanted.familiar, lack.message)
             image = await self._look_elsewhere(wanted, say)
         except CoveyError as error:
-            raise _late(wanted, error) from error
+            raise type(error)(f"image {wanted.familiar} does not come: {error.message}") from error
         log.info("image %s has come: %s", wanted.familiar, image.short_id)
 
     async def _look_elsewhere(self, wanted: Reference, say: Said) -> Image:
-        why = "it was given up"
+        why, lacks = "it was given up", list[str]()
         try:
             for place in self._places:
                 try:
                     image = await place.fetch(wanted, say)
                 except NotFound as lack:
-                    log.info("image %s: %s", wanted.familiar, lack.message)
+                    lacks.append(lack.message)
                     continue
                 why = ""
                 return image
-            raise NotFound(f"No such image: {wanted.familiar} on any node: {NEXT_STEP}")
+            besides = f" ({'; '.join(lacks)})" if lacks else ""
+            raise NotFound(f"No such image: {wanted.familiar} on any node{besides}: {NEXT_STEP}")
         except NotFound as lack:
             why = lack.message
             raise
         except CoveyError as error:
             why = error.message
-            raise _late(wanted, error) from error
+            raise type(error)(f"image {wanted.familiar} is on no node and does not come: {why}: {NEXT_STEP}") from error
         finally:
             await self._cluster.sought(wanted, why)
 
     def statistics(self) -> dict[str, Any]:
         return {"fetching": sorted(self._fetches)}
-
-
-def _late(wanted: Reference, error: CoveyError) -> CoveyError:
-    """``error``, with the image it is about."""
-    return type(error)(f"image {wanted.familiar} does not come: {error.message}")
 
 
 class _Fetch:
