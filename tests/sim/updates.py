@@ -7,11 +7,12 @@ task of the slot runs, ends by itself or is told to stop.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from covey.model.objects import Service, ServiceStatus, Stored, Task
+from covey.model.objects import Service, ServiceStatus, Stored, Task, TaskStatus
 from covey.model.resources import NANO
 from covey.model.task_states import TaskState, is_terminal
 from manager.store.keys import Writer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 S = TaskState
 SlotKey = tuple[str, int, str]
 
-#: A leader may still write what it decided from a spec that was changed so many seconds ago.
+#: A leader may still write what it decided so many seconds ago, from a spec or a status that has changed since.
 OVERTAKEN = 10.0
 #: How far the clocks of two managers are apart, at the most.
 SKEW = 4.0
@@ -51,6 +52,7 @@ class UpdateOracle:
         self._broken = broken
         self._taken: dict[SlotKey, None] = {}
         self._told: list[Task] = []
+        self._running: dict[str, float] = {}
         self._specs: dict[str, list[tuple[float, Service]]] = {}
         self.reverted: dict[str, Service] = {}
 
@@ -59,7 +61,9 @@ class UpdateOracle:
         if kind == "service":
             self._change_service(key, old, new, writer)
         elif kind == "task" and old is not None and new is not None and old.desired < S.SHUTDOWN == new.desired:
-            runs = self._truth.snapshot().state(old) == S.RUNNING and not new.cause.startswith(PREEMPTED)
+            # What began to run since the decision, which compares no status, was made for one that does not.
+            runs = self._running.get(old.id, math.inf) <= self._sim.loop.time() - OVERTAKEN
+            runs = runs and self._truth.snapshot().state(old) == S.RUNNING and not new.cause.startswith(PREEMPTED)
             self._told += [new] if runs else []
 
     def after(self, changes: list[tuple[str, str, Stored | None]]) -> None:
@@ -68,7 +72,9 @@ class UpdateOracle:
         self._taken = {held: None for held in self._taken if self._down(held)}
         for task in told:
             self._judge_stop(task)
-        for kind, _, value in changes:
+        for kind, key, value in changes:
+            if kind == "task_status" and isinstance(value, TaskStatus) and value.state == S.RUNNING:
+                self._running.setdefault(key, self._sim.loop.time())
             if kind == "service_status" and isinstance(value, ServiceStatus):
                 self._judge_status(value)
 

@@ -263,9 +263,7 @@ async def test_places_are_asked_in_their_order_and_a_failure_there_is_told(clust
 
     down = Registry(Unavailable("the registry is down"))
     async with Supply(node.store, node.images, [down]) as supply:
-        with pytest.raises(
-            Unavailable, match="image covey/thing:1 is on no node and does not come: the registry is down: "
-        ):
+        with pytest.raises(Unavailable, match="image covey/thing:1 is on no node and does not come: the registry is down: "):
             await supply.ensure(NAME)
     up = Registry(None)
     async with Supply(node.store, node.images, [up]) as supply:
