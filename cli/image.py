@@ -300,7 +300,8 @@ def remove(images: References, force: Annotated[bool, typer.Option("--force", "-
 @app.command("prune")
 def prune(
     everything: Annotated[bool, typer.Option("--all", "-a", help="Named ones that no container uses too")] = False,
-    given: Filter = None,
+    # Docker's -f is --force here.
+    given: Annotated[list[str] | None, typer.Option("--filter", help="until=TIME, label=KEY[=VALUE], label!=…")] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Accepted")] = False,
     all_nodes: image_cluster.AllNodes = False,
 ) -> None:
