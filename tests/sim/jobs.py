@@ -22,6 +22,9 @@ S = TaskState
 MOST = 3
 """Services that are jobs, at the most."""
 
+UNDER_WAY = 10.0
+"""So long before a decision something may have been reported and yet not be in the store, by the clocks of two managers."""
+
 
 async def act(client: Client) -> None:
     """A user makes a job, or has one run again, with other numbers or the same."""
@@ -68,18 +71,20 @@ def judge(oracles: Oracles, task: Task, writer: Controller | None) -> None:
     active = [other.id for other in alike if other.desired <= S.COMPLETE and not is_terminal(snapshot.state(other))]
     if mode is not None and len(active) > mode["MaxConcurrent"]:
         oracles.broken("more of a job at a time than allowed", f"{service.id} has {active}, may have {mode['MaxConcurrent']}")
-    done = {other.slot_key for other in alike if _known_complete(other, writer)}
+    done = {other.slot_key for other in alike if _known_complete(other, task.created_at, writer)}
     if task.slot_key in done:
         oracles.broken("a slot of a job that had completed was filled again", f"{service.id} {task.slot_key}: {task.id}")
     if mode is not None and len(done | {other.slot_key for other in alike}) > mode["TotalCompletions"]:
         oracles.broken("a job has more slots than completions wanted", f"{service.id}: {sorted(t.slot_key for t in alike)}")
 
 
-def _known_complete(task: Task, writer: Controller | None) -> bool:
-    """Whether who writes has seen that ``task`` is complete: its view may lag."""
+def _known_complete(task: Task, at: float, writer: Controller | None) -> bool:
+    """Whether who writes what was decided ``at`` had seen that ``task`` is complete: views lag, decisions are under way."""
     view = writer.mirror.snapshot() if writer is not None and writer.mirror is not None else None
-    held = view.tasks.get(task.id) if view is not None else None
-    return view is not None and held is not None and view.state(held) == S.COMPLETE
+    held, status = (view.tasks.get(task.id), view.statuses.get(task.id)) if view is not None else (None, None)
+    if view is None or held is None or status is None:
+        return False
+    return view.state(held) == S.COMPLETE and status.stored_at < at - UNDER_WAY
 
 
 def problem(oracles: Oracles, service: Service, waiting: list[Task]) -> str:
