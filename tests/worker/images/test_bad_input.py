@@ -295,7 +295,7 @@ def _cut_everywhere(store: Store, archive: bytes, count: int) -> None:
 
 
 def test_archives_cut_short(store: Store, layer: Layer) -> None:
-    _cut_everywhere(store, _two_layers(layer), 40)
+    _cut_everywhere(store, _two_layers(layer), 16)
 
 
 @pytest.mark.suite
@@ -326,8 +326,8 @@ def test_archives_with_flipped_bits(store: Store, layer: Layer, tmp_path: Path) 
     archive = _two_layers(layer)
     other = ImageStore(tmp_path / "other")
     (loaded,) = other.load_archive(io.BytesIO(archive))
-    _flip_everywhere(store, archive, loaded.image.id, 60)
-    _flip_everywhere(store, gzip.compress(archive), loaded.image.id, 30)
+    _flip_everywhere(store, archive, loaded.image.id, 12)
+    _flip_everywhere(store, gzip.compress(archive), loaded.image.id, 8)
 
 
 @pytest.mark.suite
