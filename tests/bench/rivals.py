@@ -96,6 +96,10 @@ class Rival:
         processes = descendants(self._root)
         return {part: sum(pss(one.pid) for one in processes if ours(one)) / 1024 for part, ours in self.kind.parts.items()}
 
+    def in_network(self, *argv: str) -> Sequence[str]:
+        """``argv`` as a command in the node's network namespace."""
+        return ("nsenter", "--target", str(self._root), "--net", "--", *argv)
+
     def kill_process(self, pid: int) -> None:
         """SIGKILL for the process the node knows as ``pid``. Raises LookupError when there is none."""
         for process in descendants(self._root):
