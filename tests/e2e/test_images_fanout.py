@@ -239,8 +239,8 @@ def test_an_image_that_no_node_has_is_said_so_with_the_next_step(lab: Lab) -> No
 
     words = lab.wait_until(refused, 20, "a task says why it has no image")
     # The lab reaches no registry.
-    assert words.startswith("image covey/nowhere:1 is on no node and does not come: ")
-    assert words.endswith(": load it with `cluster image load --all-nodes` or give a registry")
+    assert words.startswith("No such image: covey/nowhere:1 on any node (Get ")
+    assert words.endswith("): load it with `cluster image load --all-nodes` or give a registry")
 
 
 def test_without_blob_ports_the_manager_carries_each_blob() -> None:

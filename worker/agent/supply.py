@@ -112,24 +112,20 @@ class Supply:
         log.info("image %s has come: %s", wanted.familiar, image.short_id)
 
     async def _look_elsewhere(self, wanted: Reference, say: Said) -> Image:
+        """From the first place that has it. NotFound says why not, also where a place cannot be reached: so does Docker."""
         why, lacks = "it was given up", list[str]()
         try:
             for place in self._places:
                 try:
                     image = await place.fetch(wanted, say)
-                except NotFound as lack:
+                except CoveyError as lack:
                     lacks.append(lack.message)
                     continue
                 why = ""
                 return image
             besides = f" ({'; '.join(lacks)})" if lacks else ""
-            raise NotFound(f"No such image: {wanted.familiar} on any node{besides}: {NEXT_STEP}")
-        except NotFound as lack:
-            why = lack.message
-            raise
-        except CoveyError as error:
-            why = error.message
-            raise type(error)(f"image {wanted.familiar} is on no node and does not come: {why}: {NEXT_STEP}") from error
+            why = f"No such image: {wanted.familiar} on any node{besides}: {NEXT_STEP}"
+            raise NotFound(why)
         finally:
             await self._cluster.sought(wanted, why)
 
