@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 
-from covey.credentials import Credentials, domain_of, host_of
+from covey.credentials import HUB_DOMAIN, Credentials, domain_of, host_of
 from covey.errors import Forbidden, InvalidArgument
 from covey.model.login import RegistryLogin, newest_first
 from covey.model.objects import ClusterLogin, ServiceLogin, Task
 from covey.model.task_states import TaskState, is_terminal
-from manager.images.catalogue import spellings
 from scheduler.snapshot import Snapshot
 
 SPEC, PREVIOUS_SPEC = "spec", "previous-spec"
@@ -47,8 +46,8 @@ def for_node(
 ) -> tuple[RegistryLogin, ...]:
     """The logins to the registry of ``image``, a full name, in the order to try them.
 
-    Raises Forbidden unless a task that ``node_id`` has yet to run, or runs, needs that image. Of services' logins it gets
-    those of the services whose tasks these are.
+    Raises Forbidden unless a task that ``node_id`` has yet to run, or runs, needs an image of that repository. Of services'
+    logins it gets those of the services whose tasks these are.
     """
     needing = [task for task in snapshot.tasks_on(node_id) if _needs(snapshot, task, image)]
     if not needing:
@@ -63,7 +62,16 @@ def for_node(
 def _needs(snapshot: Snapshot, task: Task, image: str) -> bool:
     if task.state < TaskState.ASSIGNED or task.desired > TaskState.RUNNING or is_terminal(snapshot.state(task)):
         return False
-    return image in spellings(image_of(task.spec))
+    return repository(image) == repository(image_of(task.spec))
+
+
+def repository(image: str) -> tuple[str, str]:
+    """Host and path of an image's repository, for which registries give and refuse: tag and digest are no matter."""
+    head, slash, last = image.partition("@")[0].rpartition("/")
+    bare = head + slash + last.partition(":")[0]
+    domain = domain_of(bare)
+    host, path = host_of(domain), bare.removeprefix(f"{domain}/")
+    return host, f"library/{path}" if host == HUB_DOMAIN and "/" not in path else path
 
 
 def after_update(

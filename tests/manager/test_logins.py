@@ -16,7 +16,7 @@ from covey.model.login import RegistryLogin, newest_first
 from covey.model.objects import ServiceLogin
 from covey.model.task_states import TaskState
 from covey.wire.messages import LoginsGiven, LoginsWanted
-from manager.logins import after_update
+from manager.logins import after_update, repository
 
 HOST = "reg.example:5000"
 IMAGE = f"{HOST}/team/app:1"
@@ -112,7 +112,7 @@ async def test_a_node_without_a_task_for_the_image_is_refused(cluster: Cluster) 
         [holder] = [one for one in workers if one.node_id == task["NodeID"]]
         [other] = [one for one in workers if one is not holder]
         assert await Asker(holder).passwords() == [SECRET]
-        for worker, image in ((other, IMAGE), (holder, f"{HOST}/team/app:2"), (holder, "other.example/x:1"), (holder, HOST)):
+        for worker, image in ((other, IMAGE), (holder, f"{HOST}/team/app2:1"), (holder, "other.example/x:1"), (holder, HOST)):
             ask = Asker(worker)
             ask.requests = 10 + len(worker.messages)
             refused = await ask(image)
@@ -212,3 +212,20 @@ def test_what_is_the_same_is_tried_once_and_no_repr_tells_a_secret() -> None:
     assert newest_first([one("a", at=1.0), one("b", at=2.0), one("a", at=3.0)]) == (one("a", at=3.0), one("b", at=2.0))
     assert "horse" not in repr(LoginsGiven(request=1, logins=(one("correct horse"),)))
     assert "horse" not in repr(ServiceLogin(id="s", current=one("correct horse")))
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked", "told"),
+    [
+        ("app", "docker.io/library/app:latest", True),
+        ("ann/app:2", "docker.io/ann/app:2", True),
+        ("index.docker.io/ann/app", "docker.io/ann/app:latest", True),
+        (f"{IMAGE}@sha256:{'a' * 64}", IMAGE, True),
+        ("localhost/app", "localhost/app:1", True),
+        ("app", "docker.io/ann/app:latest", False),
+        ("reg.example/app", f"{HOST}/app:latest", False),
+        (f"{HOST}/team/app", f"{HOST}/team/app2", False),
+    ],
+)
+def test_which_images_are_of_one_repository(spec: str, asked: str, told: bool) -> None:
+    assert (repository(spec) == repository(asked)) is told
