@@ -46,6 +46,7 @@ TABLE: dict[str, Entry] = {
     "container": Entry("cli.container", "", "Manage containers", _CONTAINERS),
     "login": Entry("cli.registry", "login", "Log in to a registry", _NODE),
     "logout": Entry("cli.registry", "logout", "Forget the login to a registry", _NODE),
+    "registry": Entry("cli.registry_logins", "", "Manage the cluster's logins to registries", _CLUSTER),
     "pull": Entry("cli.image", "pull", "Get an image from a registry", _NODE),
     "push": Entry("cli.image", "push", "Send an image to a registry", _NODE),
     "image": Entry("cli.image", "", "Manage images", _NODE),

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,12 @@ def auth_header(name: str) -> dict[str, str]:
     """What is sent along for ``name``'s registry; nothing where nobody is logged in."""
     found = credentials.lookup(credentials.default_path(), credentials.domain_of(name))
     return {"X-Registry-Auth": found.to_header() if found else "e30="}
+
+
+def image_login(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What is sent along with a service's spec, for nodes to pull its image with."""
+    container = (spec.get("TaskTemplate") or {}).get("ContainerSpec") or {}
+    return auth_header(str(container.get("Image") or ""))
 
 
 def _key(server: str) -> str:
@@ -61,12 +68,13 @@ def login(
         known = credentials.lookup(path, key.partition("://")[2].partition("/")[0] or key)
         if known and _accepted(known, key, path):
             return
-    given = _asked(username, password, password_stdin)
+    given = asked(username, password, password_stdin)
     if not _accepted(Credentials(*given, server=key), key, path, final=True):
         raise typer.Exit(1)
 
 
-def _asked(username: str | None, password: str | None, from_stdin: bool) -> tuple[str, str]:
+def asked(username: str | None, password: str | None, from_stdin: bool) -> tuple[str, str]:
+    """User name and password, from a person or from stdin as far as they were not given."""
     if from_stdin:
         if password is not None:
             raise InvalidArgument("--password and --password-stdin are mutually exclusive")

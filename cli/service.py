@@ -50,7 +50,7 @@ def create(image: str, words: Words = None, **flags: Any) -> None:
         wait = Wait(api, [], **_waiting(flags))
         _resolve(api, spec)
         _pin(api, spec, flags)
-        answer = api.post("/services/create", json=spec)
+        answer = api.post("/services/create", json=spec, headers=_login(spec, flags))
         _warn(answer)
         print(answer["ID"], flush=True)
         wait.end([answer["ID"]])
@@ -199,7 +199,7 @@ def update(service: str, **flags: Any) -> None:
         found = api.get(f"/services/{service}")
         spec = _changed(api, found, flags)
         wait = Wait(api, [found["ID"]], **_waiting(flags))
-        _put(api, found, spec)
+        _put(api, found, spec, _login(spec, flags))
         print(service, flush=True)
         wait.end([found["ID"]])
 
@@ -226,9 +226,21 @@ def _pin(api: Client, spec: dict[str, Any], flags: Mapping[str, Any]) -> None:
     pin(api, spec)
 
 
-def _put(api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], **query: str) -> None:
+def _login(spec: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, str]:
+    """What is sent along for the nodes to pull the image with."""
+    if not flags["with_registry_auth"]:
+        return {}
+    from cli.registry import image_login
+
+    return image_login(spec)
+
+
+def _put(
+    api: Client, found: Mapping[str, Any], spec: Mapping[str, Any], headers: Mapping[str, str] | None = None, **query: str
+) -> None:
     """Update a service from the version it was read at."""
-    _warn(api.post(f"/services/{found['ID']}/update", {"version": found["Version"]["Index"], **query}, spec))
+    asked = {"version": found["Version"]["Index"], **query}
+    _warn(api.post(f"/services/{found['ID']}/update", asked, spec, headers=headers))
 
 
 def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None, to: int = 0) -> None:
@@ -237,7 +249,7 @@ def _rollback(service: str, detach: bool, quiet: bool, timeout: str | None, to: 
         if not to:
             _previous(found)
         wait = Wait(api, [found["ID"]], detach=detach, quiet=quiet, timeout=timeout, rollback=True)
-        _put(api, found, found["Spec"], rollback="previous", **({"to": str(to)} if to else {}))
+        _put(api, found, found["Spec"], None, rollback="previous", **({"to": str(to)} if to else {}))
         print(service, flush=True)
         wait.end([found["ID"]])
 

@@ -305,7 +305,7 @@ _ALWAYS = (
     Flag("--timeout", str, "How long to wait, as 2m"),
     Flag("--plan", bool, "Only show what would happen: exit status 0 nothing, 1 changes, 255 error"),
     Flag("--format", str, "How a plan is shown: json"),
-    Flag("--with-registry-auth", bool, "Accepted: nodes pull with the logins of their own --registry-config"),
+    Flag("--with-registry-auth", bool, "Nodes pull with your login to the image's registry"),
     Flag("--no-resolve-image", bool, "Do not ask the registry for the digest to hold the service to"),
     *(scalar.flag for scalar in SCALARS),
     *(flag for flag, _ in TRUTHS),

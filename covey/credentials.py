@@ -93,6 +93,12 @@ def server_key(domain: str) -> str:
     return HUB_KEY if domain in _HUB_NAMES else domain
 
 
+def host_of(server: str) -> str:
+    """A reference's domain of a registry as people, files and clients write it (host or URL); "" for none."""
+    host = _plain_host(server)
+    return HUB_DOMAIN if host in _HUB_NAMES else host
+
+
 def domain_of(name: str) -> str:
     """The registry an image's name is of, as a person writes the name."""
     first, slash, _ = name.partition("/")

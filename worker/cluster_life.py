@@ -27,6 +27,7 @@ from worker.agent.cluster_images import ClusterImages
 from worker.agent.driver import Driver
 from worker.agent.journal import Journal
 from worker.agent.machine import AgentMachine
+from worker.agent.registry_logins import RegistryLogins
 from worker.agent.runtime import TaskRuntime
 from worker.agent.session import Session
 from worker.children import Child, ChildSpec
@@ -67,6 +68,7 @@ class ClusterLife:
         serve: Callable[[], Awaitable[tunnel.Duplex]],
         node_changed: Callable[[str], None] = lambda node_id: None,
         images: ClusterImages | None = None,
+        logins: RegistryLogins | None = None,
     ) -> None:
         self._options = options
         self._runtime = runtime
@@ -74,6 +76,7 @@ class ClusterLife:
         self._serve = serve
         self._node_changed = node_changed
         self._images = images
+        self._logins = logins
         self._path = options.data_root / "node.json"
         self._certificates = options.data_root / "certificates"
         self._lock = asyncio.Lock()
@@ -321,6 +324,7 @@ class ClusterLife:
                 learned=self._learn,
                 address=member.address,
                 images=self._images,
+                logins=self._logins,
             )
             self._driver, self._session = driver, session
             async with asyncio.TaskGroup() as group:

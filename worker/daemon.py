@@ -27,6 +27,7 @@ from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavai
 from covey.model.resources import Resources, parse_generic
 from worker.agent.cluster_images import ClusterImages
 from worker.agent.engine_runtime import EngineRuntime
+from worker.agent.registry_logins import RegistryLogins
 from worker.agent.supply import Supply
 from worker.cluster_life import ClusterLife, LifeOptions
 from worker.containers import runtimes
@@ -174,7 +175,9 @@ async def _daemon(options: DaemonOptions) -> None:
         clock = SystemClock()
         images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
         await stack.enter_async_context(images)
-        supply = await stack.enter_async_context(Supply(engine.images, images, [FromRegistry(engine.puller)]))
+        logins = RegistryLogins()
+        registry = FromRegistry(engine.puller, logins.of_image)
+        supply = await stack.enter_async_context(Supply(engine.images, images, [registry]))
         runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"
 
@@ -184,7 +187,7 @@ async def _daemon(options: DaemonOptions) -> None:
         def node_changed(node_id: str) -> None:
             runtime.node_id = node_id
 
-        life = ClusterLife(_life_options(options), runtime, clock, serve, node_changed, images)
+        life = ClusterLife(_life_options(options), runtime, clock, serve, node_changed, images, logins)
         local = {**node_handlers(engine, RELEASE), **NodeImages(images, engine.events).handlers()}
         # What a manager reaches by dial-back is this node alone: it must not be sent back to a manager.
         await stack.enter_async_context(listen_unix(Server(local, release=RELEASE), node_socket, mode=0o600))

@@ -37,7 +37,7 @@ def deploy(
     timeout: Annotated[str | None, typer.Option(help="How long to wait, as 2m", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress")] = False,
     resolve_image: Annotated[str, typer.Option(help="Accepted: images are taken as the nodes have them")] = "always",
-    with_registry_auth: Annotated[bool, typer.Option("--with-registry-auth", help="Accepted")] = False,
+    with_registry_auth: Annotated[bool, typer.Option("--with-registry-auth", help="Nodes pull with your logins")] = False,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Only show what would happen: exit status 0 nothing, 1 changes, 255 error")
     ] = False,
@@ -45,6 +45,7 @@ def deploy(
 ) -> None:
     """Make a stack of compose files, or bring it up to date."""
     from cli.progress import wait_converged, watch_before
+    from cli.registry import image_login
     from cli.stack import deploy as deployment
     from cli.stack.files import load
     from cli.stack.plan import make
@@ -64,7 +65,8 @@ def deploy(
     with client() as api:
         waits = wait or not detach
         before = watch_before(api, deployment.present(api, stack)) if waits else {}
-        services = deployment.deploy(api, plan, prune=prune, say=_say, warn=warn)
+        login = image_login if with_registry_auth else deployment.nobody
+        services = deployment.deploy(api, plan, prune=prune, say=_say, warn=warn, login=login)
         if waits and (status := wait_converged(api, services, before, quiet=quiet, timeout=limit)):
             raise typer.Exit(status)
 

@@ -27,14 +27,22 @@ def of_stack(stack: str) -> str:
     return filters([], label=f"{NAMESPACE}={stack}") or ""
 
 
+Login = Callable[[Mapping[str, Any]], Mapping[str, str]]
+
+
+def nobody(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    """No login."""
+    return {}
+
+
 def present(api: Client, stack: str) -> list[str]:
     """Ids of the services a stack has. Raises Unavailable when this is no manager."""
     _need_manager(api)
     return [service["ID"] for service in api.get("/services", {"filters": of_stack(stack)})]
 
 
-def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say) -> list[str]:
-    """Make the cluster hold what ``plan`` says; the ids of its services."""
+def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say, login: Login = nobody) -> list[str]:
+    """Make the cluster hold what ``plan`` says; the ids of its services. ``login``: what goes along with a spec."""
     _need_manager(api)
     warn = _once(warn)
     networks = _networks(api, plan, say, warn)
@@ -49,10 +57,10 @@ def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say) -> list
     for name, spec in specs.items():
         if name in present:
             service_ids.append(present[name]["ID"])
-            _update(api, present[name], spec, networks, say, warn)
+            _update(api, present[name], spec, networks, say, warn, login(spec))
             continue
         say(f"Creating service {name}")
-        answer = api.post("/services/create", json=spec)
+        answer = api.post("/services/create", json=spec, headers=login(spec))
         _warn(answer, warn)
         service_ids.append(answer["ID"])
     return service_ids
@@ -131,16 +139,23 @@ def _named(api: Client, kind: str, full: str) -> Any:
 
 
 def _update(
-    api: Client, present: Mapping[str, Any], spec: dict[str, Any], networks: Mapping[str, str], say: Say, warn: Say
+    api: Client,
+    present: Mapping[str, Any],
+    spec: dict[str, Any],
+    networks: Mapping[str, str],
+    say: Say,
+    warn: Say,
+    headers: Mapping[str, str],
 ) -> None:
     name = spec["Name"]
     # A forced replacement in between is not taken back.
     spec["TaskTemplate"]["ForceUpdate"] = (present["Spec"].get("TaskTemplate") or {}).get("ForceUpdate") or 0
-    if essence(spec, networks) == essence(present["Spec"], networks):
+    if not headers and essence(spec, networks) == essence(present["Spec"], networks):
         say(f"Service {name} is up to date")
         return
     say(f"Updating service {name}")
-    _warn(api.post(f"/services/{present['ID']}/update", {"version": present["Version"]["Index"]}, spec), warn)
+    query = {"version": present["Version"]["Index"]}
+    _warn(api.post(f"/services/{present['ID']}/update", query, spec, headers=headers), warn)
 
 
 #: What a daemon fills in for what a spec leaves out; a spec that says it means the same.

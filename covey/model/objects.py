@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from covey.model.login import RegistryLogin
 from covey.model.resources import Resources
 from covey.model.task_states import TaskState, shown
 
@@ -238,6 +239,25 @@ class Config(Stored, frozen=True, kw_only=True, omit_defaults=True):
     updated_at: float = 0.0
 
 
+class ClusterLogin(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """The login that the whole cluster has at one registry; ``id`` is the registry's host."""
+
+    kind: ClassVar[str] = "cluster_login"
+
+    id: str
+    login: RegistryLogin
+
+
+class ServiceLogin(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """The login a service came with (X-Registry-Auth), and the one it had before; ``id`` is the service's."""
+
+    kind: ClassVar[str] = "service_login"
+
+    id: str
+    current: RegistryLogin | None = None
+    previous: RegistryLogin | None = None
+
+
 class Name(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """Holds a name of one kind: created in the transaction that creates its owner, so names are unique."""
 
@@ -390,6 +410,8 @@ KINDS: dict[str, type[Stored]] = {
         Network,
         Secret,
         Config,
+        ClusterLogin,
+        ServiceLogin,
         Name,
         NetworkAllocation,
         ServiceAllocation,

@@ -5,6 +5,7 @@ A connection (TLS 1.3) opens with ``Hello``, answered by ``Welcome`` or ``Refuse
 - join: ``JoinRequest`` → ``JoinReply``; no client certificate; the client has pinned the CA by the token's digest.
 - session: ``OpenSession`` → ``SessionOpened``, then ``Assignments``, ``DialBack`` down, ``StatusBatch``, ``Heartbeat`` up.
   Of images: ``ImagesHeld``, ``ImageWanted``, ``BlobWanted``, ``BlobEnded`` up, ``ImageOffer``, ``BlobSource`` down (version 2).
+  Of logins: ``LoginsWanted`` up, ``LoginsGiven`` down (version 2).
 - dialback: ``DialBackOpen``; from there on the bytes are HTTP, the manager being the client.
 - blob: ``BlobRelay`` → ``BlobRelayed``; from there on the bytes are the blob's (version 2).
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from covey.model.login import RegistryLogin
 from covey.model.objects import NodeDescription, PortConfig, Task, TaskStatus
 
 #: The version of this protocol; a peer speaks it if its own is the same or one apart.
@@ -273,6 +275,21 @@ class BlobRelayed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="r
     size: int
 
 
+class LoginsWanted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="want-logins"):
+    """Who to be at the registry of this image (a full name), which a task assigned to the node needs?"""
+
+    request: int
+    image: str
+
+
+class LoginsGiven(Message, frozen=True, kw_only=True, omit_defaults=True, tag="logins"):
+    """The logins, in the order in which they are to be tried, for this pull; or, in ``error``, why the node may not know."""
+
+    request: int
+    logins: tuple[RegistryLogin, ...] = ()
+    error: str = ""
+
+
 class Disconnect(Message, frozen=True, kw_only=True, omit_defaults=True, tag="bye"):
     """The sender ends the session, and why. ``code``: moved, superseded, removed, stopping."""
 
@@ -304,6 +321,8 @@ AnyMessage = (
     | BlobEnded
     | BlobRelay
     | BlobRelayed
+    | LoginsWanted
+    | LoginsGiven
     | Disconnect
 )
 

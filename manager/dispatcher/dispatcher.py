@@ -16,11 +16,12 @@ from typing import Any, cast
 
 from covey.clock import Clock
 from covey.entropy import object_id
-from covey.errors import CoveyError, NotFound, Unavailable
-from covey.model.objects import Config, NodeDescription, NodeInfo, Secret, Task, TaskStatus
+from covey.errors import CoveyError, Forbidden, NotFound, Unavailable
+from covey.model.objects import ClusterLogin, Config, NodeDescription, NodeInfo, Secret, ServiceLogin, Task, TaskStatus
 from covey.model.objects import Session as Record
 from covey.model.task_states import is_terminal
-from covey.wire.messages import AnyMessage, DialBack, ImageReport, OpenSession, SessionOpened
+from covey.wire.messages import AnyMessage, DialBack, ImageReport, LoginsGiven, LoginsWanted, OpenSession, SessionOpened
+from manager import logins
 from manager.dispatcher.assignments import Holding, holding
 from manager.dispatcher.link import Closed, Link
 from manager.dispatcher.port import HELLO_SECONDS, TooMany
@@ -153,6 +154,18 @@ class Dispatcher:
         """What a node says of images; of one that has opened another session meanwhile, nothing counts."""
         if self._sessions.get(session.node_id) is session:
             self.images.heard(session.node_id, message)
+
+    def logins_wanted(self, session: Session, message: LoginsWanted) -> None:
+        """Answer with the logins of now for an image that the node needs; only who asked in vain is logged."""
+        cluster = cast("dict[str, ClusterLogin]", self._mirror.objects("cluster_login"))
+        services = cast("dict[str, ServiceLogin]", self._mirror.objects("service_login"))
+        try:
+            found = logins.for_node(self._mirror.snapshot(), cluster, services, session.node_id, message.image)
+        except Forbidden as refusal:
+            log.warning("%s", refusal.message)
+            session.post(LoginsGiven(request=message.request, error=refusal.message))
+            return
+        session.post(LoginsGiven(request=message.request, logins=found))
 
     def _post(self, node_id: str, message: AnyMessage) -> None:
         if (session := self._sessions.get(node_id)) is not None and session.linked:

@@ -23,6 +23,7 @@ from covey.wire.messages import (
     ImagesHeld,
     ImageSought,
     ImageWanted,
+    LoginsWanted,
     SessionOpened,
     StatusBatch,
     StatusStored,
@@ -46,6 +47,8 @@ class Desk(Protocol):
     async def describe(self, session: Session, description: NodeDescription) -> None: ...
 
     def heard_of_images(self, session: Session, message: ImageReport) -> None: ...
+
+    def logins_wanted(self, session: Session, message: LoginsWanted) -> None: ...
 
 
 class Ended(Exception):
@@ -139,6 +142,8 @@ class Session:
                     await desk.describe(self, message.description)
                 case ImagesHeld() | ImageWanted() | ImageSought() | BlobWanted() | BlobEnded():
                     desk.heard_of_images(self, message)
+                case LoginsWanted():
+                    desk.logins_wanted(self, message)
                 case Disconnect():
                     raise Closed(f"the worker ended the session ({message.code}): {message.message}")
                 case _:

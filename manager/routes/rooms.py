@@ -11,6 +11,7 @@ from manager.routes.containers import Containers
 from manager.routes.door import Door
 from manager.routes.explain import Explain
 from manager.routes.images import Images
+from manager.routes.logins import Logins
 from manager.routes.logs import Logs
 from manager.routes.networks import Networks
 from manager.routes.nodes import Nodes
@@ -46,6 +47,7 @@ async def rooms(door: Door) -> AsyncIterator[Mapping[str, Handler]]:
             Containers(door),
             Logs(door),
             Images(door),
+            Logins(door),
             Rebalances(door),
         )
     finally:

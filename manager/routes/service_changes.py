@@ -36,12 +36,12 @@ def zoned(service: Service) -> Service:
     return service if rules == service.offsets else msgspec.structs.replace(service, offsets=rules)
 
 
-async def put(door: Door, service: Service, new: Service) -> None:
-    """Write ``new`` in place of ``service``. Raises Conflict when the service has changed since it was read."""
+async def put(door: Door, service: Service, new: Service, beside: Iterable[Operation] = ()) -> None:
+    """Write ``new`` in place of ``service``, and ``beside``. Raises Conflict when the service has changed since it was read."""
     new = zoned(new)
     key = door.keys.key("service", service.id)
     compares, operations = reserve(door, service.id, "", versions.port_names(new.spec), versions.port_names(service.spec))
-    operations = [Put(key, encode(new)), *operations, *_history(door, service, new)]
+    operations = [Put(key, encode(new)), *operations, *_history(door, service, new), *beside]
     result = await door.commit([mod_is(key, service.version), *compares], operations)
     if not result.ok:
         held = door.mirror.snapshot().services.get(service.id)

@@ -21,7 +21,7 @@ from covey.model.filters import parse_constraint
 from covey.model.objects import PastSpec, PortConfig, Service
 from covey.model.spec import read_ports, read_service_spec
 from manager.dispatcher.assignments import chosen_ports
-from manager.routes import service_changes
+from manager.routes import service_changes, service_logins
 from manager.routes.door import (
     Door,
     find_service,
@@ -107,6 +107,7 @@ class Services:
             held = {service.name for service in (await door.view()).services.values()}
             raw = {**raw, "Name": names.fresh(lambda name: name not in held)}
         spec = self._validated(raw)
+        given = service_logins.given(call, spec, door.clock.now())
         for _ in range(ATTEMPTS):
             snapshot = await door.view()
             networks = check_references(snapshot, door.mirror, spec)
@@ -120,6 +121,7 @@ class Services:
             service = service_changes.zoned(made)
             key = door.keys.key("service", service.id)
             compares, operations = service_changes.reserve(door, service.id, name, versions.port_names(spec), ())
+            operations += service_logins.created(door, service.id, given)
             result = await door.commit([absent(key), *compares], [Put(key, encode(service)), *operations])
             if result.ok:
                 return created({"ID": service.id, "Warnings": _warnings(networks)})
@@ -144,8 +146,9 @@ class Services:
         _check_unchangeable(service, new.spec)
         networks = check_references(snapshot, door.mirror, new.spec)
         check_ports(snapshot, new.spec, service.id)
+        login = service_logins.updated(door, service.id, call, new.spec, now)
         try:
-            await service_changes.put(door, service, new)
+            await service_changes.put(door, service, new, login)
         except Conflict:
             held = door.mirror.snapshot().services.get(service.id)
             if held is not None and held.version == asked:
@@ -167,6 +170,7 @@ class Services:
         for _ in range(ATTEMPTS):
             doomed = [door.keys.key("service", service.id), door.keys.name("service", service.name)]
             doomed += [door.keys.name("port", port) for port in sorted(versions.port_names(service.spec))]
+            doomed += [door.keys.key("service_login", service.id)]
             doomed += [door.keys.key("past_spec", one.id) for one in service_changes.past_specs(door, service.id)]
             result = await door.commit([mod_is(doomed[0], service.version)], [Delete(key) for key in doomed])
             held = door.mirror.snapshot().services.get(service.id)

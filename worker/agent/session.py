@@ -10,7 +10,7 @@ import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, Protocol, TypeVar
 
 from covey import tunnel
@@ -33,6 +33,7 @@ from covey.wire.messages import (
     Hello,
     ImageNews,
     ImageOffer,
+    LoginsGiven,
     OpenSession,
     Refused,
     SessionOpened,
@@ -70,6 +71,16 @@ class Images(Protocol):
 
     async def heard(self, message: ImageNews) -> None:
         """The manager's side."""
+
+
+class Logins(Protocol):
+    """What is asked of logins to registries over a session."""
+
+    def session(self, send: Callable[[AnyMessage], Awaitable[None]]) -> AbstractAsyncContextManager[None]:
+        """A session that can be asked is open inside."""
+
+    def heard(self, message: LoginsGiven) -> None:
+        """The manager's answer."""
 
 
 class Connection:
@@ -154,6 +165,7 @@ class Session:
         learned: Callable[[Sequence[str]], None] = lambda managers: None,
         address: str = "",
         images: Images | None = None,
+        logins: Logins | None = None,
     ) -> None:
         self._identity = identity
         self._managers = list(managers)
@@ -166,6 +178,7 @@ class Session:
         self._learned = learned
         self._address = address
         self._images = images
+        self._logins = logins
         self._connection: Connection | None = None
         self._session_id = ""
         self._manager = ""
@@ -234,7 +247,10 @@ class Session:
         self, connection: Connection, context: ssl.SSLContext, address: str, description: NodeDescription
     ) -> None:
         """Heartbeats up, everything else down, until one of them fails."""
-        async with asyncio.TaskGroup() as group:
+        async with AsyncExitStack() as stack:
+            if self._logins is not None and connection.version >= IMAGES:
+                await stack.enter_async_context(self._logins.session(connection.send))
+            group = await stack.enter_async_context(asyncio.TaskGroup())
             group.create_task(self._beat(connection, description), name="session: heartbeat")
             group.create_task(self._listen(connection, context, address, group), name="session: listen")
             if self._images is not None and connection.version >= IMAGES:
@@ -273,6 +289,8 @@ class Session:
                     self._period = message.period or self._period
                 case ImageOffer() | BlobSource() if self._images is not None:
                     await self._images.heard(message)
+                case LoginsGiven() if self._logins is not None:
+                    self._logins.heard(message)
                 case DialBack():
                     group.create_task(self._dial_back(message.connection_id, context, address), name="session: dial-back")
                 case Disconnect():
