@@ -242,7 +242,7 @@ class Config(Stored, frozen=True, kw_only=True, omit_defaults=True):
 class ClusterLogin(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """The login that the whole cluster has at one registry; ``id`` is the registry's host."""
 
-    kind: ClassVar[str] = "cluster_login"
+    kind: ClassVar[str] = "login"
 
     id: str
     login: RegistryLogin

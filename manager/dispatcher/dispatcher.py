@@ -157,7 +157,7 @@ class Dispatcher:
 
     def logins_wanted(self, session: Session, message: LoginsWanted) -> None:
         """Answer with the logins of now for an image that the node needs; only who asked in vain is logged."""
-        cluster = cast("dict[str, ClusterLogin]", self._mirror.objects("cluster_login"))
+        cluster = cast("dict[str, ClusterLogin]", self._mirror.objects("login"))
         services = cast("dict[str, ServiceLogin]", self._mirror.objects("service_login"))
         try:
             found = logins.for_node(self._mirror.snapshot(), cluster, services, session.node_id, message.image)

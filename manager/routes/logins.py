@@ -49,7 +49,7 @@ class Logins:
         if not found:
             raise InvalidArgument(f"the login to {host} has neither a user name nor a token")
         item = ClusterLogin(id=host, login=login(found, host, self._door.clock.now()))
-        await self._door.commit([], [Put(self._door.keys.key("cluster_login", host), encode(item))])
+        await self._door.commit([], [Put(self._door.keys.key("login", host), encode(item))])
         return Empty(204)
 
     async def delete(self, call: Call) -> Answer:
@@ -57,11 +57,11 @@ class Logins:
         await self._door.view()
         if host not in self._held():
             raise NotFound(f"the cluster has no login to {host}: see `cluster registry ls`")
-        await self._door.commit([], [Delete(self._door.keys.key("cluster_login", host))])
+        await self._door.commit([], [Delete(self._door.keys.key("login", host))])
         return Empty(204)
 
     def _held(self) -> Mapping[str, ClusterLogin]:
-        return cast("Mapping[str, ClusterLogin]", self._door.mirror.objects("cluster_login"))
+        return cast("Mapping[str, ClusterLogin]", self._door.mirror.objects("login"))
 
 
 def _host(server: str) -> str:

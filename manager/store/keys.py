@@ -45,7 +45,7 @@ TABLE: dict[str, Rule] = {
     "node": Rule(Writer.API),
     "secret": Rule(Writer.API),
     "config": Rule(Writer.API),
-    "cluster_login": Rule(Writer.API),
+    "login": Rule(Writer.API),
     "service_login": Rule(Writer.API),
     "network": Rule(Writer.API),
     "name": Rule(Writer.API, rollback=Writer.LEADER, reaper=Writer.LEADER),
