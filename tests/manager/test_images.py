@@ -27,7 +27,7 @@ from covey.wire.messages import (
 )
 from worker.blobs.download import Fault, Relayed, Wanted
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 BLOB = bytes(range(256)) * 1000
 DIGEST = "sha256:" + "a" * 64

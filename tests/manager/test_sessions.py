@@ -18,7 +18,7 @@ from covey.tls import Identity, client_context, make_key_and_request, parse_toke
 from covey.wire.messages import Assignments, JoinReply, JoinRequest, OpenSession, SessionOpened
 from manager.ca.authority import make_identity, make_root
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
 
 async def node_state(cluster: Cluster, worker: FakeWorker) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -36,10 +35,12 @@ from worker.blobs.download import Body, Direct, Relayed, Wanted
 from worker.blobs.port import BlobPort
 from worker.blobs.traffic import Traffic
 from worker.blobs.upload import Uploads
+from worker.images import manifests
 from worker.images.content import Blob, Lease
 from worker.images.image import Image, host_architecture
 from worker.images.reference import Reference, check_digest
 from worker.images.store import ImageStore
+from worker.images.threads import ended, together
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,6 @@ Said = Callable[[int, int], None]
 
 #: So many blobs come in at once, of all images together.
 BLOBS_AT_ONCE = 4
-MANIFEST_LIMIT = 4 << 20
 #: Without a session for so long nobody can say where an image is.
 SESSION_SECONDS = 15.0
 #: How often what the node holds is looked at without being told that it changed.
@@ -203,8 +203,8 @@ class ClusterImages:
                 continue
             if offer.error:
                 raise NotFound(offer.error)
-            if offer.size > MANIFEST_LIMIT:
-                raise InvalidArgument(f"manifest {offer.manifest} has {offer.size} bytes: more than {MANIFEST_LIMIT}")
+            if offer.size > manifests.SIZE_LIMIT:
+                raise InvalidArgument(f"manifest {offer.manifest} has {offer.size} bytes: more than {manifests.SIZE_LIMIT}")
             return offer
 
     async def _ask_once(self, wanted: str) -> ImageOffer:
@@ -225,15 +225,16 @@ class ClusterImages:
             with self._images.content.lease() as lease:
                 try:
                     await self._blob(manifest, lease, haul)
-                    document = await self._run(self._images.content.read, manifest.digest, MANIFEST_LIMIT)
-                    blobs = _blobs_of(document, manifest.digest)
+                    document = await self._run(self._images.content.read, manifest.digest, manifests.SIZE_LIMIT)
+                    named = manifests.image_of(document, f"manifest {manifest.digest}").blobs
+                    blobs = {blob.digest: Blob(blob.digest, blob.size) for blob in named}.values()
                     absent = [blob for blob in blobs if not await self._run(self._images.content.has, blob.digest)]
                     haul.total = haul.current + sum(blob.size for blob in absent)
                     # The largest first: what is short fills the gaps.
                     ordered = sorted(blobs, key=lambda blob: -blob.size)
-                    await _all([self._blob(blob, lease, haul) for blob in ordered])
+                    await together(self._blob(blob, lease, haul) for blob in ordered)
                     adding = self._loop.run_in_executor(None, self._images.add, manifest, list(names), lease)
-                    return await _to_its_end(adding)
+                    return await ended(adding)
                 finally:
                     haul.stop()
         except InvalidArgument:
@@ -252,7 +253,8 @@ class ClusterImages:
         async with self._alone(blob.digest):
             if await self._run(self._images.content.has, blob.digest):
                 return
-            await _to_its_end(self._loop.run_in_executor(self._threads, haul.fetch, blob, lease), haul.stop)
+            # Under the lease: what a thread takes in later would be pinned for ever.
+            await ended(self._loop.run_in_executor(self._threads, haul.fetch, blob, lease), haul.stop)
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:
@@ -332,42 +334,3 @@ class ClusterImages:
             "Waiting": len(self._sources),
             **self.traffic.show(),
         }
-
-
-def _blobs_of(manifest: bytes, digest: str) -> list[Blob]:
-    """Config and layers that a manifest names. InvalidArgument when it is none."""
-    try:
-        document = json.loads(manifest)
-    except (ValueError, RecursionError):
-        raise InvalidArgument(f"manifest {digest} is not JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("layers"), list):
-        raise InvalidArgument(f"manifest {digest} has no config and layers: is it an index?")
-    blobs: dict[str, Blob] = {}
-    for found in (document.get("config"), *document["layers"]):
-        sound = isinstance(found, dict) and isinstance(found.get("digest"), str) and isinstance(found.get("size"), int)
-        if not sound or found["size"] < 0:
-            raise InvalidArgument(f"manifest {digest} has a malformed descriptor: {found!r:.80}")
-        blobs[found["digest"]] = Blob(check_digest(found["digest"]), found["size"])
-    return list(blobs.values())
-
-
-async def _to_its_end(work: asyncio.Future[T], stop: Callable[[], None] = lambda: None) -> T:
-    """What a thread does under a lease, awaited even by who is cancelled: what it took in later would be pinned for ever."""
-    try:
-        return await asyncio.shield(work)
-    finally:
-        while not work.done():
-            stop()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({work})
-
-
-async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of ``works`` at once; when one fails the others are cancelled, and it is raised once they have ended."""
-    tasks = [asyncio.create_task(work, name="blob") for work in works]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

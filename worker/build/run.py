@@ -18,7 +18,7 @@ from covey.engine_api import framing
 from covey.errors import CoveyError
 from worker.build import committing
 from worker.build.output import Output
-from worker.build.threads import ended, whole
+from worker.build.threads import whole
 from worker.containers import create
 from worker.containers.engine import Engine
 from worker.containers.host import Live, PendingAttach
@@ -29,6 +29,7 @@ from worker.dockerfile.instructions import Command
 from worker.images.content import Lease
 from worker.images.draft import Draft
 from worker.images.image import Layer, short
+from worker.images.threads import ended
 from worker.kernel import safe_paths
 from worker.rootfs.changes import Below
 

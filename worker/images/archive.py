@@ -210,8 +210,7 @@ def _choose(content: ContentStore, entry: Descriptor, depth: int) -> tuple[str, 
         return None
     document = manifests.parse(content.read(digest, manifests.SIZE_LIMIT), entry.media_type or None)
     if isinstance(document, Manifest):
-        blobs = (document.config, *document.layers)
-        return (digest, document) if all(content.has(blob.digest) for blob in blobs) else None
+        return (digest, document) if all(content.has(blob.digest) for blob in document.blobs) else None
     offered = [candidate for candidate in document.manifests if not candidate.is_attestation]
     for candidate in sorted(offered, key=_is_foreign):
         if chosen := _choose(content, candidate, depth - 1):

@@ -107,6 +107,11 @@ class Manifest:
     annotations: Mapping[str, str] = field(default_factory=dict)
     subject: Descriptor | None = None
 
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """What it is made of: config and layers."""
+        return (self.config, *self.layers)
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
@@ -146,11 +151,11 @@ def parse(data: bytes, declared: str | None) -> Manifest | Index:
     )
 
 
-def image_of(data: bytes, digest: str) -> Manifest:
+def image_of(data: bytes, digest: str, declared: str | None = None) -> Manifest:
     """The manifest of one image in ``data``, whose ``digest`` names it in the error when it is anything else."""
-    found = parse(data, None)
+    found = parse(data, declared)
     if isinstance(found, Index):
-        raise BadManifest(f"{digest} is an index, not the manifest of one image")
+        raise BadManifest(f"{digest} is an index, not the manifest of one image: name one platform's")
     require_image(found)
     return found
 

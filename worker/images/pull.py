@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from covey.credentials import Credentials
@@ -27,7 +27,7 @@ from worker.images.registry.errors import Refused
 from worker.images.registry.repository import Found, Repository
 from worker.images.sources import BlobSource, Sink
 from worker.images.store import ImageStore
-from worker.images.threads import Threads
+from worker.images.threads import Threads, together
 
 MOST_DOWNLOADS = 12
 
@@ -186,7 +186,7 @@ class Puller:
         slots = asyncio.Semaphore(self._registries.options.downloads)
         origin = _origin(repository) if repository is not None else None
         unpacking = Arrivals(self._store, manifest, listener, self._threads)
-        for blob in (manifest.config, *manifest.layers):
+        for blob in manifest.blobs:
             lease.pin(blob.digest)
 
         async def one(place: int, layer: Descriptor) -> None:
@@ -240,28 +240,6 @@ def platform_of(text: str) -> Platform:
     """The platform a request names, this machine's where it names none."""
     host = Platform("linux", image.host_architecture())
     return platforms.parse(text, host) if text else host
-
-
-async def together(works: Sequence[Awaitable[None]]) -> None:
-    """All of ``works`` at once; the first error ends the rest and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for work in works:
-                group.create_task(_run(work))
-    except BaseExceptionGroup as errors:
-        raise next(_leaves(errors)) from None
-
-
-async def _run(work: Awaitable[None]) -> None:
-    await work
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _origin(repository: Repository) -> Callable[[Descriptor, Sink], Awaitable[None]]:

@@ -22,12 +22,12 @@ from worker.images.compression import CHUNK, Readable
 from worker.images.content import Blob, Lease
 from worker.images.image import Image, Layer
 from worker.images.progress import Listener
-from worker.images.pull import platform_of, together
+from worker.images.pull import platform_of
 from worker.images.reference import Reference
 from worker.images.registry.access import Registries
 from worker.images.registry.repository import Repository
 from worker.images.store import ImageStore
-from worker.images.threads import Threads
+from worker.images.threads import Threads, together
 from worker.images.upload import Upload
 
 MOST_MOUNTS = 3

@@ -1,9 +1,9 @@
-"""Runs the synchronous stores' work beside the event loop, to its end."""
+"""Work that is over when whoever asked for it goes on: that of threads, which cannot be cancelled, and several at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,14 +22,33 @@ class Threads:
 
     async def run(self, function: Callable[..., T], *args: Any, on_cancel: Callable[[], object] | None = None) -> T:
         """What ``function`` gives. ``on_cancel`` may tell it that nobody wants it any more."""
-        work = asyncio.get_running_loop().run_in_executor(self.pool, function, *args)
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            if on_cancel is not None:
-                on_cancel()
-            await until_done(work)
-            raise
+        return await ended(asyncio.get_running_loop().run_in_executor(self.pool, function, *args), on_cancel)
+
+
+async def ended(work: Awaitable[T], on_cancel: Callable[[], object] | None = None) -> T:
+    """What ``work`` gives; it is over when this returns or raises, also when the caller was cancelled."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        if on_cancel is not None:
+            on_cancel()
+        await until_done(future)
+        raise
+
+
+async def together(works: Iterable[Awaitable[None]]) -> None:
+    """All of ``works`` at once. The first error ends the rest, and is raised as it is when they have ended.
+
+    No TaskGroup: before Python 3.11.3 one that fails leaves its task marked as cancelled.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await until_done(*tasks)
 
 
 async def until_done(*works: asyncio.Future[Any]) -> None:

@@ -19,16 +19,16 @@ from aiohttp import web
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
 from worker.blobs.upload import Uploads
-from worker.images import reference
+from worker.images import manifests, reference
 from worker.images.content import BadDigest
 from worker.images.image import Image
+from worker.images.manifests import BadManifest, Manifest
 from worker.images.reference import Reference
 from worker.images.store import ImageStore
 from worker.registry.pending import Pending, Upload
 
 log = logging.getLogger(__name__)
 
-MANIFEST_LIMIT = 4 << 20
 PIECE = 1 << 20
 VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -125,7 +125,7 @@ class Registry:
 
     async def _manifest(self, request: web.BaseRequest, found: dict[str, str]) -> web.StreamResponse:
         image = await self._find(found["name"], found["reference"])
-        body: bytes = await _run(self._images.content.read, image.manifest_digest, MANIFEST_LIMIT)
+        body: bytes = await _run(self._images.content.read, image.manifest_digest, manifests.SIZE_LIMIT)
         headers = {**VERSION, "Docker-Content-Digest": image.manifest_digest, "Content-Type": image.manifest_type}
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": str(len(body))})
@@ -230,21 +230,24 @@ class Registry:
         by_digest = wanted.startswith("sha256:")
         if by_digest and wanted != digest:
             raise Refusal(400, "DIGEST_INVALID", f"the manifest has digest {digest}, not {wanted}")
-        document = _manifest_document(body, request.headers.get("Content-Type", ""))
+        try:
+            manifest = manifests.image_of(body, "what was pushed", request.headers.get("Content-Type"))
+        except BadManifest as error:
+            raise Refusal(400, "MANIFEST_INVALID", error.message) from None
         repository = reference.parse(found["name"])
         name = Reference(repository.domain, repository.path, None, digest) if by_digest else repository.with_tag(wanted)
-        image = await _run(self._store, body, document, name)
+        image = await _run(self._store, body, manifest, name)
         self._stored(name, image)
         headers = {**VERSION, "Location": f"/v2/{found['name']}/manifests/{digest}", "Docker-Content-Digest": digest}
         return web.Response(status=201, headers=headers)
 
-    def _store(self, body: bytes, document: dict[str, Any], name: Reference) -> Image:
+    def _store(self, body: bytes, manifest: Manifest, name: Reference) -> Image:
         content = self._images.content
         with content.lease() as lease:
-            for digest in _digests(document):
-                lease.pin(digest)
-                if not content.has(digest):
-                    raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", f"the manifest names blob {digest}, which was not pushed")
+            for blob in manifest.blobs:
+                lease.pin(blob.digest)
+                if not content.has(blob.digest):
+                    raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", f"the manifest names blob {blob.digest}, which was not pushed")
             try:
                 return self._images.add(content.put(body, lease), [name], lease)
             except InvalidArgument as error:
@@ -278,30 +281,9 @@ async def _body(request: web.BaseRequest) -> bytes:
     body = b""
     async for piece in request.content.iter_chunked(PIECE):
         body += piece
-        if len(body) > MANIFEST_LIMIT:
-            raise Refusal(413, "MANIFEST_INVALID", f"a manifest has at most {MANIFEST_LIMIT} bytes")
+        if len(body) > manifests.SIZE_LIMIT:
+            raise Refusal(413, "MANIFEST_INVALID", f"a manifest has at most {manifests.SIZE_LIMIT} bytes")
     return body
-
-
-def _manifest_document(body: bytes, content_type: str) -> dict[str, Any]:
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "MANIFEST_INVALID", "the manifest is not JSON") from None
-    if not isinstance(document, dict) or "manifests" in document:
-        raise Refusal(400, "MANIFEST_INVALID", "this registry keeps single images: push one platform, not an index")
-    kind = document.get("mediaType")
-    if kind is not None and content_type and kind != content_type.partition(";")[0].strip():
-        raise Refusal(400, "MANIFEST_INVALID", f"the manifest says it is {kind}, the request {content_type}")
-    return document
-
-
-def _digests(document: dict[str, Any]) -> Iterator[str]:
-    for entry in (document.get("config"), *(document.get("layers") or ())):
-        digest = entry.get("digest") if isinstance(entry, dict) else None
-        if not isinstance(digest, str) or not re.fullmatch(_DIGEST, digest):
-            raise Refusal(400, "MANIFEST_INVALID", f"the manifest has a descriptor without a sha256 digest: {entry!r:.80}")
-        yield digest
 
 
 def _json(body: Any, status: int = 200, content_type: str = "application/json") -> web.Response:

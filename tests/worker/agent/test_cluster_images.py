@@ -18,7 +18,7 @@ from covey.wire.messages import HeldImage, ImagesHeld
 from manager.images.tracker import ANNOUNCING
 from worker.agent import cluster_images as rules
 from worker.agent.supply import Supply
-from worker.images import reference
+from worker.images import manifests, reference
 from worker.images.content import BadDigest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -218,18 +218,26 @@ def test_without_a_session_there_is_an_answer_in_time(tmp_path: Path, monkeypatc
     run(tmp_path)
 
 
+DIGEST = "sha256:" + "0" * 64
+
+
+def made(**parts: Any) -> bytes:
+    """A manifest of these parts."""
+    return json.dumps({"schemaVersion": 2, "mediaType": manifests.OCI_MANIFEST, "layers": [], **parts}).encode()
+
+
 @pytest.mark.parametrize(
     ("document", "words"),
     [
         (b"not json", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b"[]", "is it an index"),
-        (b'{"manifests": []}', "is it an index"),
-        (json.dumps({"config": None, "layers": []}).encode(), "malformed descriptor"),
-        (json.dumps({"config": {"digest": "sha256:x", "size": 1}, "layers": []}).encode(), "invalid checksum digest"),
-        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": -1}, "layers": []}).encode(), "malformed descriptor"),
-        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": "1"}, "layers": []}).encode(), "malformed descriptor"),
-        (json.dumps({"config": {"digest": "sha256:" + "0" * 64, "size": 1}, "layers": [7]}).encode(), "malformed descriptor"),
+        (b"[" * 100_000, "is nested deeper"),
+        (b"[]", "is not a JSON object"),
+        (b'{"schemaVersion": 2, "manifests": []}', "is an index, not the manifest of one image"),
+        (made(config=None), "config is not a descriptor"),
+        (made(config={"digest": "sha256:x", "size": 1}), "invalid checksum digest"),
+        (made(config={"digest": DIGEST, "size": -1}), "config has size -1"),
+        (made(config={"digest": DIGEST, "size": "1"}), "config has size '1'"),
+        (made(config={"digest": DIGEST, "size": 1}, layers=[7]), r"layers\[0\] is not a descriptor"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, document: bytes, words: str) -> None:

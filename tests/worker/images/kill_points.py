@@ -2,7 +2,7 @@
 
 It knows processes and file operations, and nothing of images. A file operation is whatever Python's audit hook tells of
 (opening, renaming, removing, making, changing attributes …), and syncs, device nodes and writes, which it does not tell of; a
-write is two, with half of the data between them.
+write is two, with half of the data between them. ``count`` alone serves who is a process of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,20 +29,28 @@ EVENTS = frozenset(
 UNTOLD = ("write", "fsync", "sync", "mknod", "mkfifo", "lseek")
 
 Work = Callable[[Path], Any]
+Concerns = Callable[[str, str], bool]
+"""Of an audit event and its first argument, a path or descriptor: whether it counts."""
 
 
-def _counted(work: Work, root: Path, last: int) -> int:
-    """Do the work in this process, which does not outlive its file operation number ``last`` (0: all of it)."""
-    count = 0
+def _anywhere(event: str, where: str) -> bool:
+    return not (event == "open" and "/proc/" in where)
+
+
+def count(last: int, concerns: Concerns = _anywhere) -> Callable[[], int]:
+    """From now on this process counts its file operations and does not outlive number ``last``; how many there were so far."""
+    made = 0
+    lock = threading.Lock()
 
     def step() -> None:
-        nonlocal count
-        count += 1
-        if count == last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal made
+        with lock:
+            made += 1
+            if made == last:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def told(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in EVENTS and not (event == "open" and "/proc/" in str(arguments[0])):
+        if event in EVENTS and concerns(event, str(arguments[0])):
             step()
 
     def counting(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,8 +70,7 @@ def _counted(work: Work, root: Path, last: int) -> int:
 
     builtins.open = stepping_open
     sys.addaudithook(told)
-    work(root)
-    return count
+    return lambda: made
 
 
 class _Written:
@@ -102,8 +110,9 @@ def run(work: Work, root: Path, last: int = 0) -> int | None:
         status = 1
         try:
             os.close(reader)
-            count = _counted(work, root, last)
-            os.write(writer, str(count).encode())
+            made = count(last)
+            work(root)
+            os.write(writer, str(made()).encode())
             status = 0
         except BaseException:
             traceback.print_exc()

@@ -20,7 +20,7 @@ from .scripted import Made, ScriptedRegistry, made
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.suite]
 
-PROGRAM = Path(__file__).with_name("killed_pull.py")
+PROGRAM = Path(__file__).parents[1] / "killed_pull.py"
 REPOSITORY = PROGRAM.parents[4]
 SHARED = {"etc/shared": b"s" * 300_000}
 
