@@ -157,7 +157,7 @@ def _body(
     ports: Sequence[PortConfig],
 ) -> dict[str, Any]:
     body: dict[str, Any] = {theirs: spec[ours] for ours, theirs in _CONFIG.items() if spec.get(ours) is not None}
-    body["Image"] = str(spec.get("Image") or "").partition("@")[0]
+    body["Image"] = str(spec.get("Image") or "")
     body["Env"] = [*(expand(str(entry), values) for entry in spec.get("Env") or ()), *_generic(task)]
     if spec.get("Hostname"):
         body["Hostname"] = expand(str(spec["Hostname"]), values)

@@ -141,6 +141,27 @@ def test_with_registry_auth_it_runs_and_an_update_without_keeps_the_login(
     check_secret_is_nowhere(stage, PASSWORD)
 
 
+def test_a_service_is_held_to_the_digest_its_tag_meant(
+    stage: Stage, docker: Client, push: Callable[[str], str], service: str
+) -> None:
+    image = push("held:1")
+    docker("login", "-u", USER, "--password-stdin", PRIVATE, stdin=PASSWORD)
+    docker("service", "create", "--detach", "--with-registry-auth", "--name", service, image)
+    [first] = [one["ID"] for one in wait(stage, running) if running([one])]
+    (stage.directory / "other.tar").write_bytes(images.docker_archive("other:1", [images.busybox_rootfs_tar({"other": b""})]))
+    owner = stage.client(registries.CLUSTER, config=stage.directory / "owner")
+    owner("image", "load", "-i", str(stage.directory / "other.tar"))
+    owner("image", "tag", "other:1", image)
+    owner("image", "push", image)
+    owner("image", "rm", image)
+    docker("service", "update", "--detach", "--force", service)
+    found = wait(stage, lambda tasks: any(running([one]) and one["ID"] != first for one in tasks))
+    [container] = [one["Status"]["ContainerStatus"]["ContainerID"] for one in found if running([one]) and one["ID"] != first]
+    made_of = json.loads(stage.covey.call("GET", f"/v1.44/containers/{container}/json").text)["Image"]
+    meant = json.loads(stage.covey.call("GET", "/v1.44/images/app:1/json").text)["Id"]
+    assert made_of == meant
+
+
 def test_a_rotated_password_is_used_by_the_next_pull_and_no_service_is_touched(
     stage: Stage, docker: Client, cluster: Client, push: Callable[[str], str], service: str
 ) -> None:

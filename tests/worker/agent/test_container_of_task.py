@@ -115,7 +115,7 @@ def test_labels_are_the_user_s_with_ours_which_they_cannot_forge() -> None:
         ({"DNSConfig": {"Nameservers": ["9.9.9.9"]}}, "HostConfig.Dns", ["9.9.9.9"]),
         ({"Privileges": {"NoNewPrivileges": True}}, "HostConfig.SecurityOpt", ["no-new-privileges"]),
         ({"Privileges": {"Seccomp": {"Mode": "unconfined"}}}, "HostConfig.SecurityOpt", ["seccomp=unconfined"]),
-        ({}, "Image", "busybox:1"),
+        ({}, "Image", "busybox:1@sha256:00"),
         ({}, "HostConfig.RestartPolicy", {"Name": "no"}),
     ],
 )
