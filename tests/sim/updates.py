@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from covey.model.objects import Service, ServiceStatus, Stored, Task, TaskStatus
+from covey.model.objects import Node, Service, ServiceStatus, Stored, Task, TaskStatus
 from covey.model.resources import NANO
 from covey.model.task_states import TaskState, is_terminal
 from manager.store.keys import Writer
@@ -53,6 +53,7 @@ class UpdateOracle:
         self._taken: dict[SlotKey, None] = {}
         self._told: list[Task] = []
         self._running: dict[str, float] = {}
+        self._drained: dict[str, float] = {}
         self._specs: dict[str, list[tuple[float, Service]]] = {}
         self.reverted: dict[str, Service] = {}
 
@@ -60,6 +61,8 @@ class UpdateOracle:
         """One object is about to change; the truth is still without it."""
         if kind == "service":
             self._change_service(key, old, new, writer)
+        elif kind == "node" and old is not None and old.availability == "drain":
+            self._drained[key] = self._sim.loop.time()
         elif kind == "task" and old is not None and new is not None and old.desired < S.SHUTDOWN == new.desired:
             # What began to run since the decision, which compares no status, was made for one that does not.
             runs = self._running.get(old.id, math.inf) <= self._sim.loop.time() - OVERTAKEN
@@ -115,7 +118,7 @@ class UpdateOracle:
     def _judge_stop(self, task: Task) -> None:
         snapshot = self._truth.snapshot()
         service, view = snapshot.services.get(task.service_id), snapshot.nodes.get(task.node_id)
-        if service is None or view is None or view.node.availability == "drain" or self._stopped(service):
+        if service is None or view is None or self._is_drained(view.node) or self._stopped(service):
             return
         key = (task.service_id, task.slot, "" if task.slot else task.node_id)
         if task.spec == service.spec["TaskTemplate"] or not self._down(key):
@@ -129,6 +132,11 @@ class UpdateOracle:
         update = self._update(service)
         if update is not None and update.state in ("paused", "rollback_paused"):
             self._broken("an update went on though it is paused", f"{key} of {service.id}: {update}")
+
+    def _is_drained(self, node: Node) -> bool:
+        """Whether the node is, or just now was, to lose its tasks, which is no update's doing."""
+        recently = self._drained.get(node.id, -math.inf) >= self._sim.loop.time() - OVERTAKEN
+        return node.availability == "drain" or recently
 
     def _down(self, key: SlotKey) -> bool:
         """Whether the slot still is as the update left it: nothing runs, and the newest task is on its way."""
