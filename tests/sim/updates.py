@@ -53,6 +53,7 @@ class UpdateOracle:
         self._taken: dict[SlotKey, None] = {}
         self._told: list[Task] = []
         self._running: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
         self._drained: dict[str, float] = {}
         self._specs: dict[str, list[tuple[float, Service]]] = {}
         self.reverted: dict[str, Service] = {}
@@ -78,6 +79,8 @@ class UpdateOracle:
         for kind, key, value in changes:
             if kind == "task_status" and isinstance(value, TaskStatus) and value.state == S.RUNNING:
                 self._running.setdefault(key, self._sim.loop.time())
+            elif kind == "task_status" and isinstance(value, TaskStatus) and is_terminal(value.state):
+                self._ended.setdefault(key, self._sim.loop.time())
             if kind == "service_status" and isinstance(value, ServiceStatus):
                 self._judge_status(value)
 
@@ -121,7 +124,7 @@ class UpdateOracle:
         if service is None or view is None or self._is_drained(view.node) or self._stopped(service):
             return
         key = (task.service_id, task.slot, "" if task.slot else task.node_id)
-        if task.spec == service.spec["TaskTemplate"] or not self._down(key):
+        if task.spec == service.spec["TaskTemplate"] or not self._down(key) or self._ran_just_now(key):
             return
         self._taken[key] = None
         self._sim.cover("update: slots taken down")
@@ -133,6 +136,16 @@ class UpdateOracle:
         if update is not None and update.state in ("paused", "rollback_paused"):
             self._broken("an update went on though it is paused", f"{key} of {service.id}: {update}")
 
+    def _ran_just_now(self, key: SlotKey) -> bool:
+        """Whether a task of the slot that ran has ended since a decision that is still under way."""
+        since = self._sim.loop.time() - OVERTAKEN
+        return any(t.id in self._running and self._ended.get(t.id, -math.inf) >= since for t in self._tasks(key))
+
+    def _tasks(self, key: SlotKey) -> list[Task]:
+        service_id, slot, node_id = key
+        tasks = self._truth.snapshot().tasks_of(service_id)
+        return [t for t in tasks if (t.slot, "" if t.slot else t.node_id) == (slot, node_id)]
+
     def _is_drained(self, node: Node) -> bool:
         """Whether the node is, or just now was, to lose its tasks, which is no update's doing."""
         recently = self._drained.get(node.id, -math.inf) >= self._sim.loop.time() - OVERTAKEN
@@ -141,9 +154,8 @@ class UpdateOracle:
     def _down(self, key: SlotKey) -> bool:
         """Whether the slot still is as the update left it: nothing runs, and the newest task is on its way."""
         snapshot = self._truth.snapshot()
-        service_id, slot, node_id = key
-        tasks = [t for t in snapshot.tasks_of(service_id) if (t.slot, "" if t.slot else t.node_id) == (slot, node_id)]
-        if not tasks or service_id not in snapshot.services:
+        tasks = self._tasks(key)
+        if not tasks or key[0] not in snapshot.services:
             return False
         newest = max(tasks, key=lambda task: task.attempt)
         if newest.desired >= S.SHUTDOWN or is_terminal(snapshot.state(newest)):
