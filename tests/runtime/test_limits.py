@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
 
 import pytest
 
@@ -61,6 +63,29 @@ async def test_a_childs_death_by_memory_is_the_containers_flag_too(boxes):
 async def test_process_limit(boxes):
     result = await boxes.sh("for i in 1 2 3 4 5 6; do sleep 1 & done; echo done", linux=resources(pids={"limit": 4}))
     assert "fork" in result.err, result
+
+
+@pytest.mark.parametrize("whose", ["parent", "own"])
+async def test_an_empty_cpuset_is_filled_by_whoever_finds_it(boxes, whose):
+    """Its maker, another daemon on the machine, is between mkdir and the writes, or was killed there."""
+    v1_only(boxes)
+    from worker.runtime.cgroups import Cgroup, read
+
+    parent = Cgroup(f"{boxes.parent}/half-made")
+    child = Cgroup(f"{parent.path}/child")
+    found = parent.directory("cpuset")
+    if found is None:
+        pytest.skip("no hierarchy has the controller cpuset")
+    os.makedirs(f"{found}/child" if whose == "own" else found)
+    try:
+        child.create()
+        process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        child.add(process.pid)
+        process.communicate()
+        assert read(f"{found}/child/cpuset.cpus").strip() == read(f"{os.path.dirname(found)}/cpuset.cpus").strip()
+    finally:
+        assert child.remove()
+        assert parent.remove()
 
 
 async def test_cpu_and_cpuset(boxes):

@@ -375,15 +375,21 @@ def _make(directory: str, hierarchy: Hierarchy) -> None:
     """Raises FileNotFoundError while there is nothing for it to lie in."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(directory, 0o755)
-        if "cpuset" in hierarchy.controllers:
-            _inherit_cpuset(directory)
+    if "cpuset" in hierarchy.controllers:
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            _inherited(directory, file)
 
 
-def _inherit_cpuset(directory: str) -> None:
-    """A new v1 cpuset is empty and takes no process until it has its parent's processors and memory nodes."""
-    parent = os.path.dirname(directory)
-    for file in ("cpuset.cpus", "cpuset.mems"):
-        write(f"{directory}/{file}", read(f"{parent}/{file}").strip())
+def _inherited(directory: str, file: str) -> str:
+    """The value of a v1 cpuset's file, which takes no process before it has its parent's processors and memory nodes.
+
+    Whoever finds it empty fills it: its maker may be about to, or may have ended before it could.
+    """
+    value = read(f"{directory}/{file}").strip()
+    if not value:
+        value = _inherited(os.path.dirname(directory), file)
+        write(f"{directory}/{file}", value)
+    return value
 
 
 def _delegate(directory: str) -> None:

@@ -150,10 +150,29 @@ def lab(image: bytes) -> Iterator[Lab]:
         yield lab
 
 
+_ENDPOINTS: list[Endpoint] = []
+"""The daemons that serve."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_found() -> Iterator[None]:
+    """Each file leaves the daemons to the next one with no container and with no image but IMAGE."""
+    yield
+    for endpoint in _ENDPOINTS:
+        end = time.monotonic() + 10.0
+        while left := [(one["Names"], one["Command"], one["Status"]) for one in endpoint.json("GET", "/containers/json?all=1")]:
+            assert time.monotonic() < end, f"containers left at {endpoint.path}: {left}"
+            time.sleep(0.05)
+        while made := [one for one in endpoint.json("GET", "/images/json") if IMAGE not in (one["RepoTags"] or ())]:
+            gone = [endpoint.call("DELETE", f"/v1.41/images/{one['Id']}?force=1").status < 300 for one in made]
+            assert any(gone), f"{endpoint.path} does not remove {made}"
+
+
 @pytest.fixture(scope="session")
 def covey(lab: Lab) -> Endpoint:
     """The manager m1 of a cluster of two."""
-    return Endpoint(lab.manager.socket)
+    _ENDPOINTS.append(Endpoint(lab.manager.socket))
+    return _ENDPOINTS[-1]
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +192,7 @@ def dockerd(image: bytes) -> Iterator[Endpoint]:
         endpoint.json("POST", "/swarm/init", {"ListenAddr": "0.0.0.0:2377", "AdvertiseAddr": SWARM_ADDRESS})
         loaded = endpoint.call("POST", "/v1.41/images/load", image, {"Content-Type": "application/x-tar"})
         assert IMAGE in loaded.text, loaded
+        _ENDPOINTS.append(endpoint)
         yield endpoint
     finally:
         machine.kill()

@@ -47,7 +47,7 @@ def test_docker_py_errors_and_a_file_object(builders: tuple[Builder, Builder]) -
         try:
             text = f"FROM {BASE}\nRUN echo x > /x\nLABEL a=b\n"
             image, _ = client.images.build(
-                fileobj=io.BytesIO(text.encode()), container_limits={"memory": 64 << 20}, nocache=True
+                fileobj=io.BytesIO(text.encode()), container_limits={"memory": 64 << 20}, nocache=True, rm=True
             )
             assert client.containers.run(image.id, ["cat", "/x"], remove=True) == b"x\n"
             with pytest.raises(docker.errors.BuildError) as failed:

@@ -26,15 +26,21 @@ CLIENTS = "abcd"
 
 
 class Run:
-    """``starts``: how many ends it. ``every``: seconds between two deaths, at most. ``tell`` of faults: see Client."""
+    """``starts``, ``lacks``: how many end it. ``every``: seconds between two deaths, at most. ``faulty``: see Client."""
 
     def __init__(
-        self, world: World, seed: str, starts: int, every: float = 2.0, faulty: Callable[[], bool] = lambda: False
+        self,
+        world: World,
+        seed: str,
+        starts: int,
+        every: float = 2.0,
+        faulty: Callable[[], bool] = lambda: False,
+        lacks: int = 0,
     ) -> None:
         self.world = world
         self.random = random.Random(f"{seed}-chaos")
         self.gate = Gate()
-        self.tally = Tally(starts)
+        self.tally = Tally(starts, lacks)
         self.every = every
         self.clients = [Client(world, letter, seed, self.gate, self.tally, faulty) for letter in CLIENTS]
         self.faults: list[tuple[str, BaseException]] = []

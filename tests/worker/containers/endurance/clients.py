@@ -74,10 +74,11 @@ class Gate:
 
 
 class Tally:
-    """What was done, over all clients; ``wanted`` starts end the run."""
+    """What was done, over all clients; ``wanted`` starts, and as many times of lack as ``lacks``, end the run."""
 
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, wanted: int, lacks: int = 0) -> None:
         self.wanted = wanted
+        self.lacks = lacks
         self.counts: dict[str, int] = {}
         self.refusals: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -93,7 +94,7 @@ class Tally:
 
     @property
     def over(self) -> bool:
-        return self.counts.get("start", 0) >= self.wanted
+        return not self.wanted or (self.counts.get("start", 0) >= self.wanted and self.counts.get("lack", 0) >= self.lacks)
 
 
 class Client:

@@ -27,6 +27,8 @@ from tests.worker.containers.endurance.world import World
 pytestmark = pytest.mark.root
 
 SAMPLE, WHOLE = 25, 300
+LACKS = 5
+"""At least so many times something is lacked, however fast the starts are."""
 SPACE = re.compile("free space|now: try again")
 FILES = re.compile("open files|now: try again")
 PROCESSES = re.compile("limit of processes")
@@ -40,7 +42,7 @@ class Lack:
         self._begin, self._end = begin, end
         self._lacking = threading.Event()
         self._ended = 0.0
-        self.times = 0
+        self.told: Callable[[], None] = lambda: None
 
     def faulty(self) -> bool:
         """Whether it is lacked, or was a moment ago."""
@@ -52,7 +54,6 @@ class Lack:
         self.during(lambda: time.sleep(self._random.uniform(0.1, 0.8)))
 
     def during(self, function: Callable[[], None]) -> None:
-        self.times += 1
         self._lacking.set()
         try:
             self._begin()
@@ -61,14 +62,15 @@ class Lack:
             self._end()
             self._ended = time.monotonic()
             self._lacking.clear()
+            self.told()
 
 
 def hurt(world: World, name: str, lack: Lack, starts: int, remedy: re.Pattern[str], deaths: bool) -> Run:
     began = time.monotonic()
-    run = Run(world, SEED, starts, every=1.5, faulty=lack.faulty)
+    run = Run(world, SEED, starts, every=1.5, faulty=lack.faulty, lacks=LACKS)
+    lack.told = lambda: run.tally.add("lack")
     run.go(deaths=False, meanwhile=lack.meanwhile if not deaths else lambda: dying(run, lack))
     run.finish()
-    run.tally.counts["lacks"] = lack.times
     report(name, SEED, began, run)
     unhelpful = [words for words in run.tally.refusals if not remedy.search(words)]
     assert not unhelpful, "\n".join(unhelpful)

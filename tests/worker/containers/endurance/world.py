@@ -141,8 +141,11 @@ class World(Node):
         return "\n\n".join(parts)
 
     def close(self) -> None:
-        """Ends the node whatever state it is in."""
+        """Ends the node whatever state it is in; the daemon first, which would replace a zygote that is dead."""
         try:
+            if self.daemon is not None and self.daemon.poll() is None:
+                self.clear()
+                self.kill(signal.SIGTERM)
             zygote = zygote_of(self.seen(self.root))
             if zygote:
                 os.kill(zygote, signal.SIGTERM)
