@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,9 @@ def deploy(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it has converged, as it does unless detached")] = False,
     timeout: Annotated[str | None, typer.Option(help="How long to wait, as 2m", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress")] = False,
-    resolve_image: Annotated[str, typer.Option(help="Accepted: images are taken as the nodes have them")] = "always",
+    resolve_image: Annotated[
+        str, typer.Option(help="Which services are held to what their image's tag means now: always, changed, never")
+    ] = "always",
     with_registry_auth: Annotated[bool, typer.Option("--with-registry-auth", help="Nodes pull with your logins")] = False,
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Only show what would happen: exit status 0 nothing, 1 changes, 255 error")
@@ -46,8 +49,10 @@ def deploy(
     """Make a stack of compose files, or bring it up to date."""
     from cli.progress import wait_converged, watch_before
     from cli.registry import image_login
+    from cli.service_image import meanings
     from cli.stack import deploy as deployment
     from cli.stack.files import load
+    from cli.stack.images import resolving
     from cli.stack.plan import make
     from cli.waiting import seconds
 
@@ -55,18 +60,20 @@ def deploy(
         from cli.plan import planning
 
         with planning(form) as rehearsal:
+            resolve = resolving(resolve_image, partial(meanings, rehearsal.host.address))
             plan = make(stack, load(compose_file, os.environ, warn))
-            deployment.deploy(rehearsal, plan, prune=prune, say=lambda _: None, warn=warn)
+            deployment.deploy(rehearsal, plan, prune=prune, resolve=resolve, say=lambda _: None, warn=warn)
         return
     if form:
         raise InvalidArgument("--format is how a plan is shown: give --plan with it")
     limit = seconds(timeout)
     plan = make(stack, load(compose_file, os.environ, warn))
     with client() as api:
+        resolve = resolving(resolve_image, partial(meanings, api.host.address))
         waits = wait or not detach
         before = watch_before(api, deployment.present(api, stack)) if waits else {}
         login = image_login if with_registry_auth else deployment.nobody
-        services = deployment.deploy(api, plan, prune=prune, say=_say, warn=warn, login=login)
+        services = deployment.deploy(api, plan, prune=prune, resolve=resolve, say=_say, warn=warn, login=login)
         if waits and (status := wait_converged(api, services, before, quiet=quiet, timeout=limit)):
             raise typer.Exit(status)
 

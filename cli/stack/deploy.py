@@ -12,6 +12,7 @@ from typing import Any
 
 from cli.connection import filters
 from cli.stack.convert import NAMESPACE
+from cli.stack.images import Resolve
 from cli.stack.plan import Plan
 from covey.engine_api.light import Client
 from covey.errors import Conflict, CoveyError, Forbidden, Internal, InvalidArgument, NotFound, Unavailable
@@ -41,7 +42,7 @@ def present(api: Client, stack: str) -> list[str]:
     return [service["ID"] for service in api.get("/services", {"filters": of_stack(stack)})]
 
 
-def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say, login: Login = nobody) -> list[str]:
+def deploy(api: Client, plan: Plan, *, prune: bool, resolve: Resolve, say: Say, warn: Say, login: Login = nobody) -> list[str]:
     """Make the cluster hold what ``plan`` says; the ids of its services. ``login``: what goes along with a spec."""
     _need_manager(api)
     warn = _once(warn)
@@ -49,6 +50,7 @@ def deploy(api: Client, plan: Plan, *, prune: bool, say: Say, warn: Say, login: 
     ids = _files(api, plan, say)
     specs = plan.services(ids)
     present = {one["Spec"]["Name"]: one for one in api.get("/services", {"filters": of_stack(plan.stack)})}
+    resolve(specs, present)
     if prune:
         for name in sorted(set(present) - set(specs)):
             say(f"Removing service {name}")

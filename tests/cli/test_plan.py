@@ -10,6 +10,7 @@ from tests.cli.test_cluster import Swarm
 READS = {
     "config_list",
     "covey_plan",
+    "distribution_inspect",
     "network_inspect",
     "network_list",
     "secret_list",

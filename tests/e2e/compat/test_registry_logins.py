@@ -195,7 +195,13 @@ def test_a_stack_with_registry_auth(
         client("login", "-u", USER, "--password-stdin", PRIVATE, stdin=PASSWORD)
         client("stack", "deploy", "--with-registry-auth", "-c", str(file), "private")
         try:
-            wait(stage, running)
+            (task, *_) = wait(stage, running)
+            held = task["Spec"]["ContainerSpec"]["Image"]
+            assert held.startswith(f"{image}@sha256:")
+            client("stack", "deploy", "--resolve-image", "changed", "-c", str(file), "private")
+            (service,) = json.loads(stage.covey.call("GET", "/v1.44/services").text)
+            assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == held
+            assert len(tasks(stage)) == 1, "nothing was replaced"
         finally:
             client.run("stack", "rm", "private")
         wait(stage, lambda found: not found)
