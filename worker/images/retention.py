@@ -2,7 +2,8 @@
 
 Pure: images, the disk and now in, verdicts out. What keeps an image: a container, a pin, a service that may be rolled back
 to it, recent use; and, since nobody must lose what cannot be got again, a name without a registry's digest (such an image
-was loaded, built or imported here). Sizes are exact: what an image shares with others that stay is not counted as freed.
+was loaded, built or imported here). Cached build steps go before any image: they only save work. Sizes are exact: what an
+image shares with others that stay is not counted as freed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from covey.errors import InvalidArgument
 ROLLBACKS = 2
 """So many images of a service are kept: the one it has and the one it had."""
 _FIELDS = ("high", "low", "age", "grace")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes."""
+
+    used: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,16 @@ class Policy:
     def is_off(self) -> bool:
         return not self.high and not self.age
 
+    def idle(self, disk: Disk) -> float | None:
+        """Seconds without use after which what a build can make again goes: before images do. None: it stays."""
+        if self.excess(disk) > 0:
+            return self.grace
+        return self.age or None
+
+    def excess(self, disk: Disk) -> float:
+        """Bytes to free; 0 while the disk is not nearly full."""
+        return disk.used - self.low * disk.size if self.high and disk.used > self.high * disk.size else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -47,14 +66,6 @@ class Candidate:
     pinned: bool = False
     can_be_fetched: bool = True
     services: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """Bytes."""
-
-    used: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,7 @@ def decide(images: Sequence[Candidate], alive: Collection[str], disk: Disk, poli
         and now - image.used_at >= policy.grace
     ]
     holders = Counter(part for image in images for part in image.parts)
-    above = disk.used - policy.low * disk.size if policy.high and disk.used > policy.high * disk.size else 0.0
+    above = policy.excess(disk)
     verdicts = []
     for image in sorted(free, key=lambda one: (one.used_at, one.id)):
         why = ""

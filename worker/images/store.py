@@ -244,9 +244,11 @@ class ImageStore:
 
     def reclaim(self, policy: retention.Policy, services: Collection[str]) -> Removed:
         """Delete what ``policy`` lets go (worker.images.retention). ``services``: ids of those that have containers here."""
-        total = Removed()
         if policy.is_off:
-            return total
+            return Removed()
+        idle = policy.idle(disk.usage(self.root))
+        forgotten = self.steps.prune(self._now() - idle) if idle is not None else []
+        total = Removed(freed=self.collect() if forgotten else 0)
         disk_now = disk.usage(self.root)
         in_use = self._in_use()
         with self._lock:

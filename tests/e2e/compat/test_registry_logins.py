@@ -141,6 +141,18 @@ def test_with_registry_auth_it_runs_and_an_update_without_keeps_the_login(
     check_secret_is_nowhere(stage, PASSWORD)
 
 
+def test_docker_pys_login_goes_along_with_its_service(stage: Stage, push: Callable[[str], str], service: str) -> None:
+    image = push("sdk:1")
+    sdk = pytest.importorskip("docker").DockerClient(base_url=stage.covey.host)
+    try:
+        sdk.login(USER, PASSWORD, registry=PRIVATE)
+        sdk.services.create(image, name=service)
+        wait(stage, running)
+    finally:
+        sdk.close()
+    check_secret_is_nowhere(stage, PASSWORD)
+
+
 def test_a_service_is_held_to_the_digest_its_tag_meant(
     stage: Stage, docker: Client, push: Callable[[str], str], service: str
 ) -> None:

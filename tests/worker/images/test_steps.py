@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from covey.testing import images
-from worker.images import commit, draft, steps
+from worker.images import commit, disk, draft, steps
 from worker.images.draft import Draft
 from worker.images.image import Layer
+from worker.images.retention import Disk, Policy
 from worker.images.steps import StepCache
 from worker.images.store import ImageStore
 
@@ -77,3 +78,32 @@ def test_layers_stay_for_the_cache_alone(tmp_path: Path) -> None:
     again.steps.prune()
     assert again.collect() > 0
     assert list((tmp_path / "images" / "blobs" / "sha256").iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("policy", "used", "after", "stays"),
+    [
+        (Policy(), 50, 10**6, True),
+        (Policy(age=100.0), 50, 99, True),
+        (Policy(age=100.0), 50, 101, False),
+        (Policy(grace=60.0), 95, 59, True),
+        (Policy(grace=60.0), 95, 61, False),
+        (Policy(high=0), 95, 10**6, True),
+    ],
+)
+def test_what_was_not_used_for_long_goes_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: Policy, used: int, after: float, stays: bool
+) -> None:
+    clock = [1700000000.0]
+    monkeypatch.setattr(disk, "usage", lambda path: Disk(used, 100))
+    store = ImageStore(tmp_path / "images", now=lambda: clock[0])
+    with store.content.lease() as lease:
+        nothing = draft.scratch("amd64")
+        layer = commit.add_layer(store, (), io.BytesIO(images.tar([("f", 0o644, b"x")])), lease)
+        store.steps.keep(nothing.id, "k", draft.follow(nothing, {}, "2026-01-01T00:00:00Z", "COPY", layer=layer))
+    clock[0] += after
+    done = store.reclaim(policy, ())
+    assert (done.freed == 0) == stays
+    assert bool(list((tmp_path / "images" / "blobs" / "sha256").iterdir())) == stays
+    assert (store.steps.find(nothing.id, "k") is not None) == stays
