@@ -176,7 +176,7 @@ async def _daemon(options: DaemonOptions) -> None:
         images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
         await stack.enter_async_context(images)
         logins = RegistryLogins()
-        registry = FromRegistry(engine.puller, logins.of_image)
+        registry = FromRegistry(engine.remote, logins.of_image)
         supply = await stack.enter_async_context(Supply(engine.images, images, [registry]))
         runtime = EngineRuntime(engine, RELEASE, supply)
         node_socket = options.exec_root / "node.sock"

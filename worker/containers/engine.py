@@ -38,9 +38,7 @@ from worker.containers.record import Container
 from worker.containers.registry import Registry
 from worker.containers.shim_socket import ShimGone
 from worker.containers.zygote_link import ZygoteLink
-from worker.images.pull import Puller
-from worker.images.push import Pusher
-from worker.images.registry.access import Registries
+from worker.images.remote import Remote
 from worker.images.store import ImageStore
 from worker.network.node_network import NodeNetwork
 from worker.rootfs.overlay import Overlay
@@ -64,9 +62,7 @@ class Engine:
         self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._host: Host
-        self.registries: Registries
-        self.puller: Puller
-        self.pusher: Pusher
+        self.remote: Remote
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -121,7 +117,7 @@ class Engine:
             raise Internal(f"cannot use {options.data_root} and {options.exec_root}: {error}: run as root") from error
         # Else the next boot has to unpack every image again.
         stack.push_async_callback(loop.run_in_executor, threads, host.images.settle)
-        await self._reach_registries(stack, host.images)
+        self.remote = await stack.enter_async_context(Remote(host.images, options.registry))
         await stack.enter_async_context(network)
         host.group = await stack.enter_async_context(asyncio.TaskGroup())
         stack.callback(self._cancel_all)
@@ -136,13 +132,6 @@ class Engine:
         if options.warm_pool and options.remap is None:
             # A sandbox has no user namespace.
             host.spawn(host.pool.keep(), "pool: kept full")
-
-    async def _reach_registries(self, stack: AsyncExitStack, images: ImageStore) -> None:
-        self.registries = await stack.enter_async_context(Registries(self.options.registry))
-        self.puller = Puller(images, self.registries)
-        stack.callback(self.puller.close)
-        self.pusher = Pusher(images, self.registries)
-        stack.callback(self.pusher.close)
 
     def _cancel_all(self) -> None:
         """Supervisors and health checks end with us; the containers they follow do not."""

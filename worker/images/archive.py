@@ -14,7 +14,6 @@ from typing import Any
 
 from covey.clock import rfc3339
 from covey.errors import InvalidArgument
-from worker.dockerfile import config as dockerfile
 from worker.images import compression, image, manifests, reference
 from worker.images.compression import Peeked, Readable
 from worker.images.content import Blob, ContentStore, Lease
@@ -87,6 +86,8 @@ def read_rootfs(stream: Readable, document: dict[str, Any], content: ContentStor
 
 def import_document(changes: Sequence[str], message: str, platform: str, now: float) -> dict[str, Any]:
     """The config of an imported image, all but its rootfs. ``platform`` is ``os[/arch[/variant]]`` or empty."""
+    from worker.dockerfile import config as dockerfile
+
     words = platform.split("/") if platform else []
     if len(words) > 3 or not all(words):
         raise InvalidArgument(f"invalid platform {platform!r}: expected os[/architecture[/variant]]")

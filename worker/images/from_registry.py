@@ -7,16 +7,18 @@ those the cluster has now, the newest first, then whoever the daemon's own confi
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from covey.credentials import Credentials, of_server
 from covey.errors import CoveyError, NotFound, Unauthorized
 from worker.images import reference
 from worker.images.image import Image
 from worker.images.progress import Listener
-from worker.images.pull import Puller
 from worker.images.reference import Reference
 from worker.images.registry.errors import NoCredentials, Refused
+
+if TYPE_CHECKING:
+    from worker.images.pull import Pulled
 
 Said = Callable[[int, int], None]
 """(bytes that came, bytes to come in all or 0 while nobody knows)."""
@@ -32,10 +34,17 @@ async def _nobodys(wanted: Reference) -> Sequence[Credentials]:
 _DENIALS = frozenset({"UNAUTHORIZED", "DENIED", "INSUFFICIENT_SCOPE"})
 
 
+class Pulls(Protocol):
+    """What pulls: a Puller, or what makes one when it is asked."""
+
+    async def pull(self, named: Reference, *, auth: Credentials | None, platform: str = "", listener: Listener) -> Pulled:
+        """See worker.images.pull."""
+
+
 class FromRegistry:
     """``fetch`` has the image in the store under ``wanted``. NotFound: the registry does not have it, or not for us."""
 
-    def __init__(self, puller: Puller, logins: Logins = _nobodys) -> None:
+    def __init__(self, puller: Pulls, logins: Logins = _nobodys) -> None:
         self._puller = puller
         self._logins = logins
 

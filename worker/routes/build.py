@@ -1,19 +1,27 @@
-"""Builds and commits over the Engine API: ``POST /build``, ``/build/prune``, ``/commit``, and no to BuildKit's session."""
+"""Builds and commits over the Engine API: ``POST /build``, ``/build/prune``, ``/commit``, and no to BuildKit's session.
+
+The builder is imported when it is first asked for: most nodes of a cluster build nothing, and it takes a megabyte.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from covey.engine_api.answers import Answer, Stream, created
 from covey.engine_api.call import Call, decode_object
 from covey.engine_api.server import Handler
 from covey.errors import InvalidArgument
-from worker.build import base_images, building, committing, options
 from worker.containers.engine import Engine
 from worker.images import reference
 from worker.routes.bodies import BodyReader
 from worker.routes.times import seconds
+
+if TYPE_CHECKING:
+    from worker.build.base_images import Pull
+    from worker.build.building import Building
 
 
 class _Lines(AsyncIterator[bytes]):
@@ -35,9 +43,18 @@ class _Lines(AsyncIterator[bytes]):
 class Builds:
     """One method a route. ``pull``: fetches base images; None, and only what the store has can be built upon."""
 
-    def __init__(self, engine: Engine, pull: base_images.Pull | None = None) -> None:
+    def __init__(self, engine: Engine, pull: Pull | None = None) -> None:
         self._engine = engine
-        self._building = building.Building(engine, pull)
+        self._pull = pull
+        if (engine.options.data_root / "build").exists():
+            # A builder clears away, at its start, what builds of a former life left.
+            _ = self._building
+
+    @cached_property
+    def _building(self) -> Building:
+        from worker.build.building import Building
+
+        return Building(self._engine, self._pull)
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -48,9 +65,13 @@ class Builds:
         }
 
     async def session(self, call: Call) -> Answer:
+        from worker.build import options
+
         raise InvalidArgument(options.BUILDKIT)
 
     async def build(self, call: Call) -> Answer:
+        from worker.build import options
+
         wanted = options.read(call.text, call.texts, call.headers)
         async with AsyncExitStack() as stack:
             work = await self._building.prepare(wanted, BodyReader(call.chunks), stack)
@@ -64,6 +85,8 @@ class Builds:
         return {"CachesDeleted": gone or None, "SpaceReclaimed": freed}
 
     async def commit(self, call: Call) -> Answer:
+        from worker.build import committing
+
         ref = call.text("container")
         if not ref:
             raise InvalidArgument("give the container to commit: query parameter container")

@@ -26,7 +26,7 @@ def handlers(engine: Engine, release: str = RELEASE) -> dict[str, Handler]:
     registry = Registry(engine)
     for noun in (
         Archives(engine),
-        Builds(engine, FromRegistry(engine.puller).pull),
+        Builds(engine, FromRegistry(engine.remote).pull),
         Containers(engine),
         Execs(engine),
         ImageArchives(engine),

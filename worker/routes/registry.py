@@ -1,7 +1,7 @@
 """Registries over the Engine API: pull, push, log in, search, and what a registry has under a name.
 
 It decides Docker's parameters, events and status codes. An error before the first line of a stream is the answer's status;
-after it, the stream's last line.
+after it, the stream's last line. What asks registries is imported at the first request (worker.images.remote).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from worker.images import reference
 from worker.images.platforms import Platform
 from worker.images.progress import Listener
 from worker.images.reference import Reference
-from worker.images.registry import inquiries
 from worker.images.registry.errors import NoCredentials, Refused
 from worker.images.threads import until_done
 
@@ -94,7 +93,7 @@ class Registry:
         named, every = _wanted(call.text("fromImage"), call.text("tag"))
         auth, platform = credentials.from_header(call.headers.get(AUTH_HEADER, "")), call.text("platform")
         await call.read()
-        puller = self._engine.puller
+        puller = self._engine.remote.puller
 
         async def work(listener: Listener) -> None:
             if every:
@@ -114,28 +113,34 @@ class Registry:
         await call.read()
 
         async def work(listener: Listener) -> None:
-            for one in await self._engine.pusher.push(named, auth=auth, platform=platform, listener=listener):
+            for one in await self._engine.remote.pusher.push(named, auth=auth, platform=platform, listener=listener):
                 self._event("push", one.name)
 
         return await told(work)
 
     async def auth(self, call: Call) -> Answer:
+        from worker.images.registry import inquiries
+
         given = credentials.from_api(await call.json())
-        token = await inquiries.log_in(self._engine.registries, given)
+        token = await inquiries.log_in(self._engine.remote.registries, given)
         return {"Status": "Login Succeeded", "IdentityToken": token}
 
     async def search(self, call: Call) -> Answer:
+        from worker.images.registry import inquiries
+
         limit = call.integer("limit", 0) or inquiries.SEARCH_DEFAULT
         filters = call.filters(inquiries.SEARCH_FILTERS)
         who = credentials.from_header(call.headers.get(AUTH_HEADER, ""))
-        return await inquiries.search(self._engine.registries, call.text("term"), limit, filters, who)
+        return await inquiries.search(self._engine.remote.registries, call.text("term"), limit, filters, who)
 
     async def distribution(self, call: Call) -> Answer:
         """The digest and platforms a registry has under a name: what pins a service's image."""
+        from worker.images.registry import inquiries
+
         named = reference.parse_tagged(call.params["name"])
         who: Credentials = credentials.from_header(call.headers.get(AUTH_HEADER, ""))
         try:
-            found = await inquiries.describe(self._engine.registries, named, who)
+            found = await inquiries.describe(self._engine.remote.registries, named, who)
         except NoCredentials as error:
             raise from_status(401, error.message) from None
         except Refused as error:
