@@ -25,9 +25,9 @@ from worker.build.threads import whole
 from worker.containers import remap, surroundings, tree_put
 from worker.containers.host import Host
 from worker.dockerfile.instructions import Copy
+from worker.images import web
 from worker.kernel import trees
 
-DOWNLOAD_LIMIT = 16 << 30
 _GIT = ("git@", "git://", "ssh://", "github.com/")
 
 
@@ -130,35 +130,24 @@ def _written(fd: int, place: Path, name: str, content: str) -> list[Source]:
 
 async def _fetch(address: str, command: Copy, place: Path) -> str:
     """Download into ``place``; the file's name. Docker's: the last part of the path, mode 0600, Last-Modified's time."""
-    import aiohttp
-
     parts = urlsplit(address)
     name = posixpath.basename(parts.path)
-    if parts.scheme not in ("http", "https"):
-        raise InvalidArgument(f"ADD failed: {address}: only http and https addresses are fetched")
     if not name:
         if command.destination.endswith("/"):
             raise InvalidArgument(f"ADD failed: cannot determine filename from url: {address}")
         name = "file"
     try:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
-        async with aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session, session.get(address) as answer:
-            if answer.status >= 400:
-                raise InvalidArgument(f"ADD failed: failed to GET {address} with status {answer.status} {answer.reason}")
-            await _save(answer.content.iter_chunked(1 << 18), place / name, _stamp(answer.headers), address)
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise InvalidArgument(f"ADD failed: cannot fetch {address}: {error}") from error
+        async with web.fetched(address) as page:
+            await _save(page.chunks, place / name, _stamp(page.headers))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"ADD failed: {error.message}") from error
     return name
 
 
-async def _save(chunks: AsyncIterator[bytes], path: Path, stamp: float, address: str) -> None:
-    size = 0
+async def _save(chunks: AsyncIterator[bytes], path: Path, stamp: float) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         async for chunk in chunks:
-            size += len(chunk)
-            if size > DOWNLOAD_LIMIT:
-                raise InvalidArgument(f"ADD failed: {address} is larger than {DOWNLOAD_LIMIT} bytes")
             await asyncio.to_thread(tree_put.write, fd, chunk)
         os.utime(fd, (stamp, stamp))
     finally:

@@ -11,11 +11,12 @@ from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Empty, Stream
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
-from covey.errors import NotImplementedYet
 from worker.containers.engine import Engine
-from worker.images import reference, views
+from worker.images import progress, reference, views, web
+from worker.images.image import Image
+from worker.images.progress import Listener
 from worker.routes.bodies import BodyReader
-from worker.routes.registry import Registry
+from worker.routes.registry import Registry, told
 
 LIST_FILTERS = ("before", "dangling", "label", "label!", "reference", "since", "until")
 
@@ -60,24 +61,37 @@ class Images:
 
     async def _import(self, call: Call) -> Answer:
         source = call.text("fromSrc")
-        if source != "-":
-            raise NotImplementedYet(f"import from the address {source} is not there yet: download it and use fromSrc=-")
+        if source == "-":
+            made = await self._made(call, BodyReader(call.chunks))
+
+            async def lines() -> AsyncIterator[bytes]:
+                yield framing.line({"status": made.id})
+
+            return Stream(lines())
+        # As Docker's daemon takes it: an address without a scheme is an http one.
+        address = source if "://" in source else f"http://{source}"
+        await call.read()
+
+        async def work(listener: Listener) -> None:
+            async with web.fetched(address) as page:
+                listener(progress.status(f"Downloading from {address}"))
+                listener(progress.status((await self._made(call, BodyReader(page.chunks))).id))
+
+        return await told(work)
+
+    async def _made(self, call: Call, stream: BodyReader) -> Image:
         repository, tag = call.text("repo"), call.text("tag")
         name = reference.from_parts(repository, tag) if repository else None
-        found = await self._engine.host.run(
+        made = await self._engine.host.run(
             self._engine.images.import_rootfs,
-            BodyReader(call.chunks),
+            stream,
             name,
             call.texts("changes"),
             message=call.text("message"),
             platform=call.text("platform"),
         )
-        self._event("import", found.id, name.familiar if name else found.id)
-
-        async def lines() -> AsyncIterator[bytes]:
-            yield framing.line({"status": found.id})
-
-        return Stream(lines())
+        self._event("import", made.id, name.familiar if name else made.id)
+        return made
 
     async def load(self, call: Call) -> Answer:
         loaded = await self._engine.host.run(self._engine.images.load_archive, BodyReader(call.chunks))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -110,20 +112,32 @@ def test_commit(builds: BuildNode) -> None:
     assert "No such container: absent" in cluster(builds, "commit", "absent", code=1)[1]
 
 
+@contextlib.contextmanager
+def served(builds: BuildNode, directory: Path) -> Iterator[str]:
+    """The address at which a web server beside the node has the directory."""
+    server = subprocess.Popen(
+        builds.node.inside(
+            sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(directory), "0"
+        ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    try:
+        yield server.stdout.readline().split("(")[1].split(")")[0].rstrip("/")
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
 def test_files_by_address(builds: BuildNode, tmp_path: Path) -> None:
     archive = images.tar([("f", 0o644, b"f")])
     write(tmp_path, {"plain": "fetched"})
     (tmp_path / "packed.tar").write_bytes(archive)
     os.utime(tmp_path / "plain", (1_000_000_000, 1_000_000_000))
-    server = subprocess.Popen(
-        builds.node.inside(sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(tmp_path), "0"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        address = server.stdout.readline().split("(")[1].split(")")[0].rstrip("/")
+    with served(builds, tmp_path) as address:
         digest = hashlib.sha256(b"fetched").hexdigest()
         text = f"""\
 FROM {BASE}
@@ -150,8 +164,26 @@ RUN stat -c '%a %u %Y %n' /d/plain /named /checked /kept/*
             ("determine filename", f"ADD {address}/ /x/"),
         ):
             assert words in builds.build(f"FROM {BASE}\n{line}\n").error
-    finally:
-        server.kill()
-        server.wait()
-        assert server.stdout is not None
-        server.stdout.close()
+
+
+def test_import_by_address(builds: BuildNode, tmp_path: Path) -> None:
+    (tmp_path / "root.tar.gz").write_bytes(gzip.compress(images.busybox_rootfs_tar()))
+    (tmp_path / "cut.tar").write_bytes(images.busybox_rootfs_tar()[:100_000])
+    with served(builds, tmp_path) as address:
+        said = builds.node.out("import", "-c", "CMD echo by address", f"{address}/root.tar.gz", "by-address:1").splitlines()
+        assert said[0] == f"Downloading from {address}/root.tar.gz"
+        assert builds.node.inspect("by-address:1")["Id"] == said[-1]
+        assert builds.node.out("run", "--rm", "by-address:1") == "by address"
+        sdk = pytest.importorskip("docker").APIClient(base_url=f"unix://{builds.node.socket}")
+        told = sdk.import_image_from_url(f"{address.removeprefix('http://')}/root.tar.gz", repository="by-sdk")
+        sdk.close()
+        assert f"Downloading from {address}/root.tar.gz" in told
+        assert builds.node.inspect("by-sdk:latest")["Id"] in told
+        before = builds.node.out("images", "-aq")
+        for words, source in (
+            ("status 404", f"{address}/absent"),
+            ("cannot fetch", "http://127.0.0.1:1/x"),
+            ("cut short", f"{address}/cut.tar"),
+        ):
+            assert words in builds.node.docker("import", source, "bad:1", code=1).stderr
+        assert builds.node.out("images", "-aq") == before
