@@ -6,7 +6,6 @@ from outside must not decide how much memory a header takes. Formats: POSIX.1-20
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -280,9 +279,10 @@ def _check_sum(header: bytes) -> None:
         wanted = _number(header[148:156], "checksum")
     except BadArchive:
         wanted = -1
-    spaced = header[:148] + b" " * 8 + header[156:]
-    if sum(spaced) == wanted:
+    # The checksum itself counts as spaces.
+    if sum(header) - sum(header[148:156]) + 8 * 32 == wanted:
         return
+    spaced = header[:148] + b" " * 8 + header[156:]
     if sum(byte - 256 if byte > 127 else byte for byte in spaced) != wanted:
         raise BadArchive("not a tar archive, or a damaged one: a header's checksum is wrong")
 
@@ -291,8 +291,10 @@ def _number(raw: bytes, what: str) -> int:
     """A header number: octal text, or base 256 when the top bit is set (GNU, star)."""
     plain = raw.rstrip(b"\0 ")
     if plain.isdigit():
-        with contextlib.suppress(ValueError):
+        try:
             return int(plain, 8)
+        except ValueError:
+            raise BadArchive(f"archive has a bad {what} field: {raw!r}") from None
     if raw[0] in (0x80, 0xFF):
         value = int.from_bytes(raw[1:], "big", signed=False) - (256 ** (len(raw) - 1) if raw[0] == 0xFF else 0)
     else:
