@@ -25,7 +25,7 @@ from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tl
 from covey.engine_api.server import Handler, Server
 from covey.errors import Conflict, CoveyError, InvalidArgument, NotFound, Unavailable
 from covey.model.resources import Resources, parse_generic
-from worker.agent.cluster_images import ClusterImages
+from worker.agent.cluster_images import ClusterBlobs, ClusterImages
 from worker.agent.engine_runtime import EngineRuntime
 from worker.agent.registry_logins import RegistryLogins
 from worker.agent.supply import Supply
@@ -175,6 +175,7 @@ async def _daemon(options: DaemonOptions) -> None:
         clock = SystemClock()
         images = ClusterImages(engine.images, clock, f"covey/{RELEASE}", listen=listen, rate=options.blob_rate)
         await stack.enter_async_context(images)
+        engine.remote.sources = [ClusterBlobs(images)]
         logins = RegistryLogins()
         registry = FromRegistry(engine.remote, logins.of_image)
         supply = await stack.enter_async_context(Supply(engine.images, images, [registry]))

@@ -235,10 +235,12 @@ class ImageSought(Message, frozen=True, kw_only=True, omit_defaults=True, tag="s
 
 
 class BlobWanted(Message, frozen=True, kw_only=True, omit_defaults=True, tag="want-blob"):
-    """The node needs this blob; it is told of a source as soon as one is free."""
+    """The node needs this blob; it is told of a source as soon as one is free. ``only_held``: it has elsewhere to go, so it
+    neither waits for what no node has nor has a manager carry anything."""
 
     digest: str
     size: int
+    only_held: bool = False
 
 
 class BlobSource(Message, frozen=True, kw_only=True, omit_defaults=True, tag="source"):

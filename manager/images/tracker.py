@@ -3,7 +3,8 @@
 It decides the tree of a fan-out. A node that has received a blob is a source of it at once. A source sends a blob to one node
 at a time and twice in all, while anybody else can or soon will; of several the least burdened sends. A source that cannot be
 reached is reached through a manager, one that fails is left for another; a node waits, for a while, for one to come back.
-What a manager carries is a last resort: never while a source that can be reached directly has the blob or is receiving it.
+What a manager carries is a last resort: never while a source that can be reached directly has the blob or is receiving it, and
+never for a node that can get the blob elsewhere.
 An image that no node has is looked for elsewhere by one node; the others that want it wait for that one.
 It must not know sessions, sockets, clocks or the store.
 """
@@ -71,11 +72,15 @@ class _Question:
 
 @dataclass(slots=True)
 class _Wait:
-    """A node that waits for a blob. ``indirect``: sources it cannot reach itself; ``refused``: those that are no use to it."""
+    """A node that waits for a blob. ``indirect``: sources it cannot reach itself; ``refused``: those that are no use to it.
+
+    Who has elsewhere to go is not ``patient``.
+    """
 
     node_id: str
     digest: str
     size: int
+    patient: bool = True
     lonely_since: float | None = None
     indirect: set[str] = field(default_factory=set)
     refused: set[str] = field(default_factory=set)
@@ -162,7 +167,9 @@ class Tracker:
         """The node needs a blob; asking again while it waits changes nothing."""
         digest = message.digest
         if node_id not in self._transfers.get(digest, ()):
-            self._waits.setdefault(digest, {}).setdefault(node_id, _Wait(node_id, digest, message.size))
+            self._waits.setdefault(digest, {}).setdefault(
+                node_id, _Wait(node_id, digest, message.size, patient=not message.only_held)
+            )
         return self._assign(now)
 
     def ended(self, node_id: str, message: BlobEnded, now: float) -> list[Tell]:
@@ -267,6 +274,8 @@ class Tracker:
             return self._begin(wait, source, False, now) if source else None
         if any(self._ports.get(node_id) and node_id not in wait.indirect for node_id in coming):
             return None
+        if not wait.patient:
+            return self._give_up(wait)
         if usable and self._relays < RELAYS:
             source = self._choose(wait.digest, free, usable)
             return self._begin(wait, source, True, now) if source else None
@@ -294,11 +303,15 @@ class Tracker:
     def _lonely(self, wait: _Wait, now: float) -> Tell | None:
         if wait.lonely_since is None:
             wait.lonely_since = now
-        if now - wait.lonely_since < ORPHANED:
-            return None
+        return None if now - wait.lonely_since < ORPHANED else self._give_up(wait)
+
+    def _give_up(self, wait: _Wait) -> Tell:
         self._drop_wait(wait.digest, wait.node_id)
         self._counts["given_up"] += 1
-        return Tell(wait.node_id, BlobSource(digest=wait.digest, error=f"no node has the blob {wait.digest} any more"))
+        return Tell(
+            wait.node_id,
+            BlobSource(digest=wait.digest, error=f"no node has the blob {wait.digest}{' any more' * wait.patient}"),
+        )
 
     def _fail(self, transfer: _Transfer, message: BlobEnded) -> None:
         """The receiver waits on, in its old place, for another way."""
@@ -307,6 +320,8 @@ class Tracker:
         self._counts["failed"] += 1
         if fault in ("gone", "corrupt"):
             self.catalogue.missed(source, wait.digest)
+            wait.refused.add(source)
+        elif not wait.patient:
             wait.refused.add(source)
         elif fault == "unreachable" and not transfer.relayed:
             wait.indirect.add(source)

@@ -31,14 +31,16 @@ from covey.wire.messages import (
 )
 from worker.agent import inventory
 from worker.agent.haul import Haul
-from worker.blobs.download import Body, Direct, Relayed, Wanted
+from worker.blobs.download import PIECE, Body, Direct, Relayed, Wanted
 from worker.blobs.port import BlobPort
 from worker.blobs.traffic import Traffic
 from worker.blobs.upload import Uploads
 from worker.images import manifests
 from worker.images.content import Blob, Lease
 from worker.images.image import Image, host_architecture
+from worker.images.manifests import Descriptor
 from worker.images.reference import Reference, check_digest
+from worker.images.sources import Sink
 from worker.images.store import ImageStore
 from worker.images.threads import ended, together
 
@@ -93,7 +95,7 @@ class ClusterImages:
         self._changed = asyncio.Event()
         self._requests = itertools.count(1)
         self._offers: dict[int, asyncio.Future[ImageOffer]] = {}
-        self._sources: dict[str, tuple[Blob, asyncio.Future[BlobSource]]] = {}
+        self._sources: dict[str, tuple[BlobWanted, asyncio.Future[BlobSource]]] = {}
         self._locks: dict[str, _Lock] = {}
         self._hauls: set[Haul] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -135,8 +137,8 @@ class ClusterImages:
         self._session = session
         self._arrived.set()
         try:
-            for blob, _ in list(self._sources.values()):
-                await send(BlobWanted(digest=blob.digest, size=blob.size))
+            for wanted, _ in list(self._sources.values()):
+                await send(wanted)
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
@@ -256,6 +258,29 @@ class ClusterImages:
             # Under the lease: what a thread takes in later would be pinned for ever.
             await ended(self._loop.run_in_executor(self._threads, haul.fetch, blob, lease), haul.stop)
 
+    async def hand_over(self, blob: Blob, sink: Sink) -> bool:
+        """For a pull: the rest of a blob from nodes that have it, not verified; False as soon as no node can give more."""
+        if self._session is None:
+            return False
+        haul = Haul(self._images.content, self, self.traffic.received)
+        self._hauls.add(haul)
+        stream = haul.held_elsewhere(blob, sink.offset)
+        try:
+            async with self._alone(blob.digest):
+                while data := await ended(self._loop.run_in_executor(self._threads, stream.read, PIECE), haul.stop):
+                    await sink.write(data)
+        except (NotFound, Unavailable) as lack:
+            log.debug("blob %s is not to be had of a node: %s", blob.digest, lack.message)
+            return False
+        finally:
+            haul.stop()
+            stream.close()
+            self._hauls.discard(haul)
+            # Not that it has come: it is not in the store yet.
+            await self._tell(BlobEnded(digest=blob.digest, fault="stopped"))
+        self.traffic.received.add(blob.digest, blobs=1)
+        return True
+
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:
         lock = self._locks.setdefault(digest, _Lock())
@@ -275,8 +300,8 @@ class ClusterImages:
 
     # -- the hauls' desk, called from their threads ----------------------------------------------------------------
 
-    def next_source(self, blob: Blob, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
-        source = asyncio.run_coroutine_threadsafe(self._next_source(blob, ended, stopped), self._loop).result()
+    def next_source(self, wanted: BlobWanted, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
+        source = asyncio.run_coroutine_threadsafe(self._next_source(wanted, ended, stopped), self._loop).result()
         if source.error:
             raise NotFound(source.error)
         return source
@@ -294,14 +319,14 @@ class ClusterImages:
             log.info("blob %s of node %s: %s: %s", ended.digest, ended.node_id, ended.fault, ended.words)
         asyncio.run_coroutine_threadsafe(self._tell(ended), self._loop).result()
 
-    async def _next_source(self, blob: Blob, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
+    async def _next_source(self, wanted: BlobWanted, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
         future: asyncio.Future[BlobSource] = self._loop.create_future()
-        self._sources[blob.digest] = (blob, future)
+        self._sources[wanted.digest] = (wanted, future)
         try:
             if ended is not None:
                 log.info("blob %s of node %s: %s: %s", ended.digest, ended.node_id, ended.fault, ended.words)
                 await self._tell(ended)
-            await self._tell(BlobWanted(digest=blob.digest, size=blob.size))
+            await self._tell(wanted)
             heard_of_manager = self._clock.monotonic()
             while not stopped():
                 await asyncio.wait({future}, timeout=WAKE_SECONDS)
@@ -309,11 +334,11 @@ class ClusterImages:
                     return future.result()
                 now = self._clock.monotonic()
                 heard_of_manager = now if self._session else heard_of_manager
-                if now - heard_of_manager > SESSION_SECONDS:
-                    raise Unavailable(f"no manager says which node has the blob {blob.digest}: is one running?")
+                if now - heard_of_manager > (0 if wanted.only_held else SESSION_SECONDS):
+                    raise Unavailable(f"no manager says which node has the blob {wanted.digest}: is one running?")
             raise Unavailable("the image is no longer waited for")
         finally:
-            del self._sources[blob.digest]
+            del self._sources[wanted.digest]
 
     async def _tell(self, message: AnyMessage) -> None:
         """Say it if there is a session; what still matters is said again on the next."""
@@ -334,3 +359,14 @@ class ClusterImages:
             "Waiting": len(self._sources),
             **self.traffic.show(),
         }
+
+
+class ClusterBlobs:
+    """The other nodes as a source of pulls' blobs (worker.images.sources): nearer than any registry."""
+
+    def __init__(self, images: ClusterImages) -> None:
+        self._images = images
+
+    async def fetch(self, descriptor: Descriptor, sink: Sink) -> bool:
+        """See BlobSource."""
+        return await self._images.hand_over(Blob(descriptor.digest, descriptor.size), sink)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from covey.errors import Unavailable
-from covey.wire.messages import BlobEnded, BlobSource
+from covey.wire.messages import BlobEnded, BlobSource, BlobWanted
 from worker.blobs.download import Body, Fault, Wanted
 from worker.blobs.traffic import Tally
 from worker.images.content import BadDigest, Blob, ContentStore, Lease
@@ -23,7 +23,7 @@ ATTEMPTS = 3
 class Desk(Protocol):
     """The session's side, called from the haul's threads."""
 
-    def next_source(self, blob: Blob, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
+    def next_source(self, wanted: BlobWanted, ended: BlobEnded | None, stopped: Callable[[], bool]) -> BlobSource:
         """Waits for a source, until ``stopped``; ``ended`` is how the last one ended. Raises NotFound or Unavailable."""
 
     def connect(self, source: BlobSource, wanted: Wanted) -> Body:
@@ -56,7 +56,7 @@ class Haul:
     def fetch(self, blob: Blob, lease: Lease) -> None:
         """The blob is in the content store, pinned under ``lease``. Raises what ended it otherwise."""
         for attempt in range(1, ATTEMPTS + 1):
-            stream = _Stream(self, blob)
+            stream = Stream(self, blob)
             try:
                 self._content.ingest(stream, lease, blob.digest, blob.size)
             except BadDigest:
@@ -74,6 +74,10 @@ class Haul:
             self._received.add(blob.digest, blobs=1)
             self._desk.ended(BlobEnded(digest=blob.digest, node_id=stream.source))
             return
+
+    def held_elsewhere(self, blob: Blob, offset: int) -> Stream:
+        """The blob's bytes from ``offset`` on, as long as a node that can be reached has them. Not verified."""
+        return Stream(self, blob, offset, only_held=True)
 
     def open(self, source: BlobSource, wanted: Wanted) -> Body:
         """A connection that ``stop`` closes. Raises Fault, Unavailable when stopped."""
@@ -95,10 +99,10 @@ class Haul:
         with self._lock:
             self.current += size
 
-    def next_source(self, blob: Blob, ended: BlobEnded | None) -> BlobSource:
+    def next_source(self, wanted: BlobWanted, ended: BlobEnded | None) -> BlobSource:
         if self.stopped:
             raise Unavailable("the image is no longer waited for")
-        return self._desk.next_source(blob, ended, lambda: self.stopped)
+        return self._desk.next_source(wanted, ended, lambda: self.stopped)
 
     def lost(self, size: int) -> None:
         """Bytes that came and are of no use."""
@@ -109,13 +113,14 @@ class Haul:
         self._desk.ended(ended)
 
 
-class _Stream:
-    """A blob as a file to read, over as many sources as it takes. ``source`` is the last one."""
+class Stream:
+    """A blob as a file to read, over as many sources as it takes. ``source`` is the last one; ``only_held``: see BlobWanted."""
 
-    def __init__(self, haul: Haul, blob: Blob) -> None:
+    def __init__(self, haul: Haul, blob: Blob, offset: int = 0, *, only_held: bool = False) -> None:
         self._haul = haul
         self._blob = blob
-        self._offset = 0
+        self._offset = offset
+        self._wanted = BlobWanted(digest=blob.digest, size=blob.size, only_held=only_held)
         self._body: Body | None = None
         self._held = b""
         self._ended: BlobEnded | None = None
@@ -153,7 +158,7 @@ class _Stream:
         """Some bytes of a source, b"" when it failed and another is to be tried."""
         try:
             if self._body is None:
-                source = self._haul.next_source(self._blob, self._ended)
+                source = self._haul.next_source(self._wanted, self._ended)
                 self._ended, self.source, self._came = None, source.node_id, 0
                 self._body = self._haul.open(source, Wanted(self._blob.digest, self._blob.size, source.node_id, self._offset))
             data = self._body.read()

@@ -5,6 +5,7 @@ It must not know what is pulled or pushed; it only knows what that takes, and en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from worker.images.reference import Reference
 from worker.images.registry import endpoints
 from worker.images.registry.endpoints import RegistryOptions
+from worker.images.sources import BlobSource
 from worker.images.store import ImageStore
 
 if TYPE_CHECKING:
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 
 
 class Remote:
-    """Use as an async context. Raises InvalidArgument at once for options that cannot be."""
+    """Use as an async context. Raises InvalidArgument at once for options that cannot be.
+
+    ``sources``: where pulls look for blobs before they ask a registry; to be set before the first pull.
+    """
 
     def __init__(self, images: ImageStore, options: RegistryOptions) -> None:
+        self.sources: Sequence[BlobSource] = ()
         self._images = images
         self._options = endpoints.check(options)
 
@@ -50,7 +56,7 @@ class Remote:
     def puller(self) -> Puller:
         from worker.images.pull import Puller
 
-        return Puller(self._images, self.registries)
+        return Puller(self._images, self.registries, self.sources)
 
     @cached_property
     def pusher(self) -> Pusher:

@@ -265,3 +265,37 @@ def test_an_image_that_is_renamed_is_known_by_its_new_name_only() -> None:
     holding(tracker, "a", image(1))
     holding(tracker, "a")
     assert tracker.catalogue.find(MANIFEST) is None
+
+
+def held_only(tracker: Tracker, node: str, number: int = 1, now: float = 0.0) -> list[Tell]:
+    return tracker.blob_wanted(node, BlobWanted(digest=blob(number), size=10, only_held=True), now)
+
+
+def refusals(told: list[Tell]) -> dict[str, str]:
+    return {node: m.error for node, m in told if isinstance(m, BlobSource) and m.error}
+
+
+def test_who_can_get_it_elsewhere_is_told_at_once_that_nobody_has_it() -> None:
+    tracker = Tracker()
+    holding(tracker, "a", image(1))
+    holding(tracker, "b")
+    assert refusals(held_only(tracker, "b", 7)) == {"b": f"no node has the blob {blob(7)}"}
+    assert tracker.idle
+    assert sources(held_only(tracker, "b")) == {"b": ("a", "a:port")}
+    assert refusals(end(tracker, "b", "a", "broken")) == {"b": f"no node has the blob {blob(1)}"}, "it is not tried twice"
+    assert tracker.idle
+
+
+def test_who_can_get_it_elsewhere_waits_for_one_that_is_busy_and_has_nothing_carried() -> None:
+    tracker = Tracker()
+    holding(tracker, "a", image(1))
+    for node in "bc":
+        holding(tracker, node)
+    want(tracker, "b")
+    assert not held_only(tracker, "c"), "a serves b, and b will have it soon"
+    assert sources(end(tracker, "b", "a")) == {"c": ("b", "b:port")}
+    hidden = Tracker()
+    holding(hidden, "a", image(1), port="")
+    holding(hidden, "c")
+    assert refusals(held_only(hidden, "c")), "only a manager could carry it"
+    assert sources(want(hidden, "c")) == {"c": ("a", "")}
