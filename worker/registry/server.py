@@ -1,8 +1,8 @@
 """This node's images as a registry: the OCI distribution spec over the image store, so that others can pull and push.
 
 It decides what a request means and how a refusal is said (the spec's codes). A repository ``app`` is the image ``app`` of this
-node, so what is pushed here runs in the cluster by that name. It keeps no index: one image, one platform. Who may connect is
-the listener's affair: loopback only. Facts: opencontainers/distribution-spec, spec.md.
+node, so what is pushed here runs in the cluster by that name. Of an index it keeps the image for this node's platform. Who may
+connect is the listener's affair: loopback only. Facts: opencontainers/distribution-spec, spec.md.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from aiohttp import web
 
 from covey.errors import CoveyError, InvalidArgument, NotFound
 from worker.blobs.upload import Uploads
-from worker.images import manifests, reference
-from worker.images.content import BadDigest
-from worker.images.image import Image
-from worker.images.manifests import BadManifest, Manifest
+from worker.images import manifests, platforms, reference
+from worker.images.content import BadDigest, Blob, Lease
+from worker.images.image import Image, host_architecture
+from worker.images.manifests import BadManifest, Index, Manifest
+from worker.images.platforms import Platform
 from worker.images.reference import Reference
 from worker.images.store import ImageStore
 from worker.registry.pending import Pending, Upload
@@ -231,27 +232,73 @@ class Registry:
         if by_digest and wanted != digest:
             raise Refusal(400, "DIGEST_INVALID", f"the manifest has digest {digest}, not {wanted}")
         try:
-            manifest = manifests.image_of(body, "what was pushed", request.headers.get("Content-Type"))
+            document = manifests.parse(body, request.headers.get("Content-Type"))
+            if isinstance(document, Manifest) and not by_digest:
+                manifests.require_image(document)
         except BadManifest as error:
             raise Refusal(400, "MANIFEST_INVALID", error.message) from None
         repository = reference.parse(found["name"])
-        name = Reference(repository.domain, repository.path, None, digest) if by_digest else repository.with_tag(wanted)
-        image = await _run(self._store, body, manifest, name)
-        self._stored(name, image)
+        exact = Reference(repository.domain, repository.path, None, digest)
+        image = await _run(self._store, body, document, exact, None if by_digest else repository.with_tag(wanted))
+        if image is not None:
+            self._stored(exact if by_digest else repository.with_tag(wanted), image)
         headers = {**VERSION, "Location": f"/v2/{found['name']}/manifests/{digest}", "Docker-Content-Digest": digest}
         return web.Response(status=201, headers=headers)
 
-    def _store(self, body: bytes, manifest: Manifest, name: Reference) -> Image:
+    def _store(self, body: bytes, document: Manifest | Index, exact: Reference, tag: Reference | None) -> Image | None:
+        """The image that is here now; None for what is only a part of an index to come."""
         content = self._images.content
         with content.lease() as lease:
-            for blob in manifest.blobs:
+            for blob in document.blobs if isinstance(document, Manifest) else document.manifests:
                 lease.pin(blob.digest)
                 if not content.has(blob.digest):
                     raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", f"the manifest names blob {blob.digest}, which was not pushed")
+            whole = content.put(body, lease)
             try:
-                return self._images.add(content.put(body, lease), [name], lease)
-            except InvalidArgument as error:
+                if tag is None and not self._runs_here(document):
+                    self._keep_part(whole.digest, document)
+                    return None
+                if isinstance(document, Index):
+                    # The index's digest stays the image's, as with one that is pulled.
+                    return self._images.add(self._chosen(document, lease), [name for name in (tag, exact) if name], lease)
+                return self._images.add(whole, [tag or exact], lease)
+            except (InvalidArgument, NotFound) as error:
                 raise Refusal(400, "MANIFEST_INVALID", error.message) from None
+
+    def _runs_here(self, document: Manifest | Index) -> bool:
+        """Whether it is an image, and one for this kind of machine."""
+        if isinstance(document, Index):
+            return False
+        try:
+            manifests.require_image(document)
+        except BadManifest:
+            return False
+        config = manifests.load(self._images.content.read(document.config.digest, manifests.SIZE_LIMIT), "config")
+        parts = (str(config.get(name) or "") for name in ("os", "architecture", "variant"))
+        return Platform(*parts).normal in platforms.served_by(_here())
+
+    def _keep_part(self, digest: str, document: Manifest | Index) -> None:
+        """A manifest, and what it names, wait for the index that names it."""
+        if isinstance(document, Manifest):
+            for blob in document.blobs:
+                self._pending.keep(blob.digest)
+        self._pending.keep(digest)
+
+    def _chosen(self, index: Index, lease: Lease) -> Blob:
+        """The manifest for this node's platform, of this index or of one in it. BadManifest, NotFound."""
+        for _ in range(manifests.INDEX_DEPTH):
+            entry = manifests.choose(index, _here())
+            lease.pin(entry.digest)
+            document = manifests.parse(self._images.content.read(entry.digest, manifests.SIZE_LIMIT), entry.media_type)
+            if isinstance(document, Manifest):
+                manifests.require_image(document)
+                return Blob(entry.digest, entry.size)
+            index = document
+        raise BadManifest(f"indexes lie in one another more than {manifests.INDEX_DEPTH} deep")
+
+
+def _here() -> Platform:
+    return Platform("linux", host_architecture())
 
 
 def _tagged(images: list[Image]) -> Iterator[Reference]:

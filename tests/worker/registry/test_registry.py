@@ -98,11 +98,12 @@ class Node:
         assert done.status == 201, done
         return digest
 
-    async def image(self) -> tuple[dict[str, Any], list[bytes]]:
-        """A manifest and its blobs (config, layer), not pushed."""
+    async def image(self, architecture: str = "") -> tuple[dict[str, Any], list[bytes]]:
+        """A manifest and its blobs (config, layer), not pushed; of this machine's architecture unless named."""
         data = layer()
         rootfs = {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(data).hexdigest()]}
-        config = json.dumps({"architecture": made.architecture(), "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+        document = {"architecture": architecture or made.architecture(), "os": "linux", "config": {}, "rootfs": rootfs}
+        config = json.dumps(document).encode()
         described = [
             {"mediaType": kind, "digest": "sha256:" + hashlib.sha256(one).hexdigest(), "size": len(one)}
             for kind, one in (
@@ -110,8 +111,8 @@ class Node:
                 ("application/vnd.oci.image.layer.v1.tar", data),
             )
         ]
-        document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described[0], "layers": described[1:]}
-        return document, [config, data]
+        manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described[0], "layers": described[1:]}
+        return manifest, [config, data]
 
 
 Test = Callable[[Node], Awaitable[None]]
@@ -220,6 +221,80 @@ async def test_a_manifest_that_does_not_hold_is_refused_and_the_store_unchanged(
     assert other.code == "DIGEST_INVALID"
     assert node.store.list() == []
     assert (await node.ask("PUT", "/v2/app/manifests/1", body, Content_Type=MANIFEST)).status == 201
+
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+OTHER = "riscv64"
+
+
+async def push_manifest(node: Node, reference: str, document: Any, kind: str = MANIFEST) -> Reply:
+    return await node.ask("PUT", f"/v2/app/manifests/{reference}", json.dumps(document).encode(), Content_Type=kind)
+
+
+async def part(node: Node, architecture: str, document: dict[str, Any], blobs: list[bytes]) -> dict[str, Any]:
+    """Push a manifest by its digest, as a part of an index; its entry there."""
+    for data in blobs:
+        await node.push_blob(data)
+    body = json.dumps(document).encode()
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    assert (await push_manifest(node, digest, document)).status == 201
+    platform = {"os": "linux", "architecture": architecture} if architecture else {"os": "unknown", "architecture": "unknown"}
+    return {"mediaType": MANIFEST, "digest": digest, "size": len(body), "platform": platform}
+
+
+def attestation() -> tuple[dict[str, Any], list[bytes]]:
+    """What buildx puts beside an image: a manifest of which no container is made."""
+    blobs = [b'{"architecture":"unknown","os":"unknown","rootfs":{"type":"layers","diff_ids":[]}}', b'{"_type":"in-toto"}']
+    kinds = ("application/vnd.oci.image.config.v1+json", "application/vnd.in-toto+json")
+    config, statement = (
+        {"mediaType": kind, "digest": "sha256:" + hashlib.sha256(one).hexdigest(), "size": len(one)}
+        for kind, one in zip(kinds, blobs, strict=True)
+    )
+    return {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [statement]}, blobs
+
+
+@on_node
+async def test_of_an_index_the_image_for_this_machine_is_kept(node: Node) -> None:
+    own, other = await node.image(), await node.image(OTHER)
+    entries = [
+        await part(node, made.architecture(), *own),
+        await part(node, OTHER, *other),
+        await part(node, "", *attestation()),
+    ]
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+    done = await push_manifest(node, "1", index, INDEX)
+    assert done.status == 201, done
+    digest = "sha256:" + hashlib.sha256(json.dumps(index).encode()).hexdigest()
+    assert done.headers["docker-content-digest"] == digest
+    image = node.store.resolve("app:1")
+    assert image.manifest_digest == entries[0]["digest"]
+    assert f"app@{digest}" in image.repo_digests
+    assert len(node.store.list()) == 1, "neither the other machine's nor the attestation"
+    again = await node.ask("GET", "/v2/app/manifests/1")
+    assert again.headers["docker-content-digest"] == entries[0]["digest"]
+    node.clock.ahead += pending.IDLE + 1
+    await node.ask("POST", "/v2/app/blobs/uploads/")
+    node.store.collect()
+    assert not node.store.content.has(entries[1]["digest"])
+    assert list(node.store.fsck()) == []
+
+
+@on_node
+async def test_an_index_that_does_not_hold_is_refused(node: Node) -> None:
+    other = await part(node, OTHER, *await node.image(OTHER))
+    missing = {**other, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux", "architecture": made.architecture()}}
+    for entries, status, code in (
+        ([other], 400, "MANIFEST_INVALID"),
+        ([], 400, "MANIFEST_INVALID"),
+        ([other, missing], 404, "MANIFEST_BLOB_UNKNOWN"),
+    ):
+        refused = await push_manifest(node, "1", {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}, INDEX)
+        assert (refused.status, refused.code) == (status, code), refused
+    document, blobs = attestation()
+    for data in blobs:
+        await node.push_blob(data)
+    assert (await push_manifest(node, "1", document)).code == "MANIFEST_INVALID", "no image, and nothing names it"
+    assert node.store.list() == []
 
 
 @on_node
