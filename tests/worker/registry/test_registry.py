@@ -381,3 +381,41 @@ def test_skopeo_pushes_and_pulls(tmp_path: Path, form: list[str]) -> None:
             assert "sha256:" + hashlib.sha256(kept).hexdigest() == one.digest
 
     run(tmp_path)
+
+
+def oci_layout(root: Path, name: str, images: list[tuple[str, dict[str, Any], list[bytes]]]) -> None:
+    """A directory in OCI layout with one index over ``images`` (architecture, manifest, blobs)."""
+    blobs = root / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(kind: str, data: bytes, **more: Any) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data), **more}
+
+    entries = []
+    for architecture, document, parts in images:
+        for part in parts:
+            put("", part)
+        entries.append(put(MANIFEST, json.dumps(document).encode(), platform={"os": "linux", "architecture": architecture}))
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}
+    named = put(INDEX, json.dumps(index).encode(), annotations={"org.opencontainers.image.ref.name": name})
+    (root / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [named]}))
+    (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+@pytest.mark.suite
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed: apt-get install skopeo")
+def test_skopeo_pushes_an_index(tmp_path: Path) -> None:
+    @on_node
+    async def run(node: Node) -> None:
+        images = [(one, *await node.image(one)) for one in (OTHER, made.architecture())]
+        oci_layout(tmp_path / "layout", "x", images)
+        place = f"docker://127.0.0.1:{node.port}/team/many:1"
+        words = ("skopeo", "copy", "--all", "--dest-tls-verify=false", f"oci:{tmp_path}/layout:x", place)
+        done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(node.store.list()) == 1
+        assert node.store.resolve("team/many:1").architecture == made.architecture()
+
+    run(tmp_path / "node")
