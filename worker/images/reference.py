@@ -45,8 +45,8 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        """The repository name as a person writes it, ``busybox``."""
-        if self.domain != DEFAULT_DOMAIN:
+        """The repository name as a person writes it, ``busybox``; it means the same when it is read."""
+        if self.domain != DEFAULT_DOMAIN or _split_domain(self.path) != (DEFAULT_DOMAIN, self.path):
             return self.name
         rest = self.path.removeprefix(OFFICIAL_PREFIX)
         return self.path if "/" in rest else rest

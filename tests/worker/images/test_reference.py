@@ -30,6 +30,9 @@ DIGEST = "sha256:" + "ab" * 32
         (f"x:t@{DIGEST}", f"docker.io/library/x:t@{DIGEST}", f"x:t@{DIGEST}"),
         ("a__b/c-d.e--f", "docker.io/a__b/c-d.e--f", "a__b/c-d.e--f"),
         ("docker.io/library/a/b", "docker.io/library/a/b", "library/a/b"),
+        ("docker.io/a.example/b", "docker.io/a.example/b", "docker.io/a.example/b"),
+        ("docker.io/localhost/b", "docker.io/localhost/b", "docker.io/localhost/b"),
+        ("docker.io/docker.io/b", "docker.io/docker.io/b", "docker.io/docker.io/b"),
     ],
 )
 def test_normalises(text: str, full: str, familiar: str) -> None:
