@@ -174,6 +174,11 @@ async def test_two_pulls_at_once_fetch_each_blob_once(registry: ScriptedRegistry
     assert sorted(one.blob for one in registry.of("GET", "/blobs/")) == sorted(image.blobs)
 
 
+def _asked(registry: ScriptedRegistry, image: Made) -> list[str]:
+    """The layers that were asked for, each as often as it was."""
+    return [one.blob for one in registry.of("GET", "/blobs/") if one.blob in image.layers]
+
+
 async def test_the_second_of_two_pulls_goes_on_when_the_first_is_given_up(registry: ScriptedRegistry, node: Node) -> None:
     image = made({"a": b"1" * 50_000})
     registry.add("app", "v1", image)
@@ -185,14 +190,15 @@ async def test_the_second_of_two_pulls_goes_on_when_the_first_is_given_up(regist
 
     registry.fault = slow
     first, second = (asyncio.create_task(node.pull(f"{registry.address}/app:v1")) for _ in range(2))
-    while node.puller.statistics()["waiting"] < 2:
+    # Both wait for the layer, none for the config any more.
+    while not _asked(registry, image) or node.puller.statistics() != {"downloads": 1, "waiting": 2}:
         await asyncio.sleep(0.001)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
     waiting.set()
     assert (await second).image.id == image.config
-    assert len([one for one in registry.of("GET", "/blobs/") if one.blob in image.layers]) == 1
+    assert len(_asked(registry, image)) == 1
 
 
 async def test_a_pull_nobody_waits_for_ends_and_leaves_nothing(registry: ScriptedRegistry, node: Node) -> None:
