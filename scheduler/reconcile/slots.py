@@ -12,14 +12,13 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from covey.model.filters import Constraint
 from covey.model.objects import PortConfig, Service, Task
-from covey.model.spec import ServiceSpec, UpdatePolicy
+from covey.model.spec import PlacementPolicy, ServiceSpec, UpdatePolicy
 from covey.model.task_states import TaskState, is_terminal
 from scheduler import restart
 from scheduler.draft import Draft, Row
 from scheduler.drain import Leaving
-from scheduler.placement.constraints import allows
+from scheduler.placement.constraints import allows, fits_platform
 from scheduler.reconcile.moves import move
 from scheduler.restart import Attempt
 from scheduler.settings import Settings
@@ -67,8 +66,8 @@ class Likeness(enum.Enum):
     """How what a task was made from compares with what its service asks for."""
 
     SAME = enum.auto()
-    CONSTRAINTS = enum.auto()
-    """Only the placement constraints differ: as in SwarmKit the task is not outdated while its node meets them."""
+    PLACES = enum.auto()
+    """Only constraints or platforms differ: as in SwarmKit the task is not outdated while its node meets them."""
     OTHER = enum.auto()
 
 
@@ -78,17 +77,17 @@ def likeness(task: Task, template: dict[str, Any], ports: tuple[PortConfig, ...]
         return Likeness.OTHER
     if task.spec == template:
         return Likeness.SAME
-    return Likeness.CONSTRAINTS if _unconstrained(task.spec) == _unconstrained(template) else Likeness.OTHER
+    return Likeness.PLACES if _anywhere(task.spec) == _anywhere(template) else Likeness.OTHER
 
 
-def _unconstrained(template: dict[str, Any]) -> dict[str, Any]:
-    placement = {key: value for key, value in (template.get("Placement") or {}).items() if key != "Constraints"}
+def _anywhere(template: dict[str, Any]) -> dict[str, Any]:
+    placement = {k: value for k, value in (template.get("Placement") or {}).items() if k not in ("Constraints", "Platforms")}
     return {**template, "Placement": placement}
 
 
-def _outdated(like: Likeness, constraints: Sequence[Constraint], view: NodeView | None) -> bool:
-    if like is Likeness.CONSTRAINTS:
-        return view is None or not allows(constraints, view)
+def _outdated(like: Likeness, policy: PlacementPolicy, view: NodeView | None) -> bool:
+    if like is Likeness.PLACES:
+        return view is None or not (allows(policy.constraints, view) and fits_platform(policy.platforms, view))
     return like is Likeness.OTHER
 
 
@@ -99,7 +98,7 @@ def up_to_date(snapshot: Snapshot, task: Task) -> bool:
         return service is not None
     spec = snapshot.service_specs[service.id]
     like = likeness(task, template_of(service), spec.ports)
-    return not _outdated(like, spec.task.placement.constraints, snapshot.nodes.get(task.node_id))
+    return not _outdated(like, spec.task.placement, snapshot.nodes.get(task.node_id))
 
 
 class Marks(NamedTuple):
@@ -186,7 +185,7 @@ class Work:
         like = self._likeness.get(task.spec_version)
         if like is None:
             like = self._likeness[task.spec_version] = likeness(task, self.template, self.spec.ports)
-        return _outdated(like, self.spec.task.placement.constraints, self.snapshot.nodes.get(task.node_id))
+        return _outdated(like, self.spec.task.placement, self.snapshot.nodes.get(task.node_id))
 
     def create(
         self,

@@ -247,6 +247,21 @@ def test_a_change_of_constraints_replaces_only_tasks_whose_node_does_not_meet_th
     assert len(after) == 3
 
 
+def test_platforms_that_come_and_go_replace_nothing_while_the_nodes_are_such() -> None:
+    """``docker stack deploy --resolve-image changed`` keeps an image's digest and drops the platforms that came with it."""
+    world = Rollout(3, policy(Parallelism=1))
+    before = {t.id for t in world.running("web")}
+    template = dict(world.snapshot.services["web"].spec["TaskTemplate"])
+    for placement in ({"Platforms": [{"Architecture": "amd64", "OS": "linux"}]}, {}):
+        world.service("web", replicas=3, template={**template, "Placement": placement}, **world.asked)
+        world.live(20)
+        assert {t.id for t in world.running("web")} == before
+    other = {"Platforms": [{"Architecture": "riscv64", "OS": "linux"}]}
+    world.service("web", replicas=3, template={**template, "Placement": other}, **world.asked)
+    world.live(20)
+    assert len(world.running("web")) == 2, "the first to be replaced finds no node, and the others stay"
+
+
 def test_a_change_that_replaces_nothing_has_no_update_status() -> None:
     world = Rollout(3)
     world.replicas = 5

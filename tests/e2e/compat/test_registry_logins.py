@@ -213,7 +213,7 @@ def test_a_stack_with_registry_auth(
             client("stack", "deploy", "--resolve-image", "changed", "-c", str(file), "private")
             (service,) = json.loads(stage.covey.call("GET", "/v1.44/services").text)
             assert service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"] == held
-            assert len(tasks(stage)) == 1, "nothing was replaced"
+            assert len(tasks(stage)) == 1, f"{name} replaced: {tasks(stage)}"
         finally:
             client.run("stack", "rm", "private")
         wait(stage, lambda found: not found)
