@@ -308,10 +308,7 @@ class Tracker:
     def _give_up(self, wait: _Wait) -> Tell:
         self._drop_wait(wait.digest, wait.node_id)
         self._counts["given_up"] += 1
-        return Tell(
-            wait.node_id,
-            BlobSource(digest=wait.digest, error=f"no node has the blob {wait.digest}{' any more' * wait.patient}"),
-        )
+        return Tell(wait.node_id, BlobSource(digest=wait.digest, error=f"no node has the blob {wait.digest} any more"))
 
     def _fail(self, transfer: _Transfer, message: BlobEnded) -> None:
         """The receiver waits on, in its old place, for another way."""
@@ -320,8 +317,7 @@ class Tracker:
         self._counts["failed"] += 1
         if fault in ("gone", "corrupt"):
             self.catalogue.missed(source, wait.digest)
-            wait.refused.add(source)
-        elif not wait.patient:
+        if fault in ("gone", "corrupt") or not wait.patient:
             wait.refused.add(source)
         elif fault == "unreachable" and not transfer.relayed:
             wait.indirect.add(source)

@@ -16,9 +16,8 @@ from .looking import Running, doubled, running
 pytestmark = pytest.mark.e2e
 
 NODES = 4
-#: From the loss to the last replacement's running: far more than it takes (0.5-0.7 s; the bench measures), so that a busy
-#: machine passes, and less than with the default timers (10 s and more).
-MOVED = 6.0
+#: From the loss to the last replacement's running, a busy machine of two cores included.
+MOVED = 2.0
 HEALED = 10.0
 
 

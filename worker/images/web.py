@@ -20,9 +20,8 @@ _SILENT_SECONDS = 120
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``size``: what the server announced, None when it did not. ``chunks`` raise InvalidArgument when the line breaks."""
+    """``chunks`` raise InvalidArgument when the line breaks."""
 
-    size: int | None
     headers: Mapping[str, str]
     chunks: AsyncIterator[bytes]
 
@@ -55,4 +54,4 @@ async def fetched(address: str) -> AsyncIterator[Page]:
         async with answer:
             if answer.status >= 400:
                 raise InvalidArgument(f"failed to GET {address} with status {answer.status} {answer.reason}")
-            yield Page(answer.content_length, answer.headers, chunks(answer))
+            yield Page(answer.headers, chunks(answer))

@@ -239,9 +239,10 @@ class Registry:
             raise Refusal(400, "MANIFEST_INVALID", error.message) from None
         repository = reference.parse(found["name"])
         exact = Reference(repository.domain, repository.path, None, digest)
-        image = await _run(self._store, body, document, exact, None if by_digest else repository.with_tag(wanted))
+        tag = None if by_digest else repository.with_tag(wanted)
+        image = await _run(self._store, body, document, exact, tag)
         if image is not None:
-            self._stored(exact if by_digest else repository.with_tag(wanted), image)
+            self._stored(tag or exact, image)
         headers = {**VERSION, "Location": f"/v2/{found['name']}/manifests/{digest}", "Docker-Content-Digest": digest}
         return web.Response(status=201, headers=headers)
 
@@ -255,13 +256,13 @@ class Registry:
                     raise Refusal(404, "MANIFEST_BLOB_UNKNOWN", f"the manifest names blob {blob.digest}, which was not pushed")
             whole = content.put(body, lease)
             try:
-                if tag is None and not self._runs_here(document):
-                    self._keep_part(whole.digest, document)
-                    return None
-                if isinstance(document, Index):
+                if tag is not None and isinstance(document, Index):
                     # The index's digest stays the image's, as with one that is pulled.
-                    return self._images.add(self._chosen(document, lease), [name for name in (tag, exact) if name], lease)
-                return self._images.add(whole, [tag or exact], lease)
+                    return self._images.add(self._chosen(document, lease), [tag, exact], lease)
+                if tag is not None or self._runs_here(document):
+                    return self._images.add(whole, [tag or exact], lease)
+                self._keep_part(whole.digest, document)
+                return None
             except (InvalidArgument, NotFound) as error:
                 raise Refusal(400, "MANIFEST_INVALID", error.message) from None
 

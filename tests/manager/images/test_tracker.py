@@ -279,10 +279,12 @@ def test_who_can_get_it_elsewhere_is_told_at_once_that_nobody_has_it() -> None:
     tracker = Tracker()
     holding(tracker, "a", image(1))
     holding(tracker, "b")
-    assert refusals(held_only(tracker, "b", 7)) == {"b": f"no node has the blob {blob(7)}"}
+    assert refusals(held_only(tracker, "b", 7)) == {"b": f"no node has the blob {blob(7)} any more"}
     assert tracker.idle
     assert sources(held_only(tracker, "b")) == {"b": ("a", "a:port")}
-    assert refusals(end(tracker, "b", "a", "broken")) == {"b": f"no node has the blob {blob(1)}"}, "it is not tried twice"
+    assert refusals(end(tracker, "b", "a", "broken")) == {"b": f"no node has the blob {blob(1)} any more"}, (
+        "it is not tried twice"
+    )
     assert tracker.idle
 
 

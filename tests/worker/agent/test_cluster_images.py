@@ -397,21 +397,26 @@ class Taken:
         self.offset += len(data)
 
 
+async def big_blob(cluster: Cluster, source: Node) -> manifests.Descriptor:
+    """Of an image that the node has, and has said so."""
+    source.load(layer("one", 900 * KIB))
+    await cluster.holds(source)
+    (one,) = source.store.resolve(NAME).layers
+    return manifests.Descriptor("", one.digest, one.blob_size)
+
+
 @in_cluster
 async def test_a_pull_has_from_the_nodes_what_they_hold(cluster: Cluster) -> None:
     source, target = await cluster.node("a"), await cluster.node("b")
-    source.load(layer("one", 900 * KIB))
-    await cluster.holds(source)
-    big = next(one for one in source.store.resolve(NAME).layers)
+    wanted = await big_blob(cluster, source)
     blobs = rules.ClusterBlobs(target.images)
-    wanted = manifests.Descriptor("", big.digest, big.blob_size)
-    whole = source.store.content.read(big.digest, 1 << 20)
+    whole = source.store.content.read(wanted.digest, 1 << 20)
     for offset in (0, 500_000):
         taken = Taken(offset)
         assert await blobs.fetch(wanted, taken)
         assert taken.data == whole[offset:]
-    assert target.received()[big.digest]["Blobs"] == 2
-    assert not target.store.content.has(big.digest), "it is the pull that takes it in"
+    assert target.received()[wanted.digest]["Blobs"] == 2
+    assert not target.store.content.has(wanted.digest), "it is the pull that takes it in"
     assert cluster.tracker.idle
     nobody = manifests.Descriptor("", "sha256:" + "0" * 64, 10)
     assert not await blobs.fetch(nobody, Taken())
@@ -420,17 +425,14 @@ async def test_a_pull_has_from_the_nodes_what_they_hold(cluster: Cluster) -> Non
 @in_cluster
 async def test_a_pull_goes_on_at_its_registry_when_the_nodes_fail_it(cluster: Cluster) -> None:
     source, target = await cluster.node("a", rate=300 * KIB), await cluster.node("b")
-    source.load(layer("one", 900 * KIB))
-    await cluster.holds(source)
-    big = next(one for one in source.store.resolve(NAME).layers)
-    wanted = manifests.Descriptor("", big.digest, big.blob_size)
+    wanted = await big_blob(cluster, source)
     blobs, taken = rules.ClusterBlobs(target.images), Taken()
     fetching = asyncio.create_task(blobs.fetch(wanted, taken))
     await cluster.wait("some of it has come", lambda: taken.offset)
     await source.close_port()
     assert not await fetching
-    assert 0 < taken.offset < big.blob_size
-    assert taken.data == source.store.content.read(big.digest, 1 << 20)[: taken.offset]
+    assert 0 < taken.offset < wanted.size
+    assert taken.data == source.store.content.read(wanted.digest, 1 << 20)[: taken.offset]
     await target.disconnect()
     assert not await blobs.fetch(wanted, Taken()), "nobody to ask"
     await target.connect()
@@ -439,13 +441,9 @@ async def test_a_pull_goes_on_at_its_registry_when_the_nodes_fail_it(cluster: Cl
 @in_cluster
 async def test_a_pull_that_is_given_up_leaves_its_source(cluster: Cluster) -> None:
     source, target = await cluster.node("a", rate=100 * KIB), await cluster.node("b")
-    source.load(layer("one", 900 * KIB))
-    await cluster.holds(source)
-    big = next(one for one in source.store.resolve(NAME).layers)
+    wanted = await big_blob(cluster, source)
     taken = Taken()
-    fetching = asyncio.create_task(
-        rules.ClusterBlobs(target.images).fetch(manifests.Descriptor("", big.digest, big.blob_size), taken)
-    )
+    fetching = asyncio.create_task(rules.ClusterBlobs(target.images).fetch(wanted, taken))
     await cluster.wait("some of it has come", lambda: taken.offset)
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
