@@ -329,7 +329,7 @@ class Launching:
 
 
 @functools.cache
-def _hierarchies() -> list[Hierarchy]:
+def machine_hierarchies() -> list[Hierarchy]:
     """The machine's, which stay: to read them is to read all mounts, of which each container has one."""
     return hierarchies()
 
@@ -350,7 +350,7 @@ def sweep(directory: Path) -> bool:
             raise RuntimeFault("bad-state", f"shim {record['pid']} of {directory} lives: ask it to delete")
         # A sandbox that was about to take its container's name may have either, or one in some hierarchies.
         for path in filter(None, (record.get("cgroup"), record.get("former_cgroup"))):
-            group = Cgroup(path, _hierarchies())
+            group = Cgroup(path, machine_hierarchies())
             if group.kill():
                 with contextlib.suppress(OSError, RuntimeFault):
                     group.freeze(False)

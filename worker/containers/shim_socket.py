@@ -29,6 +29,11 @@ class ShimGone(Exception):
     """The shim (or zygote) does not answer: it has ended, or never was."""
 
 
+def frame(body: Mapping[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    return _LENGTH.pack(len(data)) + data
+
+
 class Line:
     """One connection. What is sent need not wait for the answer to what was sent before."""
 
@@ -80,25 +85,23 @@ class Line:
             raise
 
     def send(self, body: Mapping[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.writer.write(_LENGTH.pack(len(data)) + data)
+        self.writer.write(frame(body))
 
-    def send_with_connection(self, body: Mapping[str, Any]) -> socket.socket:
+    def send_with_connection(self, frame: bytes, what: str) -> socket.socket:
         """Send over a line at rest, with a new connection, on which the answers come; nothing comes on this line.
 
-        Raises ShimGone where the other end has gone, or does not take it.
+        ``what``: the request's name. Raises ShimGone where the other end has gone, or does not take it.
         """
-        data = json.dumps(body).encode()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs, socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as whole:
-                sent = socket.send_fds(whole, [_LENGTH.pack(len(data)) + data], [theirs.fileno()])
+                sent = socket.send_fds(whole, [frame], [theirs.fileno()])
         except OSError as error:
             ours.close()
-            raise ShimGone(f"{self.path} ended before it read {body['op']}: {error}") from None
-        if sent != _LENGTH.size + len(data):
+            raise ShimGone(f"{self.path} ended before it read {what}: {error}") from None
+        if sent != len(frame):
             ours.close()
-            raise ShimGone(f"{self.path} did not take {body['op']} as a whole")
+            raise ShimGone(f"{self.path} did not take {what} as a whole")
         return ours
 
     async def answer(self) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from worker.containers import log_options, runtimes
 from worker.containers.host import Host, Live
 from worker.containers.pool import Sandbox
 from worker.containers.record import Container
-from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim
+from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim, machine_hierarchies
 from worker.containers.shim_socket import ShimGone
-from worker.runtime import birth
+from worker.runtime import birth, capabilities, orders, spec
+from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import UNFIT, RuntimeFault
-from worker.shim import logs
+from worker.runtime.launch import Host as Machine
+from worker.shim import bundle, logs
 
 _OF_A_SANDBOX = (UNFIT, "bad-state", "kernel")
 """Codes of faults that may be the sandbox's rather than the bundle's."""
@@ -65,7 +67,8 @@ async def launch(
     plain = not program and not live.pending and not settings["stdin"] and logs.is_plain(settings["log"])
     if short and plain and birth.of_container(config).alone:
         undo.push_async_callback(end_recorded, directory)
-        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"]}
+        given = _orders(config, directory, settings["init"]).to_plain()
+        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"], "orders": given}
         line = await host.zygote.fork_container(container.id, directory, request, parent)
         if line is not None:
             shim = Shim.newborn(directory)
@@ -74,6 +77,16 @@ async def launch(
     undo.push_async_callback(end_shim, pid, started)
     shim = Shim.newborn(directory, (pid, started))
     return shim, await shim.launch(directory, config=config, **settings)
+
+
+def _orders(config: dict[str, Any], directory: Path, with_init: bool) -> orders.Orders:
+    """Raises RuntimeFault for what cannot be run."""
+    spec.check(config)
+    # ``completed`` puts things in, which the bundle on disk has not.
+    config = bundle.completed({**config, "process": dict(config["process"])}, str(directory), with_init)
+    group = Cgroup(config["linux"]["cgroupsPath"], machine_hierarchies())
+    machine = Machine(capabilities.held(), group.mounts(), group.entrances())
+    return orders.of_container(config, machine, group.version)
 
 
 def settings_of(host: Host, container: Container) -> dict[str, Any]:

@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from worker.containers.shim_client import VERSION
-from worker.containers.shim_socket import Client, Line, ShimGone
+from worker.containers.shim_socket import Client, Line, ShimGone, frame
 from worker.kernel import mounts, process, syscalls
+from worker.runtime import zygote
 
 _START = "import sys; sys.path.insert(0, {root!r}); from worker.shim.__main__ import main; main()"
 _FORK_PATIENCE = 15.0
 
 
 class Zygote:
-    """The process that forks shims; ``pid`` and ``start_time`` identify it. ``containers``: see ``fork_container``."""
+    """The process that forks shims; ``pid`` and ``start_time`` identify it.
 
-    def __init__(self, client: Client, pid: int, *, containers: bool = False) -> None:
+    ``containers``, ``orders``: whether it is new enough for ``fork_container``, and for the orders in it.
+    """
+
+    def __init__(self, client: Client, pid: int, *, containers: bool = False, orders: bool = False) -> None:
         self._client = client
         self.pid = pid
         self.containers = containers
+        self.orders = orders
         self.start_time = process.start_time(pid) or 0
 
     @classmethod
@@ -36,7 +41,7 @@ class Zygote:
         if hello["version"] != VERSION:
             client.close()
             raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
-        return cls(client, hello["pid"], containers=bool(hello.get("containers")))
+        return cls(client, hello["pid"], containers=bool(hello.get("containers")), orders=bool(hello.get("orders")))
 
     @classmethod
     async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
@@ -72,13 +77,15 @@ class Zygote:
     ) -> Line:
         """Asks for a new shim with its container, which is being made when this returns; both answer on the line.
 
-        ``request``: bundle, log and init as in Shim.launch. Raises ShimGone.
+        ``request``: bundle, log and init as in Shim.launch, and ``orders`` (worker.runtime.orders, plain), without which,
+        as with a zygote that does not know them, the process decides for itself. Raises ShimGone.
         """
+        body = {"op": "fork_container", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent, **request}
+        if not self.orders:
+            body.pop("orders", None)
         line = await self._client.line()
         try:
-            connection = line.send_with_connection(
-                {"op": "fork_container", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent, **request}
-            )
+            connection = line.send_with_connection(zygote.packed(body) if self.orders else frame(body), "fork_container")
         except BaseException:
             line.close()
             raise

@@ -71,6 +71,9 @@ def make_dirs_in_root(root_fd: int, path: str, mode: int = 0o755) -> int:
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+    made = _make_last(root_fd, path, mode)
+    if made is not None:
+        return made
     pending = _components(path)[::-1]
     done: list[str] = []
     links = 0
@@ -94,6 +97,25 @@ def make_dirs_in_root(root_fd: int, path: str, mode: int = 0o755) -> int:
             done = []
         pending.extend(_components(target)[::-1])
     return open_in_root(root_fd, "/".join(done), os.O_PATH | os.O_DIRECTORY, follow=False)
+
+
+def _make_last(root_fd: int, path: str, mode: int) -> int | None:
+    """What is missing most of the time is the last component alone. None where it is not so."""
+    above, name = os.path.split(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        return None
+    try:
+        parent = open_in_root(root_fd, above, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+        return open_in_root(parent, name, os.O_PATH | os.O_DIRECTORY, follow=False)
+    except FileExistsError:
+        # A link that points nowhere, or somebody was faster.
+        return None
+    finally:
+        os.close(parent)
 
 
 def _enter(parent: int, name: str, mode: int) -> str | None:

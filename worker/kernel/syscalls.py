@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
+import sys
 
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
@@ -124,17 +126,11 @@ _locked_syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _locked_syscall.restype = ctypes.c_long
 
 
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+# What is called dozens of times a start is packed: a ctypes structure costs a microsecond to make.
+_MOUNT_ATTR = struct.Struct("QQQQ")
+"""attr_set, attr_clr, propagation, userns_fd"""
+_OPEN_HOW = struct.Struct("QQQ")
+"""flags, mode, resolve"""
 
 
 class _CapHeader(ctypes.Structure):
@@ -185,23 +181,25 @@ class _BpfProgAttach(ctypes.Structure):
     )
 
 
+_INT = 1 << 31
+_ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+
 def _argument(value: object) -> object:
-    if value is None:
-        return ctypes.c_void_p(None)
+    if isinstance(value, str):
+        return value.encode(_ENCODING, _ENCODE_ERRORS)
     if isinstance(value, int):
         return ctypes.c_long(value)
-    if isinstance(value, str):
-        return ctypes.c_char_p(os.fsencode(value))
-    if isinstance(value, bytes):
-        return ctypes.c_char_p(value)
     return value
 
 
 def _call(name: str, *arguments: object) -> int:
+    """At most five arguments: what does not go into a register would need its width said."""
     number = _NUMBER.get(name)
     if number is None:
         raise OSError(38, f"{name}: no system call number is known for machine {MACHINE}")
-    result = int(_syscall(ctypes.c_long(number), *[_argument(a) for a in arguments]))
+    # An int is a C int to ctypes, which libffi extends; wrapping each would be half of what a call costs.
+    result: int = _syscall(number, *[a if type(a) is int and -_INT <= a < _INT else _argument(a) for a in arguments])
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
@@ -281,13 +279,12 @@ def fsmount(fd: int, flags: int = FSMOUNT_CLOEXEC, attributes: int = 0) -> int:
 def mount_setattr(
     dirfd: int, path: str, flags: int, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns_fd: int = 0
 ) -> None:
-    attr = _MountAttr(attr_set, attr_clr, propagation, userns_fd)
-    _call("mount_setattr", dirfd, path, flags, ctypes.byref(attr), ctypes.sizeof(attr))
+    attr = _MOUNT_ATTR.pack(attr_set, attr_clr, propagation, userns_fd)
+    _call("mount_setattr", dirfd, path, flags, attr, _MOUNT_ATTR.size)
 
 
 def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return _call("openat2", dirfd, path, ctypes.byref(how), ctypes.sizeof(how))
+    return _call("openat2", dirfd, path, _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve), _OPEN_HOW.size)
 
 
 def prctl(option: int, arg2: int | bytes = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

@@ -88,6 +88,17 @@ def write(path: str, *values: str) -> None:
         os.close(fd)
 
 
+def _written(path: str, values: list[str], field: str) -> bool:
+    """False where there is no such file."""
+    try:
+        write(path, *values)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RuntimeFault("kernel", f"{field}: {error.strerror} to {path}", "cgroup") from None
+    return True
+
+
 class Cgroup:
     """The directories of one absolute cgroup path. Every method may be called again without harm."""
 
@@ -109,7 +120,8 @@ class Cgroup:
         return [hierarchy.mount + self.path for hierarchy in self.hierarchies]
 
     def exists(self) -> bool:
-        return any(os.path.isdir(directory) for directory in self.directories())
+        # Most of the time there is none, which stat would say by an exception each.
+        return any(os.access(directory, os.F_OK) for directory in self.directories())
 
     def mounts(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """What a container sees below /sys/fs/cgroup: (name, directory, aliases); v2 is ("", directory, ())."""
@@ -130,11 +142,12 @@ class Cgroup:
                 with contextlib.suppress(FileNotFoundError):
                     _make(made + self.path, hierarchy)
                     continue
-            for part in self.path.strip("/").split("/"):
+            parts = self.path.strip("/").split("/")
+            for index, part in enumerate(parts):
                 if self.version == 2:
                     _delegate(made)
                 made = f"{made}/{part}"
-                _make(made, hierarchy)
+                _make(made, hierarchy, above=index + 1 < len(parts))
 
     def renamed(self, path: str) -> Cgroup:
         """The same group under another path with the same parent. v2 knows no renaming: there it keeps its name."""
@@ -168,40 +181,25 @@ class Cgroup:
         current = self._memory_now() if update else (None, None)
         if update:
             self._check_usage(resources.get("memory") or {})
-        held: list[limits.Write] = []
-        for entry in limits.writes(resources, self.version, current, devices=not update):
-            # Device rules are many, for one file.
-            if held and (entry.controller, entry.file) != (held[0].controller, held[0].file):
-                self._write_limits(held)
-                held = []
-            held.append(entry)
-        if held:
-            self._write_limits(held)
+        self.limit(limits.files(limits.writes(resources, self.version, current, devices=not update)))
         if self.version == 2 and not update and resources.get("devices"):
-            self._filter_devices(resources["devices"])
+            self.filter_devices(resources["devices"])
 
-    def _write_limits(self, entries: list[limits.Write]) -> None:
-        """``entries``: all of one file."""
-        entry = entries[0]
-        directory = self.directory(entry.controller)
-        values = [(entry.file, [one.value for one in entries])]
-        if entry.instead:
-            values.append((entry.instead[0], [entry.instead[1]]))
-        for file, texts in values if directory is not None else ():
-            path = f"{directory}/{file}"
-            try:
-                write(path, *texts)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise RuntimeFault("kernel", f"{entry.field}: {error.strerror} to {path}", "cgroup") from None
-            return
-        if entry.optional:
-            return
-        if directory is None:
-            what = f"{entry.field}: no mounted cgroup hierarchy has the controller {entry.controller}"
-            raise RuntimeFault("kernel", f"{what}: mount it below /sys/fs/cgroup", "cgroup")
-        raise RuntimeFault("kernel", f"{entry.field}: this kernel has no {entry.file}", "cgroup")
+    def limit(self, files: Iterable[limits.File]) -> None:
+        """Write limits, in their order."""
+        for controller, file, values, field, optional, instead in files:
+            directory = self.directory(controller)
+            if directory is None:
+                if optional:
+                    continue
+                what = f"{field}: no mounted cgroup hierarchy has the controller {controller}"
+                raise RuntimeFault("kernel", f"{what}: mount it below /sys/fs/cgroup", "cgroup")
+            if not (
+                _written(f"{directory}/{file}", values, field)
+                or (instead is not None and _written(f"{directory}/{instead[0]}", [instead[1]], field))
+                or optional
+            ):
+                raise RuntimeFault("kernel", f"{field}: this kernel has no {file}", "cgroup")
 
     def _check_usage(self, memory: dict[str, Any]) -> None:
         """memory.checkBeforeUpdate: on v2 a limit below the usage is refused, where the kernel would kill (v1 refuses)."""
@@ -212,7 +210,8 @@ class Cgroup:
         if used > limit:
             raise RuntimeFault("invalid", f"memory.limit: {limit} is below the {used} bytes in use", "cgroup")
 
-    def _filter_devices(self, rules: list[dict[str, Any]]) -> None:
+    def filter_devices(self, rules: list[dict[str, Any]]) -> None:
+        """v2: allow what these rules of OCI linux.resources.devices say, and nothing else."""
         try:
             program = syscalls.bpf_load_device_program(device_filter.program(limits.device_rules(rules)))
         except OSError as error:
@@ -371,13 +370,19 @@ def _read_all(path: str) -> str:
         return file.readall().decode("ascii", "replace")
 
 
-def _make(directory: str, hierarchy: Hierarchy) -> None:
-    """Raises FileNotFoundError while there is nothing for it to lie in."""
-    with contextlib.suppress(FileExistsError):
+def _make(directory: str, hierarchy: Hierarchy, *, above: bool = False) -> None:
+    """``above``: others are to lie in it. Raises FileNotFoundError while there is nothing for it to lie in."""
+    try:
         os.mkdir(directory, 0o755)
+        new = True
+    except FileExistsError:
+        new = False
     if "cpuset" in hierarchy.controllers:
         for file in ("cpuset.cpus", "cpuset.mems"):
             _inherited(directory, file)
+        if new and above:
+            # The kernel then fills those in it itself: a dozen calls less for each.
+            write(f"{directory}/cgroup.clone_children", "1")
 
 
 def _inherited(directory: str, file: str) -> str:

@@ -122,16 +122,13 @@ def take_root(tree: Tree, path: str) -> None:
 
 def take_tree(tree: Tree, path: str) -> None:
     """Move a tree of the skeleton, with all that is mounted in it, to the same place of the container's root."""
-    target = safe_paths.make_dirs_in_root(tree.root_fd, path)
-    if path != "/dev":
-        os.close(target)
-        target = _open_without_links(tree, path)
+    make = safe_paths.make_dirs_in_root if path == "/dev" else _make_without_links
+    target = make(tree.root_fd, path)
     mounts.move(path, target)
     os.close(target)
 
 
 def _finish(
-    tree: Tree,
     mount_fd: int,
     target: int,
     attributes: Attributes,
@@ -189,7 +186,7 @@ def _attach_bind(tree: Tree, copy: int, destination: str, how: dict[str, Any]) -
         target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
     else:
         target = safe_paths.create_file_in_root(tree.root_fd, destination)
-    _finish(tree, copy, target, **how)
+    _finish(copy, target, **how)
 
 
 def remount(
@@ -213,25 +210,39 @@ def remount(
 
 
 def mount_filesystem(
-    tree: Tree, fstype: str, source: str | None, options: list[str], copy_up: bool, destination: str, **how: Any
+    tree: Tree,
+    fstype: str,
+    source: str | None,
+    options: list[str],
+    copy_up: bool,
+    destination: str,
+    attributes: Attributes,
+    **how: Any,
 ) -> None:
-    target = safe_paths.make_dirs_in_root(tree.root_fd, destination)
-    if fstype in _NOT_BEHIND_LINKS:
-        os.close(target)
-        target = _open_without_links(tree, destination)
+    make = _make_without_links if fstype in _NOT_BEHIND_LINKS else safe_paths.make_dirs_in_root
+    target = make(tree.root_fd, destination)
     if fstype == "tmpfs" and not any(option.startswith("mode=") for option in options):
         # A tmpfs over an existing directory takes its mode (and owner), as a fresh volume would.
         entry = os.stat(target)
         options = [*options, f"mode={stat.S_IMODE(entry.st_mode):o}"]
-    made = mounts.new_filesystem(fstype, options, source=source)
     if copy_up:
+        made = mounts.new_filesystem(fstype, options, source=source)
         copy_tree(target, made)
-    _finish(tree, made, target, **how)
+    else:
+        # A new mount has nothing set that would have to be cleared.
+        made = mounts.new_filesystem(fstype, options, attributes[0], source=source)
+        attributes = (0, 0)
+    _finish(made, target, attributes, **how)
 
 
-def _open_without_links(tree: Tree, destination: str) -> int:
+def _make_without_links(root_fd: int, destination: str) -> int:
+    """As ``make_dirs_in_root``, but a link on the way is refused."""
     try:
-        return safe_paths.open_in_root(tree.root_fd, destination, os.O_PATH | os.O_DIRECTORY, follow=False)
+        try:
+            return safe_paths.open_in_root(root_fd, destination, os.O_PATH | os.O_DIRECTORY, follow=False)
+        except FileNotFoundError:
+            os.close(safe_paths.make_dirs_in_root(root_fd, destination))
+            return safe_paths.open_in_root(root_fd, destination, os.O_PATH | os.O_DIRECTORY, follow=False)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
@@ -264,36 +275,71 @@ def mount_cgroup(
     os.close(target)
     for name, directory, aliases in directories:
         os.mkdir(name, 0o755, dir_fd=top)
-        place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
-        _finish(tree, mounts.clone(directory), place, attributes, recursive_attributes, [syscalls.MS_PRIVATE])
+        copy = mounts.clone(directory)
+        mounts.attach(copy, top, name)
+        os.close(copy)
         for alias in aliases:
             os.symlink(name, alias, dir_fd=top)
-    mounts.set_attributes(top, *attributes, propagation=syscalls.MS_PRIVATE)
+    # All at once, of what nobody has seen yet.
+    mounts.set_attributes(top, *attributes, recursive=True, propagation=syscalls.MS_PRIVATE)
+    _set_attributes(top, (0, 0), recursive_attributes)
     os.close(top)
 
 
-def device(tree: Tree, path: str, type: str, major: int, minor: int, mode: int, uid: int, gid: int, bind: bool) -> None:
-    parent_path, name = safe_paths.split(path)
-    parent = safe_paths.make_dirs_in_root(tree.root_fd, parent_path)
+Node = tuple[str, str, int, int, int, int, int]
+"""path, type, major, minor, mode, uid, gid"""
+
+
+class _Directory:
+    """The directory that something was last made in, kept open: devices and links mostly lie in one."""
+
+    def __init__(self, root_fd: int) -> None:
+        self._root = root_fd
+        self._path: str | None = None
+        self._fd = -1
+
+    def of(self, path: str) -> tuple[int, str]:
+        """(a descriptor of its directory, made where missing, good until the next call; its name there)."""
+        parent, name = safe_paths.split(path)
+        if parent != self._path:
+            self.close()
+            self._fd, self._path = safe_paths.make_dirs_in_root(self._root, parent), parent
+        return self._fd, name
+
+    def close(self) -> None:
+        if self._path is not None:
+            os.close(self._fd)
+            self._path = None
+
+
+def devices(tree: Tree, nodes: list[Node], bind: bool) -> None:
+    """``bind``: the host's own nodes, as a user namespace makes none."""
+    directory = _Directory(tree.root_fd)
+    old = os.umask(0)
     try:
-        try:
-            if bind:
-                raise PermissionError(errno.EPERM, "a user namespace makes no devices")
-            old = os.umask(0)
-            try:
-                os.mknod(name, mode | _TYPE_BITS[type], os.makedev(major, minor), dir_fd=parent)
-            finally:
-                os.umask(old)
-            os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-        except FileExistsError:
-            entry = os.stat(name, dir_fd=parent, follow_symlinks=False)
-            same = entry.st_rdev == os.makedev(major, minor) or type == "p"
-            if stat.S_IFMT(entry.st_mode) != _TYPE_BITS[type] or not same:
-                raise RuntimeFault("invalid", f"the image has another file at {path}") from None
-        except PermissionError:
-            _bind_device(tree, path, _TYPE_BITS[type], os.makedev(major, minor))
+        for node in nodes:
+            _make_device(tree, node, bind, directory)
     finally:
-        os.close(parent)
+        os.umask(old)
+        directory.close()
+
+
+def _make_device(tree: Tree, node: Node, bind: bool, directory: _Directory) -> None:
+    path, kind, major, minor, mode, uid, gid = node
+    number = os.makedev(major, minor)
+    if bind:
+        _bind_device(tree, path, _TYPE_BITS[kind], number)
+        return
+    parent, name = directory.of(path)
+    try:
+        os.mknod(name, mode | _TYPE_BITS[kind], number, dir_fd=parent)
+        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
+    except FileExistsError:
+        entry = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_IFMT(entry.st_mode) != _TYPE_BITS[kind] or not (entry.st_rdev == number or kind == "p"):
+            raise RuntimeFault("invalid", f"the image has another file at {path}") from None
+    except PermissionError:
+        _bind_device(tree, path, _TYPE_BITS[kind], number)
 
 
 def _bind_device(tree: Tree, path: str, kind: int, number: int) -> None:
@@ -313,19 +359,22 @@ def _bind_device(tree: Tree, path: str, kind: int, number: int) -> None:
     os.close(target)
 
 
-def link(tree: Tree, path: str, target: str) -> None:
-    parent_path, name = safe_paths.split(path)
-    parent = safe_paths.make_dirs_in_root(tree.root_fd, parent_path)
+def links(tree: Tree, links: list[tuple[str, str]]) -> None:
+    """``links``: (path, target)."""
+    directory = _Directory(tree.root_fd)
     try:
-        os.symlink(target, name, dir_fd=parent)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        # A read-only image that lacks /dev/fd still runs; what needs it will say so.
-        if error.errno != errno.EROFS:
-            raise
+        for path, target in links:
+            parent, name = directory.of(path)
+            try:
+                os.symlink(target, name, dir_fd=parent)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                # A read-only image that lacks /dev/fd still runs; what needs it will say so.
+                if error.errno != errno.EROFS:
+                    raise
     finally:
-        os.close(parent)
+        directory.close()
 
 
 def make_directory(tree: Tree, path: str) -> None:
@@ -427,9 +476,9 @@ def root_propagation(tree: Tree, propagation: int) -> None:
 
 
 FILESYSTEM_STEPS: dict[str, Any] = {
-    "device": device,
+    "devices": devices,
     "hold_sources": hold_sources,
-    "link": link,
+    "links": links,
     "make_directory": make_directory,
     "mask_paths": mask_paths,
     "mount_bind": mount_bind,

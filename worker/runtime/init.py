@@ -17,7 +17,7 @@ import stat
 import struct
 import sys
 import termios
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
@@ -26,7 +26,7 @@ from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.filesystem import FILESYSTEM_STEPS
 from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
-from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Step
+from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Steps
 from worker.runtime.namespaces import NAMESPACE_STEPS
 from worker.runtime.scheduling import SCHEDULING_STEPS
 
@@ -229,11 +229,11 @@ def _reset_signals() -> None:
     syscalls.unblock_signals()
 
 
-def perform(init: Init, steps: Iterable[Step]) -> None:
-    for step in steps:
-        about = step.arguments.get("destination") or step.arguments.get("path") or step.arguments.get("key") or ""
-        init.step = f"{step.name} {about}".rstrip()
-        _STEPS[step.name](init, **step.arguments)
+def perform(init: Init, steps: Steps) -> None:
+    for name, arguments in steps:
+        about = arguments.get("destination") or arguments.get("path") or arguments.get("key") or ""
+        init.step = f"{name} {about}".rstrip()
+        _STEPS[name](init, **arguments)
 
 
 def become_mapped_root(init: Init, wait: bool) -> None:
@@ -301,9 +301,7 @@ def console(init: Init, size: dict[str, int], bind: bool, uid: int) -> None:
 
 def oom_score_adj(init: Init, value: int) -> None:
     """The score is inherited from the shim, which is protected; a value the kernel refuses to lower to is an error."""
-    current = int(safe_paths.read_proc("self/oom_score_adj"))
-    if current != value:
-        safe_paths.write_proc("self/oom_score_adj", str(value))
+    safe_paths.write_proc("self/oom_score_adj", str(value))
 
 
 def rlimit(init: Init, name: str, soft: int, hard: int) -> None:
@@ -354,10 +352,9 @@ def find_program(init: Init, args: list[str], env: list[str]) -> None:
     refused = None
     for directory in init.env.get("PATH", DEFAULT_PATH).split(":"):
         candidate = os.path.join(directory or ".", name)
-        try:
-            mode = os.stat(candidate).st_mode
-        except OSError:
+        if not os.access(candidate, os.F_OK):
             continue
+        mode = os.stat(candidate).st_mode
         if stat.S_ISREG(mode) and mode & 0o111:
             init.program = candidate
             return

@@ -22,22 +22,27 @@ _HOOKS_OF_CREATE = (*hooks.EARLY, "createContainer", "startContainer")
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Step:
-    """One thing for init to do: a name of its table and keyword arguments."""
+class Step(tuple[str, dict[str, Any]]):
+    """One thing for init to do: a name of its table and keyword arguments. A plain pair of the two means the same."""
 
-    __slots__ = ("arguments", "name")
+    __slots__ = ()
 
-    def __init__(self, name: str, /, **arguments: Any) -> None:
-        self.name = name
-        self.arguments = arguments
+    def __new__(cls, name: str, /, **arguments: Any) -> Step:
+        return super().__new__(cls, (name, arguments))
+
+    @property
+    def name(self) -> str:
+        return self[0]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self[1]
 
     def __repr__(self) -> str:
         return f"Step({self.name}, {self.arguments})"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Step) and (self.name, self.arguments) == (other.name, other.arguments)
 
-    __hash__ = None  # type: ignore[assignment]
+Steps = Sequence[tuple[str, dict[str, Any]]]
 
 
 class LaunchPlan:
@@ -333,18 +338,16 @@ def device_steps(linux: dict[str, Any], *, user_namespace: bool) -> list[Step]:
     wanted: dict[str, dict[str, Any]] = {entry["path"]: entry for entry in devices.DEFAULT}
     for entry in linux.get("devices") or []:
         wanted[entry["path"]] = entry
-    steps = [
-        Step(
-            "device",
-            path=path,
-            type=entry["type"],
-            major=entry.get("major", 0),
-            minor=entry.get("minor", 0),
-            mode=entry.get("fileMode", 0o666) & 0o7777,
-            uid=entry.get("uid", 0),
-            gid=entry.get("gid", 0),
-            bind=user_namespace,
+    nodes = [
+        (
+            path,
+            entry["type"],
+            entry.get("major", 0),
+            entry.get("minor", 0),
+            entry.get("fileMode", 0o666) & 0o7777,
+            entry.get("uid", 0),
+            entry.get("gid", 0),
         )
         for path, entry in wanted.items()
     ]
-    return steps + [Step("link", path=path, target=target) for path, target in devices.LINKS]
+    return [Step("devices", nodes=nodes, bind=user_namespace), Step("links", links=list(devices.LINKS))]

@@ -71,6 +71,21 @@ def writes(resources: dict[str, Any], version: int, current: Current = (None, No
     return result
 
 
+File = tuple[str, str, list[str], str, bool, tuple[str, str] | None]
+"""controller, file, what to write into it, each by itself; the others as in ``Write``."""
+
+
+def files(entries: list[Write]) -> list[File]:
+    """The same, file by file: device rules are many, for one."""
+    result: list[File] = []
+    for entry in entries:
+        if result and result[-1][:2] == (entry.controller, entry.file):
+            result[-1][2].append(entry.value)
+        else:
+            result.append((entry.controller, entry.file, [entry.value], entry.field, entry.optional, entry.instead))
+    return result
+
+
 def _check(resources: dict[str, Any]) -> None:
     cpu = resources.get("cpu") or {}
     if cpu.get("burst") and (cpu.get("quota") or 0) > 0 and cpu["burst"] > cpu["quota"]:

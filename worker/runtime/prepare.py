@@ -1,4 +1,5 @@
-"""What a new process does before its plan can be executed: read the bundle, make and limit its cgroup, plan.
+"""What a new process does before its plan can be executed: read the bundle and decide (or have been given orders), make
+and limit its cgroup.
 
 It runs in the process itself, so that the shim, which stays, copies no page for it; with a user namespace, whose root may
 not write there, the parent makes the cgroup. How bundles are read is the caller's ``load``.
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.kernel import mounts, safe_paths, syscalls
-from worker.runtime import birth, capabilities, init, launch, sandbox, spec, sync
+from worker.runtime import birth, capabilities, init, launch, orders, sandbox, spec, sync
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan
+from worker.runtime.orders import GroupOrders, Orders
 
 Config = dict[str, Any]
 Load = Callable[[str, bool], Config]
@@ -39,12 +41,20 @@ def check_unused(group: Cgroup) -> None:
         raise RuntimeFault("bad-state", f"{words}: end what runs there or name another linux.cgroupsPath")
 
 
-def make_group(config: Config, group: Cgroup) -> None:
+def make_group(wanted: GroupOrders, group: Cgroup) -> None:
     group.create()
-    group.apply(config["linux"].get("resources") or {})
-    owner = launch.cgroup_owner(config)
-    if owner and group.version == 2:
-        group.give_to(owner)
+    group.limit(wanted.files)
+    if wanted.devices:
+        group.filter_devices(wanted.devices)
+    if wanted.owner:
+        group.give_to(wanted.owner)
+
+
+def carry_out(given: Orders, group: Cgroup) -> LaunchPlan:
+    """Up to where the plan can be performed."""
+    make_group(given.group, group)
+    _own_pipes(given.pipes_owner)
+    return given.plan
 
 
 def container(load: Load, bundle: str, with_init: bool, hierarchies: list[Hierarchy]) -> init.Prepare:
@@ -53,10 +63,9 @@ def container(load: Load, bundle: str, with_init: bool, hierarchies: list[Hierar
     def prepare(made: Init) -> LaunchPlan:
         config = load(bundle, with_init)
         group = Cgroup(config["linux"]["cgroupsPath"], hierarchies)
-        if "user" not in {entry["type"] for entry in config["linux"]["namespaces"]}:
-            make_group(config, group)
-            _own_pipes(config, config["process"])
-        return launch.plan_container(config, host_of(group))
+        if "user" in {entry["type"] for entry in config["linux"]["namespaces"]}:
+            return launch.plan_container(config, host_of(group))
+        return carry_out(orders.of_container(config, host_of(group), group.version), group)
 
     return prepare
 
@@ -67,15 +76,14 @@ def entering(load: Load, bundle: str, process: Config, group: Cgroup) -> init.Pr
     def prepare(made: Init) -> LaunchPlan:
         spec.check_process(process, "process")
         config = load(bundle, False)
-        _own_pipes(config, process)
+        _own_pipes(birth.host_uid(config["linux"], process))
         return launch.plan_exec(config, process, host_of(group))
 
     return prepare
 
 
-def _own_pipes(config: Config, process: Config) -> None:
+def _own_pipes(uid: int) -> None:
     """Give the pipes that are our stdio to the user the process will be, who may open them again (/dev/stdout)."""
-    uid = birth.host_uid(config["linux"], process)
     if uid:
         for fd in (0, 1, 2):
             if stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -88,7 +96,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
     def prepare(made: Init) -> LaunchPlan:
         spec.check(template)
         group = Cgroup(template["linux"]["cgroupsPath"], hierarchies)
-        make_group(template, group)
+        make_group(orders.of_group(template, group.version), group)
         host = host_of(group)
         init.perform(made, sandbox.ahead(template, host, place))
         name = safe_paths.open_proc("self/comm", os.O_WRONLY)
@@ -110,7 +118,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
             group.apply(sandbox.difference(template, config))
             for path, recursive in sandbox.sources(template, config):
                 made.sources.setdefault((path, recursive), []).append(_clone(path, recursive))
-        _own_pipes(config, config["process"])
+        _own_pipes(birth.host_uid(config["linux"], config["process"]))
         steps = launch.process_steps(config["process"], host, config.get("covey") or {}, config["linux"])
         warnings = launch.warnings_of(config["process"], host)
         return LaunchPlan(sandbox.rest(template, config, host), steps, warnings)

@@ -32,8 +32,11 @@ def read(reference: dict[str, Any], bundle: str) -> dict[str, Any]:
             raise SpecFault("covey.seccomp.flags", f"{flag!r} is not one of {', '.join(_FLAGS)}")
     path = os.path.join(bundle, str(reference.get("path", "")))
     try:
-        with open(path, "rb") as file:
-            instructions = file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            instructions = os.read(fd, 8 * _MOST_INSTRUCTIONS + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise SpecFault("covey.seccomp.path", f"{path}: {error.strerror}") from None
     if not instructions or len(instructions) % 8 or len(instructions) > 8 * _MOST_INSTRUCTIONS:

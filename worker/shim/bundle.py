@@ -1,6 +1,6 @@
-"""Reads a bundle as a shim runs it: the checked config, the machine's init put first when asked for, the filter's bytes.
+"""A bundle as a shim runs it: the checked config, the machine's init put first when asked for, the filter's bytes.
 
-It runs in the process that becomes the container, never in the shim itself.
+It is read by the process that becomes the container or by the daemon, never by the shim itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ def load(bundle: str, with_init: bool, ident: str = "") -> spec.Config:
 
     ``ident``: the container's, for a cgroup that the config does not name.
     """
-    config = spec.load(bundle, ident)
+    return completed(spec.load(bundle, ident), bundle, with_init)
+
+
+def completed(config: spec.Config, bundle: str, with_init: bool) -> spec.Config:
+    """``config``, which is changed, with what ``load`` adds to a checked one. Raises as ``load`` does."""
     if with_init:
         put_init_first(config)
     filter_ = seccomp.of_config(config, bundle)

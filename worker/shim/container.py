@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from worker.kernel import syscalls
-from worker.runtime import birth, prepare, spec
+from worker.runtime import birth, orders, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import RuntimeFault, remedy
@@ -203,7 +203,7 @@ class Container:
         self.record_identity()
         if born.placed_by_parent:
             # Its child is nobody on the host, and cannot make a cgroup.
-            prepare.make_group(load(place, False), self._group)
+            prepare.make_group(orders.of_group(load(place, False), self._group.version), self._group)
         made = prepare.container(load, place, with_init, self._hierarchies)
         self._fork(Process(self._loop, self._log, self._on_init_exit), born, made, created, stdin=stdin)
 

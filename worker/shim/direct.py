@@ -22,6 +22,7 @@ from worker.runtime import birth, compact_json, init, prepare, sync, zygote
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
 from worker.runtime.launch import LaunchPlan
+from worker.runtime.orders import Orders
 from worker.runtime.zygote import AF_UNIX, SOCK_STREAM
 from worker.shim import bundle, keeper, records
 from worker.shim.handover import FIRST_QUIET
@@ -39,7 +40,7 @@ def become(body: bytes, line: int, hierarchies: list[Hierarchy], channel: _socke
     try:
         made = Maker(line, channel, keeper_pid, hierarchies)
         try:
-            plan = made.create(compact_json.loads(body))
+            plan = made.create(zygote.request_for_container(body))
             if not made.wait_asked_to_start():
                 made.give_way()
             init.perform(made.init, plan.start)
@@ -89,7 +90,11 @@ class Maker:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.init = init.begin(self.init.channel, null, *(write for _, write in outputs))
         self._listener = zygote.listen(os.path.join(directory, "shim.sock"))
-        plan = prepare.container(self._load, request["bundle"], request["init"], self._hierarchies)(self.init)
+        given = request.get("orders")
+        if given is not None:
+            plan = prepare.carry_out(ordered := Orders.from_plain(given), self._claim(ordered.cgroup))
+        else:
+            plan = prepare.container(self._load, request["bundle"], request["init"], self._hierarchies)(self.init)
         assert self._group is not None
         # Seen by the host's numbers for the last time.
         self._pid = int(os.readlink("/proc/self"))
@@ -114,18 +119,25 @@ class Maker:
 
     def _load(self, place: str, with_init: bool) -> dict[str, Any]:
         """The config, of which it is known then that it can be run this way, and on record what will be made for it."""
+        config = bundle.load(place, with_init, self._request["id"])
+        if not birth.of_container(config).alone:
+            raise _unfit()
+        self._claim(config["linux"]["cgroupsPath"])
+        return config
+
+    def _claim(self, cgroup: str) -> Cgroup:
+        """The container's cgroup, which is to be made, on record for whoever has to sweep."""
         request = self._request
-        config = bundle.load(place, with_init, request["id"])
-        group = self._group = Cgroup(config["linux"]["cgroupsPath"], self._hierarchies)
-        if not birth.of_container(config).alone or group.exists():
-            # Who else is in that cgroup cannot be seen from our pid namespace.
-            raise RuntimeFault(UNFIT, "the bundle asks for more than a process can do for itself")
+        group = self._group = Cgroup(cgroup, self._hierarchies)
+        if group.exists():
+            # Who else is in there cannot be seen from our pid namespace.
+            raise _unfit()
         body = records.identity(request["id"], self._keeper, group.path)
         self._identity = {"pid": body["pid"], "start_time": body["start_time"]}
         records.write(request["dir"], "shim.json", body, durable=False)
         if self._peeked() == b"":
             raise RuntimeFault("bad-state", "whoever wanted the container is gone")
-        return config
+        return group
 
     def _peeked(self) -> bytes | None:
         """What has come on the line, which stays there; None when nothing has, b"" when nobody is there any more."""
@@ -202,6 +214,10 @@ class Maker:
         except OSError:
             # The line will tell, too, that nobody listens.
             pass
+
+
+def _unfit() -> RuntimeFault:
+    return RuntimeFault(UNFIT, "the bundle asks for more than a process can do for itself")
 
 
 def _length_of_start(data: bytes) -> int:

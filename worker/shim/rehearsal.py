@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.kernel import process as kernel_process
-from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, prepare, sandbox, spec, zygote
+from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, orders, prepare, sandbox, spec, zygote
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan, Step
-from worker.shim import direct, keeper, logs, records
+from worker.runtime.orders import Orders
+from worker.shim import bundle, direct, keeper, logs, records
 from worker.shim.loop import READ
 from worker.shim.main import Shim
 from worker.shim.process import Process
@@ -205,16 +206,17 @@ def _tend() -> None:
 class _Rehearsed(direct.Maker):
     """Serves itself, without becoming anything."""
 
-    def live(self, request: dict[str, Any], files: list[str]) -> None:
+    def live(self, request: dict[str, Any]) -> None:
         self._request = request
-        config = self._load(request["bundle"], False)
-        assert self._group is not None
-        self._group.create()
-        for file in files:
+        # Not on an ordinary way, but on a sandbox's.
+        bundle.load(request["bundle"], False)
+        given = Orders.from_plain(request["orders"])
+        group = self._claim(given.cgroup)
+        group.create()
+        for _, file, *_ in given.group.files:
             # What the kernel puts into a cgroup.
-            os.close(os.open(f"{self._group.directories()[0]}/{file}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
-        prepare.make_group(config, self._group)
-        prepare.host_of(self._group)
+            os.close(os.open(f"{group.directories()[0]}/{file}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+        prepare.carry_out(given, group)
         self._listener = zygote.listen(os.path.join(request["dir"], "direct.sock"))
         self._pid, self._started = os.getpid(), kernel_process.start_time(os.getpid())
         self._fds = [
@@ -236,10 +238,17 @@ def _become(directory: str) -> None:
             file.write(compact_json.dumps(_CONFIG))
         made = _Rehearsed(line.detach(), theirs, os.getpid(), [hierarchy])
         daemon.sendall(zygote.frame({"op": "start", "events": True}))
-        files = sorted({entry.file for entry in limits.writes(_LINUX["resources"], 1)})
-        request = {"id": "rehearsal", "dir": directory, "bundle": directory, "init": False, "log": {"path": f"{directory}/log"}}
+        machine = prepare.host_of(Cgroup(_LINUX["cgroupsPath"], [hierarchy]))
+        given = orders.of_container(_CONFIG, machine, hierarchy.version).to_plain()
+        request = {
+            "id": "rehearsal",
+            "dir": directory,
+            "bundle": directory,
+            "log": {"path": f"{directory}/log"},
+            "orders": given,
+        }
         os.makedirs(f"{directory}/cgroup/covey-rehearsal")
-        made.live(compact_json.loads(compact_json.dumps(request)), files)
+        made.live(zygote.request_for_container(zygote.packed(request)[4:]))
         handed = keeper.received(ours)
         for fd in handed.fds if handed is not None else ():
             os.close(fd)

@@ -62,7 +62,7 @@ def find(steps, name):
 def test_order_until_the_process_waits():
     order = names(plan_container(CONFIG, HOST).create)
     assert [order.index(name) for name in ("oom_score_adj", "unshare", "private_mounts", "open_root")] == [0, 1, 2, 3]
-    rest = ["mount_filesystem", "device", "make_directory", "sysctl", "readonly_path", "mask_paths"]
+    rest = ["mount_filesystem", "devices", "links", "make_directory", "sysctl", "readonly_path", "mask_paths"]
     rest += ["join_cgroup", "pivot", "readonly_root"]
     positions = [order.index(name) for name in rest]
     assert positions == sorted(positions)
@@ -125,7 +125,7 @@ def test_user_namespace_maps():
     assert born.id_maps == {"uid": "0 1000 10\n", "gid": "0 1000 10\n"}
     assert born.stdio_owner == 1005
     assert birth.Birth.from_json(json.loads(json.dumps(born.to_json()))).to_json() == born.to_json()
-    assert all(step["bind"] for step in find(plan.create, "device"))
+    assert all(step["bind"] for step in find(plan.create, "devices"))
     with pytest.raises(SpecFault, match="uidMappings"):
         birth.of_container(config(namespaces=spaces))
 
@@ -238,8 +238,8 @@ def test_console_only_with_a_terminal():
 
 def test_a_devices_own_numbers_replace_the_defaults():
     device = {"path": "/dev/null", "type": "c", "major": 9, "minor": 9, "fileMode": 0o600}
-    steps = find(plan_container(config(devices=[device]), HOST).create, "device")
-    assert [(s["major"], s["mode"]) for s in steps if s["path"] == "/dev/null"] == [(9, 0o600)]
+    (step,) = find(plan_container(config(devices=[device]), HOST).create, "devices")
+    assert [node for node in step["nodes"] if node[0] == "/dev/null"] == [("/dev/null", "c", 9, 9, 0o600, 0, 0)]
 
 
 def test_exec_enters_what_the_container_has():

@@ -19,7 +19,7 @@ from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import syscalls
-from worker.runtime import birth, init, launch, mount_options, prepare, spec, sync
+from worker.runtime import birth, init, launch, mount_options, orders, prepare, spec, sync
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.command import bundle, console, ending
 from worker.runtime.command.outside import Outside
@@ -70,7 +70,7 @@ def build(store: Store, ident: str, directory: str, config: spec.Config, wishes:
     try:
         _occupy(entry, group)
         entry.save_config(config)
-        prepare.make_group(config, group)
+        prepare.make_group(orders.of_group(config, group.version), group)
         plan = adapted(launch.plan_container(bundle.with_filter(config), prepare.host_of(group)), config["process"], wishes)
         for words in plan.warnings:
             log.warn(words)
