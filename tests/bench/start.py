@@ -17,14 +17,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from api import Connection
+from api import Connection, flood
 from crun import Crun
 from processes import own
 from rivals import COLD, COVEY, DOCKER, Rival, clear_cgroups, running
@@ -89,25 +88,8 @@ class Node:
 
     def many(self, idents: list[str], method: str, path: str) -> float:
         """Seconds until a request for each has been answered, FLIGHT at a time."""
-        waiting = iter(idents)
-        lock = threading.Lock()
-
-        def work() -> None:
-            api = Connection(self.rival.socket)
-            while True:
-                with lock:
-                    ident = next(waiting, None)
-                if ident is None:
-                    api.close()
-                    return
-                api.call(method, path.format(ident))
-
-        threads = [threading.Thread(target=work) for _ in range(FLIGHT)]
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        flood(self.rival.socket, ((method, path.format(ident)) for ident in idents), FLIGHT)
         return time.perf_counter() - began
 
 

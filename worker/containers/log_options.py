@@ -102,6 +102,8 @@ def rotation(driver: str, options: Mapping[str, str]) -> tuple[int | None, int, 
 
 def _tag(template: str, values: Mapping[str, str]) -> str:
     """A tag's template filled in. Raises InvalidArgument for what is no plain field."""
+    if not template:
+        return ""
 
     def value(found: re.Match[str]) -> str:
         if found[1] not in values:

@@ -50,4 +50,4 @@ class EngineOptions:
 
     def run_directory(self, container_id: str) -> Path:
         """``<run>/containers/<id>``: bundle, root mount point, shim socket."""
-        return self.exec_root / "containers" / container_id
+        return Path(f"{self.exec_root}/containers/{container_id}")

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from worker.kernel import trees
+
 CREATED, RUNNING, PAUSED, RESTARTING = "created", "running", "paused", "restarting"
 MARK = "running"
 SERVICE_LABEL = "com.docker.swarm.service.id"
@@ -115,7 +117,7 @@ class Container(msgspec.Struct, kw_only=True):
 
 def mark_running(run_directory: Path, since: float) -> None:
     """Note that the container was told to run: its run directory lives as long as the boot, its record may say less."""
-    (run_directory / MARK).write_text(repr(since))
+    trees.overwrite(run_directory / MARK, repr(since).encode())
 
 
 def unmark_running(run_directory: Path) -> None:

@@ -37,7 +37,7 @@ from worker.containers.pool import Sandbox
 from worker.containers.record import Container, Health, State
 from worker.containers.shim_client import Launching, Shim
 from worker.containers.shim_socket import ShimGone
-from worker.kernel import process
+from worker.kernel import process, trees
 from worker.network import text as network_text
 from worker.network.endpoint import Attachment
 from worker.runtime.errors import RuntimeFault, remedy
@@ -159,7 +159,7 @@ async def _run(host: Host, live: Live, *, short: bool) -> None:
     async with AsyncExitStack() as undo:
         undo.push_async_callback(host.run, teardown.clear_directory, host, container, directory)
         joins = namespace_joins(host, container)
-        _, attachment = await _both(host.run(_make_directory, host, container, directory), _reserve(host, container, undo))
+        attachment = await _reserve(host, container, undo)
         ours = not ways.program_of(host, container)
         sandbox = host.pool.take(container.host_config) if short and ours and _has_links(attachment) else None
         if sandbox is not None:
@@ -358,6 +358,7 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
 def _bundle(
     host: Host, container: Container, directory: Path, attachment: Attachment | None, joins: dict[str, str]
 ) -> dict[str, Any]:
+    _make_directory(host, container, directory)
     settings = container.host_config
     profile = seccomp.chosen(settings.get("SecurityOpt") or [], settings["Privileged"])
     names = limits.capabilities(settings)
@@ -389,7 +390,7 @@ def _bundle(
         config = runtimes.foreign(config, json.loads(profile) if profile else None, uname.machine, uname.release)
     path = directory / "config.json"
     try:
-        path.write_bytes(msgspec.json.encode(config))
+        trees.overwrite(path, msgspec.json.encode(config))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     return config

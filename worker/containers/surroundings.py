@@ -19,26 +19,28 @@ from typing import Any
 
 from covey.errors import Internal, InvalidArgument
 from worker.containers import remap, users
-from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel import mounts, safe_paths, syscalls, trees
 from worker.runtime.errors import remedy
 
 log = logging.getLogger(__name__)
 
 _compiled: dict[tuple[str, frozenset[str], Path], str] = {}
 """Where the program of a profile, for a set of capabilities, was found to be."""
-_FILE_LIMIT = 4 * 1024 * 1024
+_FILE_LIMIT, _READ = 1 << 22, 1 << 16
 _SKIPPED_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", "console"})
 
 
 def read_inside(root_fd: int, path: str) -> str:
-    """A regular file of the container's tree, "" when there is none; at most 4 MiB."""
+    """A regular file of the container's tree, "" when there is none; the first 4 MiB or so."""
     try:
         fd = safe_paths.open_regular_in_root(root_fd, path)
     except OSError:
         return ""
     try:
-        with open(fd, "rb", closefd=False) as file:
-            return file.read(_FILE_LIMIT).decode("utf-8", "replace")
+        text = b""
+        while len(text) < _FILE_LIMIT and (more := os.read(fd, _READ)):
+            text += more
+        return text.decode("utf-8", "replace")
     finally:
         os.close(fd)
 
@@ -207,8 +209,7 @@ def make_shm(place: Path, size: int) -> None:
 def write_file(path: Path, text: str) -> None:
     """Replaces a file's content in place: containers hold a bind on the inode. Raises OSError with the path."""
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        trees.overwrite(path, text.encode())
         os.chmod(path, 0o644)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None

@@ -119,10 +119,10 @@ def set_attributes(mount_fd: int, set_: int, clear: int, *, recursive: bool = Fa
     syscalls.mount_setattr(mount_fd, "", flags, set_, clear, propagation)
 
 
-def attach(mount_fd: int, target_fd: int, name: str = "") -> None:
-    """Put a detached mount on the place ``target_fd`` is open on, or on ``name`` in it, if nobody else can write there."""
-    flags = syscalls.MOVE_MOUNT_F_EMPTY_PATH | (0 if name else syscalls.MOVE_MOUNT_T_EMPTY_PATH)
-    syscalls.move_mount(mount_fd, "", target_fd, name, flags)
+def attach(mount_fd: int, target_fd: int) -> None:
+    """Put a detached mount on the place ``target_fd`` is open on."""
+    flags = syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
+    syscalls.move_mount(mount_fd, "", target_fd, "", flags)
 
 
 def move(path: str, target_fd: int) -> None:

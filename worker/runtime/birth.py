@@ -87,13 +87,10 @@ def of_container(config: dict[str, Any]) -> Birth:
     for kind in AT_CLONE:
         if kind in namespaces and not namespaces[kind]:
             flags |= CLONE_FLAG[kind]
-    joins = [("pid", namespaces["pid"])] if namespaces.get("pid") else []
     inside = "user" in namespaces
-    if inside:
-        joins += [(kind, namespaces[kind]) for kind in _PARENT_CAN_JOIN if namespaces.get(kind)]
     return Birth(
         flags,
-        joins,
+        joins_of(namespaces),
         bool(process.get("terminal")),
         _id_maps(linux) if inside and not namespaces["user"] else None,
         host_uid(linux, process) if inside else 0,
@@ -103,6 +100,14 @@ def of_container(config: dict[str, Any]) -> Birth:
         placed_by_parent=inside,
         outside=needs_parent(config),
     )
+
+
+def joins_of(namespaces: dict[str, str]) -> list[tuple[str, str]]:
+    """(OCI type, path) of the namespaces that the parent enters; ``namespaces``: OCI type → path, "" for a new one."""
+    joins = [("pid", namespaces["pid"])] if namespaces.get("pid") else []
+    if "user" in namespaces:
+        joins += [(kind, namespaces[kind]) for kind in _PARENT_CAN_JOIN if namespaces.get(kind)]
+    return joins
 
 
 def needs_parent(config: dict[str, Any]) -> bool:

@@ -372,17 +372,20 @@ def _read_all(path: str) -> str:
 
 def _make(directory: str, hierarchy: Hierarchy, *, above: bool = False) -> None:
     """``above``: others are to lie in it. Raises FileNotFoundError while there is nothing for it to lie in."""
+    cpuset = "cpuset" in hierarchy.controllers
+    # Asked before: it may be set in between, and ours be empty.
+    filled = cpuset and read(f"{os.path.dirname(directory)}/cgroup.clone_children") == "1\n"
     try:
         os.mkdir(directory, 0o755)
         new = True
     except FileExistsError:
         new = False
-    if "cpuset" in hierarchy.controllers:
+    if cpuset and not (new and filled):
         for file in ("cpuset.cpus", "cpuset.mems"):
             _inherited(directory, file)
-        if new and above:
-            # The kernel then fills those in it itself: a dozen calls less for each.
-            write(f"{directory}/cgroup.clone_children", "1")
+    if cpuset and new and above:
+        # The kernel then fills those in it itself: a dozen calls less for each.
+        write(f"{directory}/cgroup.clone_children", "1")
 
 
 def _inherited(directory: str, file: str) -> str:

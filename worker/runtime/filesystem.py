@@ -273,13 +273,18 @@ def mount_cgroup(
     top = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
     mounts.attach(top, target)
     os.close(target)
-    for name, directory, aliases in directories:
-        os.mkdir(name, 0o755, dir_fd=top)
-        copy = mounts.clone(directory)
-        mounts.attach(copy, top, name)
-        os.close(copy)
-        for alias in aliases:
-            os.symlink(name, alias, dir_fd=top)
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(top)
+    try:
+        for name, directory, aliases in directories:
+            os.mkdir(name, 0o755)
+            # By its name, as nobody else has seen this directory: a third of the calls that a detached copy takes.
+            syscalls.mount(directory, name, None, syscalls.MS_BIND)
+            for alias in aliases:
+                os.symlink(name, alias)
+    finally:
+        os.fchdir(before)
+        os.close(before)
     # All at once, of what nobody has seen yet.
     mounts.set_attributes(top, *attributes, recursive=True, propagation=syscalls.MS_PRIVATE)
     _set_attributes(top, (0, 0), recursive_attributes)

@@ -28,7 +28,7 @@ class Step(tuple[str, dict[str, Any]]):
     __slots__ = ()
 
     def __new__(cls, name: str, /, **arguments: Any) -> Step:
-        return super().__new__(cls, (name, arguments))
+        return tuple.__new__(cls, (name, arguments))
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ def plan_container(config: Config, host: Host) -> LaunchPlan:
     linux = config["linux"]
     process = config["process"]
     namespaces = {entry["type"]: entry.get("path") or "" for entry in linux["namespaces"]}
-    joined = {kind for kind, _ in birth.of_container(config).joins}
+    joined = {kind for kind, _ in birth.joins_of(namespaces)}
     # First of all, while /proc is surely the host's.
     create = [oom_step(process), *_foreign_steps(namespaces, linux.get("sysctl") or {}), *_label_checks(process, linux)]
     # A joined mount namespace is somebody else's: how its mounts propagate is not ours to change.

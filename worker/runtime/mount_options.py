@@ -109,7 +109,10 @@ def step(
 
 
 def is_mapped(mount: dict[str, Any]) -> bool:
-    return is_bind(mount) and bool({"idmap", "ridmap"} & set(mount.get("options") or []) or mount.get("uidMappings"))
+    if not is_bind(mount):
+        return False
+    options = mount.get("options") or ()
+    return "idmap" in options or "ridmap" in options or bool(mount.get("uidMappings"))
 
 
 def has_mapped_trees(config: dict[str, Any]) -> bool:

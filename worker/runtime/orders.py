@@ -13,7 +13,7 @@ from worker.runtime.launch import Host, LaunchPlan
 
 
 class GroupOrders:
-    """How a cgroup is set up. ``files``: of its limits. On v2: ``devices``, OCI rules to filter by; ``owner``, a uid or None."""
+    """How a cgroup is set up. ``files``: its limits. On v2: ``devices``, OCI rules to filter by; ``owner``, a uid or None."""
 
     __slots__ = ("devices", "files", "owner")
 

@@ -129,8 +129,9 @@ class Maker:
         """The container's cgroup, which is to be made, on record for whoever has to sweep."""
         request = self._request
         group = self._group = Cgroup(cgroup, self._hierarchies)
-        if group.exists():
-            # Who else is in there cannot be seen from our pid namespace.
+        if os.access(group.directories()[0], os.F_OK):
+            # Who else is in there cannot be seen from our pid namespace. One hierarchy tells: to ask for what is not
+            # there costs the kernel a directory entry each.
             raise _unfit()
         body = records.identity(request["id"], self._keeper, group.path)
         self._identity = {"pid": body["pid"], "start_time": body["start_time"]}

@@ -15,9 +15,24 @@ from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.kernel import process as kernel_process
-from worker.runtime import birth, capabilities, cgroups, compact_json, launch, limits, orders, prepare, sandbox, spec, zygote
+from worker.runtime import (
+    birth,
+    capabilities,
+    cgroups,
+    compact_json,
+    init,
+    launch,
+    limits,
+    orders,
+    prepare,
+    sandbox,
+    spec,
+    sync,
+    zygote,
+)
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
+from worker.runtime.errors import RuntimeFault
 from worker.runtime.init import Init
 from worker.runtime.launch import Host, LaunchPlan, Step
 from worker.runtime.orders import Orders
@@ -74,6 +89,7 @@ def rehearse(hierarchies: list[Hierarchy]) -> None:
             with contextlib.suppress(OSError):
                 _plan(hierarchies)
                 _make(directory)
+                _furnish(hierarchies)
                 _live(directory, hierarchies)
                 _keep()
                 _tend()
@@ -122,6 +138,29 @@ def _make(directory: str) -> None:
         os.close(fd)
     cgroups.write(f"{directory}/c/d", "0")
     safe_paths.write_proc("self/oom_score_adj", cgroups.read("/proc/self/oom_score_adj").strip())
+
+
+def _furnish(hierarchies: list[Hierarchy]) -> None:
+    """The steps that make a tree, on one that is attached nowhere and goes with its descriptor.
+
+    Kernels before 6.15 mount nothing there: up to that a step is rehearsed anyhow.
+    """
+    ours, theirs = sync.pair()
+    tree = Init(ours, None, 0, False)
+    tree.root_fd = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
+    try:
+        group = Cgroup("/", hierarchies)
+        for step in (
+            *launch.mount_steps(_CONFIG["mounts"], Host(0, group.mounts(), [])),
+            *launch.device_steps(_LINUX, user_namespace=False),
+            *launch.hiding_steps({**_LINUX, "sysctl": {}}),
+        ):
+            with contextlib.suppress(OSError, RuntimeFault):
+                init.perform(tree, [step])
+    finally:
+        os.close(tree.root_fd)
+        for channel in (ours, theirs):
+            channel.close()
 
 
 def _live(directory: str, hierarchies: list[Hierarchy]) -> None:
