@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from worker.containers import ways
 from worker.containers.shim_client import Launching, Shim, exit_record, sweep
 from worker.containers.shim_socket import ShimGone
 from worker.kernel import process
@@ -64,8 +65,11 @@ class Asked:
 
 
 class Direct:
-    def __init__(self, boxes: Boxes) -> None:
+    """``ordered``: what is decided of a container is sent along, as the daemon does; else its process decides."""
+
+    def __init__(self, boxes: Boxes, *, ordered: bool) -> None:
         self._boxes = boxes
+        self.ordered = ordered
         self._asked: list[Asked] = []
 
     async def ask(self, args: list[str], **changes: Any) -> Asked:
@@ -75,7 +79,9 @@ class Direct:
         config = self._boxes.bundle(args, ident, **changes)
         (directory / "config.json").write_text(json.dumps(config))
         log = {"path": str(directory / "box.log"), "driver": "json-file"}
-        request = {"bundle": str(directory), "log": log, "init": False}
+        request: dict[str, Any] = {"bundle": str(directory), "log": log, "init": False}
+        if self.ordered:
+            request["orders"] = ways.orders_for(config, directory, False).to_plain()
         line = await self._boxes.zygote.fork_container(ident, directory, request, self._boxes.parent)
         shim = Shim.newborn(directory)
         asked = Asked(shim, shim.launching(line), directory, Cgroup(config["linux"]["cgroupsPath"]))
@@ -94,9 +100,9 @@ class Direct:
             assert not asked.cgroup.exists(), asked.cgroup.path
 
 
-@pytest_asyncio.fixture
-async def direct(boxes):
-    asked = Direct(boxes)
+@pytest_asyncio.fixture(params=[True, False], ids=["ordered", "by itself"])
+async def direct(boxes, request):
+    asked = Direct(boxes, ordered=request.param)
     yield asked
     await asked.clear()
 
@@ -207,13 +213,18 @@ async def test_a_program_that_the_kernel_refuses(direct, boxes):
 async def test_what_it_cannot_do_alone_is_unfit(direct):
     other = Cgroup((await direct.ask(["true"])).cgroup.path + "-taken")
     other.create()
-    try:
-        for changes in (
-            {"linux": {"cgroupsPath": other.path}},
+    # Whoever sends orders has found out before that it can do alone; who is in its cgroup only shows then.
+    beyond: list[dict[str, Any]] = (
+        []
+        if direct.ordered
+        else [
             {"linux": {"namespaces": [{"type": kind} for kind in ("network", "ipc", "uts", "mount", "cgroup")]}},
             {"process": {"terminal": True}},
             {"hooks": {"poststop": [{"path": "/bin/true"}]}},
-        ):
+        ]
+    )
+    try:
+        for changes in ({"linux": {"cgroupsPath": other.path}}, *beyond):
             asked = await direct.ask(["true"], **changes)
             with pytest.raises(RuntimeFault) as caught:
                 await asyncio.wait_for(asked.launching.created(), PATIENCE)
@@ -224,14 +235,13 @@ async def test_what_it_cannot_do_alone_is_unfit(direct):
 
 
 async def test_a_bundle_that_cannot_be_run_is_refused_in_its_words(direct):
-    asked = await direct.ask(["true"], linux={"intelRdt": {"closID": "x"}})
-    with pytest.raises(RuntimeFault, match="intelRdt"):
-        await asyncio.wait_for(asked.launching.created(), PATIENCE)
-    asked = await direct.ask(
-        ["true"], mounts=[{"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}]
-    )
+    async def made(**changes: Any) -> None:
+        await asyncio.wait_for((await direct.ask(["true"], **changes)).launching.created(), PATIENCE)
+
     with pytest.raises(RuntimeFault, match="/no/such"):
-        await asyncio.wait_for(asked.launching.created(), PATIENCE)
+        await made(mounts=[{"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}])
+    with pytest.raises(RuntimeFault, match="intelRdt"):
+        await made(linux={"intelRdt": {"closID": "x"}})
 
 
 async def test_a_user_may_open_its_output_again(direct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -84,6 +85,28 @@ async def test_an_empty_cpuset_is_filled_by_whoever_finds_it(boxes, whose):
         process.communicate()
         assert read(f"{found}/child/cpuset.cpus").strip() == read(f"{os.path.dirname(found)}/cpuset.cpus").strip()
     finally:
+        assert child.remove()
+        assert parent.remove()
+
+
+async def test_a_new_cpuset_has_its_parents_processors_from_the_kernel(boxes):
+    v1_only(boxes)
+    from worker.runtime.cgroups import Cgroup, read
+
+    parent = Cgroup(f"{boxes.parent}/filling")
+    child = Cgroup(f"{parent.path}/child")
+    found = parent.directory("cpuset")
+    if found is None:
+        pytest.skip("no hierarchy has the controller cpuset")
+    try:
+        child.create()
+        assert read(f"{found}/cgroup.clone_children") == "1\n"
+        os.mkdir(f"{found}/untouched")
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            assert read(f"{found}/untouched/{file}") == read(f"{found}/child/{file}") == read(f"{found}/{file}") != "\n"
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(f"{found}/untouched")
         assert child.remove()
         assert parent.remove()
 

@@ -67,7 +67,7 @@ async def launch(
     plain = not program and not live.pending and not settings["stdin"] and logs.is_plain(settings["log"])
     if short and plain and birth.of_container(config).alone:
         undo.push_async_callback(end_recorded, directory)
-        given = _orders(config, directory, settings["init"]).to_plain()
+        given = orders_for(config, directory, settings["init"]).to_plain()
         request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"], "orders": given}
         line = await host.zygote.fork_container(container.id, directory, request, parent)
         if line is not None:
@@ -79,8 +79,8 @@ async def launch(
     return shim, await shim.launch(directory, config=config, **settings)
 
 
-def _orders(config: dict[str, Any], directory: Path, with_init: bool) -> orders.Orders:
-    """Raises RuntimeFault for what cannot be run."""
+def orders_for(config: dict[str, Any], directory: Path, with_init: bool) -> orders.Orders:
+    """What is decided of the bundle's process, which can do for itself. Raises RuntimeFault for what cannot be run."""
     spec.check(config)
     # ``completed`` puts things in, which the bundle on disk has not.
     config = bundle.completed({**config, "process": dict(config["process"])}, str(directory), with_init)
