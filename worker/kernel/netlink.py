@@ -25,6 +25,7 @@ from worker.kernel.netlink_codec import (
     Route,
     attributes,
     get_link,
+    is_operational,
     list_addresses,
     list_links,
     list_routes,
@@ -109,6 +110,15 @@ class Netlink:
 
     def link(self, name: str) -> Link | None:
         """One link by name; None when there is none."""
+        body = self._link(name)
+        return None if body is None else parse_link(body)
+
+    def operational(self, name: str) -> bool | None:
+        """``link(name).operational`` for a third of the price; None when there is none."""
+        body = self._link(name)
+        return None if body is None else is_operational(body)
+
+    def _link(self, name: str) -> bytes | None:
         message = get_link(name)
         self._sequence += 1
         self._socket.send(message.pack(self._sequence))
@@ -117,7 +127,7 @@ class Netlink:
                 if sequence != self._sequence:
                     continue
                 if kind != _ERROR:
-                    return parse_link(body)
+                    return body
                 refusal = _refusal(message.what, flags, body)
                 if refusal is None or refusal.errno == errno.ENODEV:
                     return None

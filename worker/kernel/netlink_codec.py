@@ -32,7 +32,7 @@ _NEW_ADDRESS, _DELETE_ADDRESS, _GET_ADDRESS = 20, 21, 22
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _NEW_NEIGHBOUR = 28
 _UP = 1
-_OPERATIONAL = b"\x06"
+_OPERSTATE, _OPERATIONAL = 16, b"\x06"
 _NESTED = 0x8000
 _PERMANENT = 0x80
 _NO_DAD = 0x02
@@ -313,9 +313,14 @@ def parse_link(body: bytes) -> Link:
         up=bool(flags & _UP),
         master=int.from_bytes(found.get(10, b"\0"), sys.byteorder),
         group=int.from_bytes(found.get(27, b"\0"), sys.byteorder),
-        operational=found.get(16, b"") == _OPERATIONAL,
+        operational=found.get(_OPERSTATE, b"") == _OPERATIONAL,
         statistics=statistics,
     )
+
+
+def is_operational(body: bytes) -> bool:
+    """Of a link: the kernel puts it near the front of some 40 attributes."""
+    return next((value for _, value in attributes(body[_LINK.size :], (_OPERSTATE,))), b"") == _OPERATIONAL
 
 
 def parse_address(body: bytes) -> LinkAddress:

@@ -84,10 +84,13 @@ class Datapath:
         names = [one.bridge for one in networks if one.driver == "bridge"]
         return all(name in self._made and self._netlink.index(name) is not None for name in names)
 
-    def rules(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> None:
-        """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError."""
+    def rules(self, networks: Iterable[Network], attachments: Collection[Attachment], exposed: Collection[Attachment]) -> None:
+        """Brings the nft table up to date: by its difference, whole when that is unknown or refused. Raises NftError.
+
+        ``exposed``: those of the attachments that may have ports.
+        """
         bridges = [_bridge_rules(network) for network in self._in_use(networks, attachments)]
-        sets = balance.backends(attachments)
+        sets = balance.backends(exposed)
         flat = ports.flatten(bridges, balance.published(sets))
         if self._nft is None:
             if not bridges:
@@ -128,8 +131,10 @@ class Datapath:
 
     def _in_use(self, networks: Iterable[Network], attachments: Collection[Attachment]) -> list[Network]:
         """Bridge networks that need a link: every user-defined one, the default one from its first container on."""
-        members = {endpoint.network_id for attachment in attachments for endpoint in attachment.endpoints}
         bridged = [one for one in networks if one.driver == "bridge"]
+        if all(one.user_defined or one.bridge in self._made for one in bridged):
+            return bridged
+        members = {endpoint.network_id for attachment in attachments for endpoint in attachment.endpoints}
         return [one for one in bridged if one.user_defined or one.id in members or one.bridge in self._made]
 
     def _drop_stale_table(self) -> None:

@@ -49,6 +49,9 @@ class Networks:
         self._ula = int(hashlib.sha256(f"{records.boot_id()}{data_dir}".encode()).hexdigest()[:10], 16)
         self.networks: dict[str, Network] = {}
         self.attachments: dict[str, Attachment] = {}
+        self.exposed: dict[str, Attachment] = {}
+        """Of these, those that have names or ports on the node: what is served is worked out anew at each change, from
+        them alone."""
         self._pools: dict[str, list[Pool]] = {}
 
     def load(self, occupied: Occupied) -> None:
@@ -64,7 +67,7 @@ class Networks:
             if attachment.boot != boot:
                 records.remove(self._attachment_path(attachment.container_id))
                 continue
-            self.attachments[attachment.container_id] = attachment
+            self.hold(attachment)
             for endpoint in attachment.endpoints:
                 for pool in self._pools.get(endpoint.network_id, []):
                     address = endpoint.ipv4 if pool.subnet.version == 4 else endpoint.ipv6
@@ -288,15 +291,21 @@ class Networks:
     def keep(self, attachment: Attachment) -> None:
         """Writes the attachment (the journal of its leases) and remembers it."""
         records.write(self._attachment_path(attachment.container_id), attachment, sync=False)
-        self.attachments[attachment.container_id] = attachment
+        self.hold(attachment)
 
     def hold(self, attachment: Attachment) -> None:
         """Remembers an attachment of which nothing is in the kernel yet: it means nothing to another life of the daemon."""
         self.attachments[attachment.container_id] = attachment
+        networks = (self.networks.get(one.network_id) for one in attachment.endpoints)
+        if attachment.ports or any(network is not None and network.user_defined for network in networks):
+            self.exposed[attachment.container_id] = attachment
+        else:
+            self.exposed.pop(attachment.container_id, None)
 
     def forget(self, container_id: str) -> Attachment | None:
         """Frees all leases of a container and removes its record; None when it had none."""
         attachment = self.attachments.pop(container_id, None)
+        self.exposed.pop(container_id, None)
         if attachment is not None:
             for endpoint in attachment.endpoints:
                 self.disconnect(container_id, endpoint.network_id)

@@ -103,7 +103,7 @@ def _wait_operational(netlink: Netlink, names: Sequence[str]) -> None:
     a neighbour again takes it a second. Not waiting for ever: it is then merely slow."""
     deadline = time.monotonic() + _READY_SECONDS
     for name in names:
-        while (link := netlink.link(name)) is not None and not link.operational and time.monotonic() < deadline:
+        while netlink.operational(name) is False and time.monotonic() < deadline:
             time.sleep(0.0005)
 
 

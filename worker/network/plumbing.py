@@ -68,7 +68,7 @@ class Plumbing:
         self._datapath.close()
 
     def listening(self) -> Listening:
-        attachments = self.networks.attachments.values()
+        attachments = self.networks.exposed.values()
         networks = self.networks.networks.values()
         resolvers = frozenset(network.subnets[0].gateway for network in networks if network.user_defined)
         relays = balance.relayed(balance.backends(attachments))
@@ -330,8 +330,11 @@ class Plumbing:
         return missing
 
     def _rules(self) -> None:
-        networks, attachments = self.networks.networks.values(), self.networks.attachments.values()
-        self._kernel("network", lambda: self._datapath.rules(networks, attachments))
+        known = self.networks
+        self._kernel(
+            "network",
+            lambda: self._datapath.rules(known.networks.values(), known.attachments.values(), known.exposed.values()),
+        )
 
     def _bridge(self, attachment: Attachment) -> None:
         """All links are looked through only when a bridge that this container needs is not there."""

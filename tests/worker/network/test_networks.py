@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_a_network_is_found_by_name_id_and_prefix_and_inspected_in_dockers_shape
     assert (shown["Driver"], shown["Scope"], shown["EnableIPv6"], shown["Labels"]) == ("bridge", "local", True, {"a": "b"})
     assert [one["Subnet"].partition("/")[2] for one in shown["IPAM"]["Config"]] == ["16", "64"]
     assert shown["Containers"] == {}
+
+
+def test_exposed_is_who_has_names_or_ports_and_nobody_else(networks: Networks, tmp_path: Path):
+    front = networks.create("front")
+    published = attach(networks, C1, EndpointRequest("bridge"))
+    assert set(networks.exposed) == {C1}
+    networks.keep(replace(published, ports=()))
+    assert networks.exposed == {}
+    named = replace(attach(networks, C2, EndpointRequest(front.id)), ports=())
+    networks.hold(named)
+    assert networks.exposed == {C2: named}
+    networks.keep(named)
+    assert again(tmp_path).exposed == {C2: named}
+    networks.forget(C2)
+    assert networks.exposed == {}
 
 
 @pytest.mark.parametrize(
