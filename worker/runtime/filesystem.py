@@ -393,28 +393,35 @@ def make_directory(tree: Tree, path: str) -> None:
 
 def mask_paths(tree: Tree, paths: list[str]) -> None:
     """Hide files behind /dev/null and directories behind one empty, read-only tmpfs."""
-    empty: int | None = None
-    null: int | None = None
+    directories: list[int] = []
+    files: list[int] = []
     for path in paths:
         target = _open_existing(tree, path)
-        if target is None:
-            continue
-        if stat.S_ISDIR(os.fstat(target).st_mode):
-            if empty is None:
-                empty = mounts.new_filesystem("tmpfs", ["size=0", "nr_inodes=2"], syscalls.MOUNT_ATTR_RDONLY)
-            copy = mounts.clone("", empty)
-        else:
-            if null is None:
-                null = mounts.clone("/dev/null")
-                # It is the host's own node: a container's root must not change its mode or owner through a mask.
-                mounts.set_attributes(null, syscalls.MOUNT_ATTR_RDONLY, 0)
-            copy = mounts.clone("", null)
+        if target is not None:
+            (directories if stat.S_ISDIR(os.fstat(target).st_mode) else files).append(target)
+    if directories:
+        empty = mounts.new_filesystem("tmpfs", ["size=0", "nr_inodes=2"], syscalls.MOUNT_ATTR_RDONLY)
+        _cover(directories, empty)
+    if files:
+        null = mounts.clone("/dev/null")
+        # It is the host's own node: a container's root must not change its mode or owner through a mask.
+        mounts.set_attributes(null, syscalls.MOUNT_ATTR_RDONLY, 0)
+        _cover(files, null)
+
+
+def _cover(targets: list[int], mount_fd: int) -> None:
+    """Put a detached mount, or a copy of it, on each; closes all.
+
+    The last gets itself: the kernel makes whoever lets go of a mount that is nowhere wait until all processors agree.
+    """
+    for target in targets[:-1]:
+        copy = mounts.clone("", mount_fd)
         mounts.attach(copy, target)
         os.close(copy)
         os.close(target)
-    for fd in (empty, null):
-        if fd is not None:
-            os.close(fd)
+    mounts.attach(mount_fd, targets[-1])
+    os.close(mount_fd)
+    os.close(targets[-1])
 
 
 def readonly_path(tree: Tree, path: str) -> None:
