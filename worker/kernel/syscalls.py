@@ -185,21 +185,21 @@ _INT = 1 << 31
 _ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
-def _argument(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode(_ENCODING, _ENCODE_ERRORS)
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    return value
-
-
 def _call(name: str, *arguments: object) -> int:
     """At most five arguments: what does not go into a register would need its width said."""
     number = _NUMBER.get(name)
     if number is None:
         raise OSError(38, f"{name}: no system call number is known for machine {MACHINE}")
-    # An int is a C int to ctypes, which libffi extends; wrapping each would be half of what a call costs.
-    result: int = _syscall(number, *[a if type(a) is int and -_INT <= a < _INT else _argument(a) for a in arguments])
+    plain: list[object] = []
+    for one in arguments:
+        kind = type(one)
+        if kind is str:
+            one = one.encode(_ENCODING, _ENCODE_ERRORS)  # type: ignore[attr-defined]
+        elif kind is int and not -_INT <= one < _INT:  # type: ignore[operator]
+            one = ctypes.c_long(one)  # type: ignore[arg-type]
+        # Any other int is a C int to ctypes, which libffi extends; to wrap each would be half of what a call costs.
+        plain.append(one)
+    result: int = _syscall(number, *plain)
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")

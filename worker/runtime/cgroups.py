@@ -139,9 +139,11 @@ class Cgroup:
             made = hierarchy.mount
             if self.version == 1:
                 # What it lies in is there already, most of the time.
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     _make(made + self.path, hierarchy)
                     continue
+                except FileNotFoundError:
+                    pass
             parts = self.path.strip("/").split("/")
             for index, part in enumerate(parts):
                 if self.version == 2:

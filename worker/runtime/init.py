@@ -91,7 +91,14 @@ class Init:
         self.env: dict[str, str] = {}
         self.entered_directory = False
         self.state: dict[str, Any] = {}
-        self.step = ""
+        self.doing: tuple[str, dict[str, Any]] = ("", {})
+
+    @property
+    def step(self) -> str:
+        """What is being done, in words for who reads of its failure."""
+        name, arguments = self.doing
+        about = arguments.get("destination") or arguments.get("path") or arguments.get("key") or ""
+        return f"{name} {about}".rstrip()
 
     def die_with_parent(self) -> None:
         """Set the death signal, which a change of ids clears."""
@@ -230,9 +237,9 @@ def _reset_signals() -> None:
 
 
 def perform(init: Init, steps: Steps) -> None:
-    for name, arguments in steps:
-        about = arguments.get("destination") or arguments.get("path") or arguments.get("key") or ""
-        init.step = f"{name} {about}".rstrip()
+    for step in steps:
+        init.doing = step
+        name, arguments = step
         _STEPS[name](init, **arguments)
 
 
@@ -351,7 +358,7 @@ def find_program(init: Init, args: list[str], env: list[str]) -> None:
         return
     refused = None
     for directory in init.env.get("PATH", DEFAULT_PATH).split(":"):
-        candidate = os.path.join(directory or ".", name)
+        candidate = f"{directory or '.'}/{name}"
         if not os.access(candidate, os.F_OK):
             continue
         mode = os.stat(candidate).st_mode

@@ -102,7 +102,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
         name = safe_paths.open_proc("self/comm", os.O_WRONLY)
         os.write(name, b"covey-sandbox")
         os.close(name)
-        made.step = "claim"
+        made.doing = ("claim", {})
         made.channel.send(sync.READY)
         claim, fds = made.channel.expect(sync.CLAIM)
         view, *ends = fds
