@@ -65,20 +65,25 @@ class Netlink:
         self._socket.close()
 
     def run(self, *messages: Message) -> None:
-        """Sends all in one packet and takes every ack; raises the first refusal (later messages did run)."""
+        """Sends all in one packet; raises the first refusal (later messages did run)."""
+        if not messages:
+            return
         first = self._sequence + 1
         self._sequence += len(messages)
-        self._socket.send(b"".join(message.pack(first + number) for number, message in enumerate(messages)))
+        last = self._sequence
+        # The kernel carries them out in their order, so the ack of the last is all there is to wait for.
+        packed = [message.pack(first + at, silent=first + at != last) for at, message in enumerate(messages)]
+        self._socket.send(b"".join(packed))
         failure: OSError | None = None
-        waiting = set(range(first, first + len(messages)))
-        while waiting:
+        done = False
+        while not done:
             for kind, flags, sequence, body in self._receive():
-                if kind == _ERROR and sequence in waiting:
-                    waiting.discard(sequence)
+                if kind == _ERROR and first <= sequence <= last:
                     message = messages[sequence - first]
                     refusal = _refusal(message.what, flags, body)
                     if refusal is not None and refusal.errno not in message.tolerated:
                         failure = failure or refusal
+                    done = sequence == last
         if failure:
             raise failure
 

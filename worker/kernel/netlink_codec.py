@@ -54,8 +54,10 @@ class Message:
     body: bytes
     tolerated: tuple[int, ...] = ()
 
-    def pack(self, sequence: int) -> bytes:
-        return HEADER.pack(16 + len(self.body), self.kind, _REQUEST | self.flags, sequence, 0) + self.body
+    def pack(self, sequence: int, *, silent: bool = False) -> bytes:
+        """``silent``: it is answered by nothing but a refusal."""
+        flags = self.flags & ~_ACK if silent else self.flags
+        return HEADER.pack(16 + len(self.body), self.kind, _REQUEST | flags, sequence, 0) + self.body
 
 
 @dataclass(frozen=True)

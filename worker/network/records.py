@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from worker.kernel import trees
+
 log = logging.getLogger(__name__)
 
 
@@ -22,11 +24,7 @@ def write(path: Path, record: object, *, sync: bool) -> None:
     """Replaces the file whole, by what JSON makes of ``record`` (objects, dataclasses); the directory must exist."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(record))
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        trees.overwrite(temporary, msgspec.json.encode(record), sync=sync)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -128,6 +128,9 @@ def test_the_first_refusal_of_several_requests_is_raised_and_the_socket_stays_us
             with pytest.raises(OSError, match="delete link nowhere"):
                 netlink.run(nl.create_bridge("b0"), nl.delete_link("nowhere"), nl.delete_link("elsewhere"))
             assert netlink.link("b0") is not None
+            with pytest.raises(OSError, match="delete link nowhere"):
+                netlink.run(nl.delete_link("nowhere"), nl.create_bridge("b1"))
+            assert netlink.link("b1") is not None
 
     _in_new_namespace(work)
 
