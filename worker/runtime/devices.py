@@ -45,9 +45,10 @@ def single_rules(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
     To the kernel "a" is everything, whatever stands behind it: one for certain numbers or ways of access is two rules.
     """
+    if (entry.get("type") or "a") != "a":
+        return [entry]
     numbers = [entry.get(key) for key in ("major", "minor")]
-    everything = all(number is None or number < 0 for number in numbers) and set(entry.get("access") or "rwm") >= set("rwm")
-    if (entry.get("type") or "a") != "a" or everything:
+    if all(number is None or number < 0 for number in numbers) and set(entry.get("access") or "rwm") >= set("rwm"):
         return [entry]
     return [{**entry, "type": kind} for kind in ("b", "c")]
 
@@ -57,5 +58,7 @@ def rule(entry: dict[str, Any]) -> str:
     kind = entry.get("type") or "a"
     if kind == "a":
         return "a"
-    numbers = ["*" if number is None or number < 0 else str(number) for number in (entry.get("major"), entry.get("minor"))]
-    return f"{kind} {numbers[0]}:{numbers[1]} {entry.get('access') or 'rwm'}"
+    major, minor = entry.get("major"), entry.get("minor")
+    first = "*" if major is None or major < 0 else major
+    second = "*" if minor is None or minor < 0 else minor
+    return f"{kind} {first}:{second} {entry.get('access') or 'rwm'}"

@@ -73,6 +73,9 @@ _TYPES: tuple[tuple[str, type | tuple[type, ...]], ...] = (
 )
 
 
+_TYPED = tuple((path, path.split("."), kind) for path, kind in _TYPES)
+
+
 def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey", config_file: str = "") -> Config:
     """The checked config of a bundle directory, with paths made absolute. Raises SpecFault.
 
@@ -96,16 +99,6 @@ def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey", config_fil
     return dict(config)
 
 
-def lookup(config: Config, path: str) -> Any:
-    """The value at a dotted path, or None."""
-    value: Any = config
-    for key in path.split("."):
-        if not isinstance(value, dict):
-            return None
-        value = value.get(key)
-    return value
-
-
 def check(config: object) -> None:
     """Raise SpecFault for the first field that cannot be run."""
     if not isinstance(config, dict):
@@ -113,11 +106,13 @@ def check(config: object) -> None:
     version = config.get("ociVersion")
     if not isinstance(version, str) or not _VERSION.match(version):
         raise SpecFault("ociVersion", f"{version!r} is not a 1.x version of the specification")
-    for path, kind in _TYPES:
-        value = lookup(config, path)
+    for path, keys, kind in _TYPED:
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
         if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise SpecFault(path, f"has the wrong type {type(value).__name__}")
-    if not lookup(config, "root.path"):
+    if not (config.get("root") or {}).get("path"):
         raise SpecFault("root.path", "is required")
     if config.get("process") is None:
         raise SpecFault("process", "is required")

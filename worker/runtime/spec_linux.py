@@ -104,6 +104,8 @@ def _check_device(device: dict[str, Any], field: str) -> None:
 
 def check_mapping(entries: list[Any], field: str) -> None:
     """Raise SpecFault for id maps (uidMappings, gidMappings) the kernel cannot be given."""
+    if not entries:
+        return
     for index, entry in enumerate(entries):
         for key in ("containerID", "hostID", "size"):
             value = entry.get(key) if isinstance(entry, dict) else None

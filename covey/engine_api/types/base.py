@@ -18,7 +18,7 @@ from covey.errors import InvalidArgument
 class Model(BaseModel):
     """A request object. Fields have Docker's JSON names; as in Go, another case of a known name is that name."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, hide_input_in_errors=True, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
