@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ _FORK_PATIENCE = 15.0
 class Zygote:
     """The process that forks shims; ``pid`` and ``start_time`` identify it.
 
-    ``containers``, ``orders``: whether it is new enough for ``fork_container``, and for the orders in it.
+    ``containers``, ``orders``: whether it is new enough for ``fork_container``, and of the same code as we, for the orders.
     """
 
     def __init__(self, client: Client, pid: int, *, containers: bool = False, orders: bool = False) -> None:
@@ -41,7 +42,9 @@ class Zygote:
         if hello["version"] != VERSION:
             client.close()
             raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
-        return cls(client, hello["pid"], containers=bool(hello.get("containers")), orders=bool(hello.get("orders")))
+        return cls(
+            client, hello["pid"], containers=bool(hello.get("containers")), orders=hello.get("orders") == _form_of_orders()
+        )
 
     @classmethod
     async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
@@ -110,6 +113,12 @@ class Zygote:
         self._client.close()
 
 
+@functools.cache
+def _form_of_orders() -> int:
+    """As it was when we came: files may have been replaced since."""
+    return zygote.form_of_orders()
+
+
 def _ended(pid: int) -> bool:
     return os.waitpid(pid, os.WNOHANG)[0] != 0
 
@@ -133,7 +142,7 @@ def _spawn(socket_path: Path, log_path: Path, cgroup_parent: str) -> int:
         return os.posix_spawn(
             f"/proc/self/fd/{interpreter}",
             command,
-            {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            {"LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(log_path), append, 0o600),

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -95,8 +96,23 @@ def frame(body: dict[str, Any]) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
+def form_of_orders() -> int:
+    """A number for what steps there are and what they take: of the source files, once a process.
+
+    Orders are no format that is kept: they are for who runs the very same code, and a zygote may be older than its daemon.
+    """
+    result = 0
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for room in ("kernel", "runtime", "shim"):
+        for name in sorted(os.listdir(f"{package}/{room}")):
+            if name.endswith(".py"):
+                with open(f"{package}/{room}/{name}", "rb") as file:
+                    result = zlib.crc32(file.read(), zlib.crc32(name.encode(), result))
+    return result
+
+
 def packed(request: dict[str, Any]) -> bytes:
-    """The frame of a request for a container, for a zygote that says it takes ``orders``."""
+    """The frame of a request for a container, for a zygote whose ``orders`` are of our own form."""
     data = _PACKED + marshal.dumps(request, _PLAIN_MARSHAL)
     return _LENGTH.pack(len(data)) + data
 
@@ -125,6 +141,7 @@ class Zygote:
         self._peers: dict[int, tuple[_socket.socket, bytearray]] = {}
         self._passed = -1
         self._stopped = False
+        self._orders = form_of_orders()
 
     def serve(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -253,7 +270,7 @@ class Zygote:
     def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "hello":
-            return {"version": VERSION, "pid": os.getpid(), "containers": True, "orders": True}
+            return {"version": VERSION, "pid": os.getpid(), "containers": True, "orders": self._orders}
         if op == "ping":
             return {}
         if op == "stop":

@@ -72,3 +72,14 @@ def test_an_older_daemons_request_is_json():
     assert zygote.request_for_container(b'{"op": "fork_container", "id": "a"}') == {"op": "fork_container", "id": "a"}
     with pytest.raises(ValueError, match="Expecting"):
         zygote.request_for_container(b"{nothing")
+
+
+def test_the_form_of_orders_follows_the_code(tmp_path, monkeypatch):
+    for room in ("kernel", "runtime", "shim"):
+        (tmp_path / room).mkdir()
+    (tmp_path / "runtime/init.py").write_text("one")
+    monkeypatch.setattr(zygote, "__file__", str(tmp_path / "runtime/zygote.py"))
+    first = zygote.form_of_orders()
+    assert zygote.form_of_orders() == first
+    (tmp_path / "runtime/init.py").write_text("two")
+    assert zygote.form_of_orders() != first
