@@ -234,6 +234,18 @@ async def test_what_it_cannot_do_alone_is_unfit(direct):
         assert other.remove()
 
 
+async def test_a_zygote_of_other_code_is_given_no_orders(boxes, monkeypatch):
+    monkeypatch.setattr(boxes.zygote, "orders", False)
+    asked = Direct(boxes, ordered=True)
+    try:
+        one = await asked.ask(["sh", "-c", "exit 3"])
+        await one.started()
+        assert (await one.exit())["code"] == 3
+        await one.shim.delete()
+    finally:
+        await asked.clear()
+
+
 async def test_a_bundle_that_cannot_be_run_is_refused_in_its_words(direct):
     async def made(**changes: Any) -> None:
         await asyncio.wait_for((await direct.ask(["true"], **changes)).launching.created(), PATIENCE)
