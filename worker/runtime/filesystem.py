@@ -1,4 +1,4 @@
-"""The steps of init that make a container's file tree: mounts, devices, masks, the pivot.
+"""The steps of init that make a container's file tree: its root, mounts, the pivot.
 
 Every place in the tree is opened under the root by worker.kernel.safe_paths: an image cannot lead a mount elsewhere.
 Which mounts there are is decided by worker.runtime.launch.
@@ -16,7 +16,6 @@ from worker.runtime import sync
 from worker.runtime.copy_up import copy_up as copy_tree
 from worker.runtime.errors import RuntimeFault
 
-_TYPE_BITS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 _NOT_BEHIND_LINKS = ("proc", "sysfs")
 """Whoever may move a link's target could move the mount away from its masks (CVE-2023-27561)."""
 
@@ -273,7 +272,7 @@ def mount_cgroup(
     top = mounts.new_filesystem("tmpfs", ["mode=755", "size=64k"])
     mounts.attach(top, target)
     os.close(target)
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = _working_directory()
     os.fchdir(top)
     try:
         for name, directory, aliases in directories:
@@ -291,95 +290,12 @@ def mount_cgroup(
     os.close(top)
 
 
-Node = tuple[str, str, int, int, int, int, int]
-"""path, type, major, minor, mode, uid, gid"""
-
-
-class _Directory:
-    """The directory that something was last made in, kept open: devices and links mostly lie in one."""
-
-    def __init__(self, root_fd: int) -> None:
-        self._root = root_fd
-        self._path: str | None = None
-        self._fd = -1
-
-    def of(self, path: str) -> tuple[int, str]:
-        """(a descriptor of its directory, made where missing, good until the next call; its name there)."""
-        parent, name = safe_paths.split(path)
-        if parent != self._path:
-            self.close()
-            self._fd, self._path = safe_paths.make_dirs_in_root(self._root, parent), parent
-        return self._fd, name
-
-    def close(self) -> None:
-        if self._path is not None:
-            os.close(self._fd)
-            self._path = None
-
-
-def devices(tree: Tree, nodes: list[Node], bind: bool) -> None:
-    """``bind``: the host's own nodes, as a user namespace makes none."""
-    directory = _Directory(tree.root_fd)
-    old = os.umask(0)
+def _working_directory() -> int:
+    """A descriptor of it, or of the root where the mapped root of a user namespace is kept out."""
     try:
-        for node in nodes:
-            _make_device(tree, node, bind, directory)
-    finally:
-        os.umask(old)
-        directory.close()
-
-
-def _make_device(tree: Tree, node: Node, bind: bool, directory: _Directory) -> None:
-    path, kind, major, minor, mode, uid, gid = node
-    number = os.makedev(major, minor)
-    if bind:
-        _bind_device(tree, path, _TYPE_BITS[kind], number)
-        return
-    parent, name = directory.of(path)
-    try:
-        os.mknod(name, mode | _TYPE_BITS[kind], number, dir_fd=parent)
-        os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-    except FileExistsError:
-        entry = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_IFMT(entry.st_mode) != _TYPE_BITS[kind] or not (entry.st_rdev == number or kind == "p"):
-            raise RuntimeFault("invalid", f"the image has another file at {path}") from None
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:
-        _bind_device(tree, path, _TYPE_BITS[kind], number)
-
-
-def _bind_device(tree: Tree, path: str, kind: int, number: int) -> None:
-    """Where nodes may not be made, the host's node of the same path is bound; read and written, but not changed."""
-    try:
-        copy = mounts.clone(path)
-    except FileNotFoundError:
-        words = f"the host has no {path} to bind, and a user namespace makes no devices"
-        raise RuntimeFault("invalid", f"linux.devices: {words}") from None
-    entry = os.fstat(copy)
-    if stat.S_IFMT(entry.st_mode) != kind or (kind != stat.S_IFIFO and entry.st_rdev != number):
-        raise RuntimeFault("invalid", f"linux.devices: the host's {path} is another device, and none can be made here")
-    mounts.set_attributes(copy, syscalls.MOUNT_ATTR_RDONLY, 0)
-    target = safe_paths.create_file_in_root(tree.root_fd, path)
-    mounts.attach(copy, target)
-    os.close(copy)
-    os.close(target)
-
-
-def links(tree: Tree, links: list[tuple[str, str]]) -> None:
-    """``links``: (path, target)."""
-    directory = _Directory(tree.root_fd)
-    try:
-        for path, target in links:
-            parent, name = directory.of(path)
-            try:
-                os.symlink(target, name, dir_fd=parent)
-            except FileExistsError:
-                pass
-            except OSError as error:
-                # A read-only image that lacks /dev/fd still runs; what needs it will say so.
-                if error.errno != errno.EROFS:
-                    raise
-    finally:
-        directory.close()
+        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def make_directory(tree: Tree, path: str) -> None:
@@ -389,59 +305,6 @@ def make_directory(tree: Tree, path: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.ENOTDIR, errno.EACCES, errno.EEXIST):
             raise
-
-
-def mask_paths(tree: Tree, paths: list[str]) -> None:
-    """Hide files behind /dev/null and directories behind one empty, read-only tmpfs."""
-    directories: list[int] = []
-    files: list[int] = []
-    for path in paths:
-        target = _open_existing(tree, path)
-        if target is not None:
-            (directories if stat.S_ISDIR(os.fstat(target).st_mode) else files).append(target)
-    if directories:
-        empty = mounts.new_filesystem("tmpfs", ["size=0", "nr_inodes=2"], syscalls.MOUNT_ATTR_RDONLY)
-        _cover(directories, empty)
-    if files:
-        null = mounts.clone("/dev/null")
-        # It is the host's own node: a container's root must not change its mode or owner through a mask.
-        mounts.set_attributes(null, syscalls.MOUNT_ATTR_RDONLY, 0)
-        _cover(files, null)
-
-
-def _cover(targets: list[int], mount_fd: int) -> None:
-    """Put a detached mount, or a copy of it, on each; closes all.
-
-    The last gets itself: the kernel makes whoever lets go of a mount that is nowhere wait until all processors agree.
-    """
-    for target in targets[:-1]:
-        copy = mounts.clone("", mount_fd)
-        mounts.attach(copy, target)
-        os.close(copy)
-        os.close(target)
-    mounts.attach(mount_fd, targets[-1])
-    os.close(mount_fd)
-    os.close(targets[-1])
-
-
-def readonly_path(tree: Tree, path: str) -> None:
-    target = _open_existing(tree, path)
-    if target is None:
-        return
-    copy = mounts.clone("", target, recursive=True)
-    mounts.set_attributes(copy, syscalls.MOUNT_ATTR_RDONLY, 0, recursive=True)
-    mounts.attach(copy, target)
-    os.close(copy)
-    os.close(target)
-
-
-def _open_existing(tree: Tree, path: str) -> int | None:
-    try:
-        return safe_paths.open_in_root(tree.root_fd, path)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None
-        raise
 
 
 def pivot(tree: Tree) -> None:
@@ -488,11 +351,8 @@ def root_propagation(tree: Tree, propagation: int) -> None:
 
 
 FILESYSTEM_STEPS: dict[str, Any] = {
-    "devices": devices,
     "hold_sources": hold_sources,
-    "links": links,
     "make_directory": make_directory,
-    "mask_paths": mask_paths,
     "mount_bind": mount_bind,
     "mount_cgroup": mount_cgroup,
     "mount_filesystem": mount_filesystem,
@@ -502,7 +362,6 @@ FILESYSTEM_STEPS: dict[str, Any] = {
     "pivot": pivot,
     "private_mounts": private_mounts,
     "private_parent": private_parent,
-    "readonly_path": readonly_path,
     "readonly_root": readonly_root,
     "remount": remount,
     "root_propagation": root_propagation,

@@ -22,8 +22,10 @@ from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
+from worker.runtime.device_nodes import DEVICE_STEPS
 from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.filesystem import FILESYSTEM_STEPS
+from worker.runtime.hiding import HIDING_STEPS
 from worker.runtime.home import HOME_STEPS
 from worker.runtime.labels import LABEL_STEPS
 from worker.runtime.launch import DEFAULT_PATH, LaunchPlan, Steps
@@ -466,7 +468,9 @@ def execve(init: Init) -> None:
 
 
 _STEPS: dict[str, Any] = {
+    **DEVICE_STEPS,
     **FILESYSTEM_STEPS,
+    **HIDING_STEPS,
     **HOME_STEPS,
     **LABEL_STEPS,
     **NAMESPACE_STEPS,
