@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from worker.kernel import syscalls
+from worker.runtime.cgroups import Cgroup
 
 pytestmark = pytest.mark.root
 
@@ -429,6 +430,25 @@ def test_a_bind_of_what_the_mapped_root_cannot_reach(runtime):
     missing = [{"destination": "/tmp/x", "type": "bind", "source": str(secret / "none"), "options": ["bind"]}]
     error = runtime.call("create", "--bundle", runtime.bundle("a", ["true"], linux=linux, mounts=missing), "a", code=1).err
     assert f"bind source {secret / 'none'} does not exist" in error
+
+
+def test_cgroups_of_a_mapped_root_whose_runtime_was_called_where_it_may_not_be(runtime):
+    closed = runtime.base / "closed"
+    closed.mkdir(mode=0o700)
+    linux = _linux(runtime, "a")
+    linux["namespaces"] += [{"type": "user"}, {"type": "cgroup"}]
+    for field in ("uidMappings", "gidMappings"):
+        linux[field] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    cgroup = {
+        "destination": "/sys/fs/cgroup",
+        "type": "cgroup",
+        "source": "cgroup",
+        "options": ["ro", "nosuid", "noexec", "nodev"],
+    }
+    bundle = runtime.bundle("a", ["sh", "-c", "pwd; grep -c ' cgroup2* ro,' /proc/mounts"], linux=linux, mounts=[cgroup])
+    directory, count = runtime.call("run", "--bundle", bundle, "a", cwd=closed).out.split()
+    assert directory == "/"
+    assert int(count) == len(Cgroup("/x").hierarchies)
 
 
 def test_a_user_namespace(runtime):
