@@ -117,7 +117,7 @@ class Container(msgspec.Struct, kw_only=True):
 
 def mark_running(run_directory: Path, since: float) -> None:
     """Note that the container was told to run: its run directory lives as long as the boot, its record may say less."""
-    trees.overwrite(run_directory / MARK, repr(since).encode())
+    trees.overwrite(f"{run_directory}/{MARK}", repr(since).encode())
 
 
 def unmark_running(run_directory: Path) -> None:

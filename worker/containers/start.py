@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
-HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 EXIT_CODES = {"not-found": 127, "not-executable": 126}
 NAMESPACE_FILES = {"pid": "pid", "network": "net", "ipc": "ipc"}
 
@@ -339,7 +338,7 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
     directory = host.options.run_directory(container.id)
     resolv = network_text.resolv_conf(
         attachment,
-        HOST_RESOLV_CONF.read_text() if HOST_RESOLV_CONF.exists() else "",
+        surroundings.host_resolv_conf(),
         dns=settings.get("Dns") or [],
         search=settings.get("DnsSearch") or [],
         options=settings.get("DnsOptions") or [],
@@ -349,10 +348,10 @@ def _network_files(host: Host, container: Container, attachment: Attachment | No
     texts = {"hostname": f"{hostname}\n", "hosts": hosts, "resolv.conf": resolv}
     ids = _remap(host, container)
     for name, content in texts.items():
-        surroundings.write_file(directory / name, content)
+        surroundings.write_file(f"{directory}/{name}", content)
         if ids is not None:
-            os.chown(directory / name, *ids.root)
-    return {f"/etc/{name}": str(directory / name) for name in texts}
+            os.chown(f"{directory}/{name}", *ids.root)
+    return {f"/etc/{name}": f"{directory}/{name}" for name in texts}
 
 
 def _bundle(
@@ -380,7 +379,7 @@ def _bundle(
                 profile, names, host.options.data_root / "seccomp", host.options.require_seccomp
             ),
             ceilings=surroundings.hard_limits(),
-            cpus=os.cpu_count() or 1,
+            cpus=surroundings.processors(),
             shm=_shared_memory(host, container, directory),
             remap=_remap(host, container),
         )

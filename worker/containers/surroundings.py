@@ -60,6 +60,20 @@ def user_in(root_fd: int, wanted: str, group_add: Iterable[str] = ()) -> users.U
 
 
 @cache
+def processors() -> int:
+    """How many the machine has, as it was first asked: the kernel is asked by reading a file."""
+    return os.cpu_count() or 1
+
+
+def host_resolv_conf() -> str:
+    """The host's, "" where it has none."""
+    try:
+        return Path("/etc/resolv.conf").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+@cache
 def hard_limits() -> dict[str, int]:
     """The hard rlimits of this process by OCI name, -1 for none: root without CAP_SYS_RESOURCE cannot raise them."""
     found = {}
@@ -206,7 +220,7 @@ def make_shm(place: Path, size: int) -> None:
         os.close(mount_fd)
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path | str, text: str) -> None:
     """Replaces a file's content in place: containers hold a bind on the inode. Raises OSError with the path."""
     try:
         trees.overwrite(path, text.encode())

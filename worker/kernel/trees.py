@@ -20,7 +20,7 @@ _DEEPEST = 64
 _GETFLAGS, _SETFLAGS, _TOPDIR = 0x80086601, 0x40086602, 0x00020000
 
 
-def overwrite(path: Path, data: bytes, *, sync: bool = False) -> None:
+def overwrite(path: Path | str, data: bytes, *, sync: bool = False) -> None:
     """The content of a file, made where missing, in place: whoever holds its inode sees it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:

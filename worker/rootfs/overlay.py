@@ -83,7 +83,7 @@ class Overlay:
     def mount(self, container_id: str, target: Path) -> None:
         """Mount the container's root at ``target`` (made if missing); nothing happens if it is mounted there."""
         record = self._record(container_id)
-        place = self._containers / container_id
+        place = f"{self._containers}/{container_id}"
         try:
             target.mkdir(mode=0o700, parents=True)
         except FileExistsError:
@@ -93,13 +93,12 @@ class Overlay:
             with contextlib.ExitStack() as stack:
                 spelled = _Spelling(stack)
                 target_fd = spelled.opened(target, os.O_PATH)
-                upper = f"upperdir={spelled.path(place / 'upper')}"
-                work = f"workdir={spelled.path(place / 'work')}"
-                lowers = [Path(lower) for lower in record["lowers"]]
+                upper = f"upperdir={spelled.path(f'{place}/upper')}"
+                work = f"workdir={spelled.path(f'{place}/work')}"
                 if record.get("ids"):
-                    shown = [spelled.mapped(lower, self._user_namespace(record["ids"])) for lower in lowers]
+                    shown = [spelled.mapped(lower, self._user_namespace(record["ids"])) for lower in record["lowers"]]
                 else:
-                    shown = [spelled.path(lower) for lower in lowers]
+                    shown = [spelled.path(lower) for lower in record["lowers"]]
                 mount_fd = _filesystem(shown, upper, work)
                 stack.callback(os.close, mount_fd)
                 mounts.attach(mount_fd, target_fd)
@@ -174,7 +173,7 @@ class Overlay:
         return [Path(lower) for lower in self._record(container_id)["lowers"]]
 
     def _record(self, container_id: str) -> dict[str, Any]:
-        path = self._containers / container_id / "lowers.json"
+        path = Path(f"{self._containers}/{container_id}/lowers.json")
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -199,14 +198,14 @@ class _Spelling:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
 
-    def opened(self, path: Path, flags: int) -> int:
+    def opened(self, path: Path | str, flags: int) -> int:
         fd = os.open(path, flags | os.O_DIRECTORY | os.O_CLOEXEC)
         self._stack.callback(os.close, fd)
         return fd
 
-    def mapped(self, lower: Path, namespace: int) -> str:
+    def mapped(self, lower: str, namespace: int) -> str:
         """A layer whose owners are shown through the maps of a user namespace (Linux 5.19, and a filesystem that can)."""
-        copy = mounts.clone(str(lower))
+        copy = mounts.clone(lower)
         self._stack.callback(os.close, copy)
         try:
             mounts.map_ids(copy, namespace)
@@ -218,10 +217,9 @@ class _Spelling:
             raise Internal(words) from error
         return f"/proc/self/fd/{copy}"
 
-    def path(self, path: Path) -> str:
-        text = str(path)
+    def path(self, text: str) -> str:
         plain = len(os.fsencode(text)) <= _VALUE_LIMIT and not any(mark in text for mark in ",:\\")
-        return text if plain else f"/proc/self/fd/{self.opened(path, os.O_PATH)}"
+        return text if plain else f"/proc/self/fd/{self.opened(text, os.O_PATH)}"
 
 
 def _filesystem(lowers: Sequence[str], upper: str, work: str) -> int:
