@@ -7,9 +7,12 @@ import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
+from worker.runtime import cgroups
+from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 
 pytestmark = [pytest.mark.root, pytest.mark.asyncio]
@@ -66,49 +69,43 @@ async def test_process_limit(boxes):
     assert "fork" in result.err, result
 
 
-@pytest.mark.parametrize("whose", ["parent", "own"])
-async def test_an_empty_cpuset_is_filled_by_whoever_finds_it(boxes, whose):
-    """Its maker, another daemon on the machine, is between mkdir and the writes, or was killed there."""
+@contextlib.contextmanager
+def nested_cpusets(boxes) -> Iterator[tuple[str, Cgroup]]:
+    """(the cpuset directory of a parent, a group in it), neither of them made; both removed in the end."""
     v1_only(boxes)
-    from worker.runtime.cgroups import Cgroup, read
-
-    parent = Cgroup(f"{boxes.parent}/half-made")
+    parent = Cgroup(f"{boxes.parent}/cpusets")
     child = Cgroup(f"{parent.path}/child")
     found = parent.directory("cpuset")
     if found is None:
         pytest.skip("no hierarchy has the controller cpuset")
-    os.makedirs(f"{found}/child" if whose == "own" else found)
     try:
+        yield found, child
+    finally:
+        assert child.remove()
+        assert parent.remove()
+
+
+@pytest.mark.parametrize("whose", ["parent", "own"])
+async def test_an_empty_cpuset_is_filled_by_whoever_finds_it(boxes, whose):
+    """Its maker, another daemon on the machine, is between mkdir and the writes, or was killed there."""
+    with nested_cpusets(boxes) as (found, child):
+        os.makedirs(f"{found}/child" if whose == "own" else found)
         child.create()
         process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         child.add(process.pid)
         process.communicate()
-        assert read(f"{found}/child/cpuset.cpus").strip() == read(f"{os.path.dirname(found)}/cpuset.cpus").strip()
-    finally:
-        assert child.remove()
-        assert parent.remove()
+        above = cgroups.read(f"{os.path.dirname(found)}/cpuset.cpus")
+        assert cgroups.read(f"{found}/child/cpuset.cpus").strip() == above.strip()
 
 
 async def test_a_new_cpuset_has_its_parents_processors_from_the_kernel(boxes):
-    v1_only(boxes)
-    from worker.runtime.cgroups import Cgroup, read
-
-    parent = Cgroup(f"{boxes.parent}/filling")
-    child = Cgroup(f"{parent.path}/child")
-    found = parent.directory("cpuset")
-    if found is None:
-        pytest.skip("no hierarchy has the controller cpuset")
-    try:
+    with nested_cpusets(boxes) as (found, child):
         child.create()
-        assert read(f"{found}/cgroup.clone_children") == "1\n"
+        assert cgroups.read(f"{found}/cgroup.clone_children") == "1\n"
         os.mkdir(f"{found}/untouched")
         for file in ("cpuset.cpus", "cpuset.mems"):
-            assert read(f"{found}/untouched/{file}") == read(f"{found}/child/{file}") == read(f"{found}/{file}") != "\n"
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(f"{found}/untouched")
-        assert child.remove()
-        assert parent.remove()
+            untouched, made, above = (cgroups.read(f"{found}/{name}{file}") for name in ("untouched/", "child/", ""))
+            assert untouched == made == above != "\n"
 
 
 async def test_cpu_and_cpuset(boxes):

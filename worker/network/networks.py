@@ -67,7 +67,7 @@ class Networks:
             if attachment.boot != boot:
                 records.remove(self._attachment_path(attachment.container_id))
                 continue
-            self.hold(attachment)
+            self._remember(attachment)
             for endpoint in attachment.endpoints:
                 for pool in self._pools.get(endpoint.network_id, []):
                     address = endpoint.ipv4 if pool.subnet.version == 4 else endpoint.ipv6
@@ -291,10 +291,13 @@ class Networks:
     def keep(self, attachment: Attachment) -> None:
         """Writes the attachment (the journal of its leases) and remembers it."""
         records.write(self._attachment_path(attachment.container_id), attachment, sync=False)
-        self.hold(attachment)
+        self._remember(attachment)
 
     def hold(self, attachment: Attachment) -> None:
         """Remembers an attachment of which nothing is in the kernel yet: it means nothing to another life of the daemon."""
+        self._remember(attachment)
+
+    def _remember(self, attachment: Attachment) -> None:
         self.attachments[attachment.container_id] = attachment
         networks = (self.networks.get(one.network_id) for one in attachment.endpoints)
         if attachment.ports or any(network is not None and network.user_defined for network in networks):

@@ -361,9 +361,13 @@ def find_program(init: Init, args: list[str], env: list[str]) -> None:
     refused = None
     for directory in init.env.get("PATH", DEFAULT_PATH).split(":"):
         candidate = f"{directory or '.'}/{name}"
+        # Most directories lack it, which stat would say by an exception each.
         if not os.access(candidate, os.F_OK):
             continue
-        mode = os.stat(candidate).st_mode
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
         if stat.S_ISREG(mode) and mode & 0o111:
             init.program = candidate
             return
