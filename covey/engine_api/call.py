@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
 from covey.engine_api.routes import Route
+from covey.engine_api.types import base
 from covey.errors import InvalidArgument
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=base.Model)
 
 JSON_LIMIT = 4 * 1024 * 1024
 FALSE_WORDS = frozenset({"", "0", "no", "false", "none"})
@@ -170,9 +168,7 @@ class Call:
         raw = decode_object(body)
         if kind is None:
             return raw
-        from covey.engine_api.types.base import validate
-
-        return validate(kind, raw)
+        return base.validate(kind, raw)
 
     async def hijack(self, tty: bool = False) -> Duplex:
         """Takes the connection over (attach, exec start): 101 when the client asked to upgrade, else 200.

@@ -9,6 +9,7 @@ from typing import Any, cast
 from covey.clock import parse_rfc3339
 from covey.engine_api.answers import Answer, Empty, created
 from covey.engine_api.call import Call
+from covey.engine_api.types.network import validate_network_create
 from covey.entropy import object_id
 from covey.errors import Conflict, Forbidden, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model.objects import Network
@@ -57,8 +58,6 @@ class Networks:
         return _show(snapshot, _find(snapshot, call.params["id"]))
 
     async def create(self, call: Call) -> Answer:
-        from covey.engine_api.types.network import validate_network_create
-
         spec = validate_network_create(await call.json()).stored()
         _check_kind(spec)
         door = self._door

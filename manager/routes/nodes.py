@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from covey.engine_api.answers import Answer, Empty
 from covey.engine_api.call import Call
+from covey.engine_api.types.base import validate
+from covey.engine_api.types.cluster import NodeSpec
 from covey.errors import InvalidArgument, NotImplementedYet
 from covey.model.objects import DrainPolicy, Node
 from covey.model.resources import NANO
@@ -17,9 +19,6 @@ from manager.routes.shapes import manager_nodes, show_node
 from manager.store.codec import encode
 from manager.store.interface import Delete, Put, mod_is
 from scheduler.snapshot import NodeView, Snapshot
-
-if TYPE_CHECKING:
-    from covey.engine_api.types.cluster import NodeSpec
 
 FILTERS = ("id", "label", "membership", "name", "node.label", "role")
 
@@ -50,9 +49,6 @@ class Nodes:
         return show_node(snapshot, self._find(snapshot, call.params["id"]), self._door.trust())
 
     async def update(self, call: Call) -> Answer:
-        from covey.engine_api.types.base import validate
-        from covey.engine_api.types.cluster import NodeSpec
-
         asked = call.required_integer("version")
         spec = validate(NodeSpec, await call.json())
         door = self._door

@@ -10,6 +10,7 @@ import msgspec
 
 from covey.engine_api.answers import Answer, Empty, created
 from covey.engine_api.call import Call
+from covey.engine_api.types import cluster
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument
 from covey.model.objects import Config, Secret
@@ -125,16 +126,12 @@ class Files:
         )
 
     def _validated(self, raw: dict[str, Any], update: bool) -> dict[str, Any]:
-        from covey.engine_api.types import cluster
-
         validate = cluster.validate_secret_spec if self._kind.noun == "secret" else cluster.validate_config_spec
         return validate(raw, update).stored()
 
 
 def _decoded(text: str) -> bytes:
-    from covey.engine_api.types.cluster import decode_data
-
-    return decode_data("Data", text)
+    return cluster.decode_data("Data", text)
 
 
 def _wanted(item: Any, filters: Mapping[str, list[str]]) -> bool:

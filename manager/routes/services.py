@@ -12,6 +12,7 @@ from typing import Any
 from covey import names, zones
 from covey.engine_api.answers import Answer, Empty, Json, created
 from covey.engine_api.call import Call
+from covey.engine_api.types.service_rules import validate_service_spec
 from covey.entropy import object_id
 from covey.errors import Conflict, InvalidArgument, NotImplementedYet, Unavailable
 from covey.model import versions
@@ -195,8 +196,6 @@ class Services:
         return service_changes.zoned(versions.updated(held, spec, now))
 
     def _validated(self, raw: dict[str, Any]) -> dict[str, Any]:
-        from covey.engine_api.types.service_rules import validate_service_spec
-
         spec = validate_service_spec(raw, parse_constraint).stored()
         try:
             parse_dependencies(spec)

@@ -8,6 +8,7 @@ import msgspec
 
 from covey.engine_api.answers import Answer, Empty
 from covey.engine_api.call import Call
+from covey.engine_api.types.cluster import validate_swarm_spec
 from covey.errors import InvalidArgument
 from manager.ca.tokens import ROLES, rotate, token_of
 from manager.routes.door import Door, out_of_sequence
@@ -38,8 +39,6 @@ class Swarm:
         return {**show_cluster(cluster, self._door.trust()), "JoinTokens": tokens}
 
     async def update(self, call: Call) -> Answer:
-        from covey.engine_api.types.cluster import validate_swarm_spec
-
         asked = call.required_integer("version")
         spec = validate_swarm_spec(await call.json()).stored()
         if (spec.get("EncryptionConfig") or {}).get("AutoLockManagers") or call.boolean("rotateManagerUnlockKey"):

@@ -9,11 +9,12 @@ from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Empty, Stream, Taken, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
+from covey.engine_api.types.base import validate
+from covey.engine_api.types.container import ContainerLimits, check_limits, validate_container_create
 from covey.errors import InvalidArgument, NotFound
 from worker.containers import list_filters, signals, streams
 from worker.containers.engine import Engine
 from worker.containers.log_lines import Query
-from worker.routes import door
 from worker.routes.times import seconds
 
 
@@ -53,9 +54,6 @@ class Containers:
 
     async def create(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.container import validate_container_create
-
         validate_container_create(body)
         container_id, warnings = await self._engine.create(call.text("name") or None, body, platform=call.text("platform"))
         return created({"Id": container_id, "Warnings": warnings})
@@ -121,10 +119,6 @@ class Containers:
 
     async def update(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.base import validate
-        from covey.engine_api.types.container import ContainerLimits, check_limits
-
         check_limits(validate(ContainerLimits, body), "")
         return {"Warnings": await self._engine.update(call.params["id"], body)}
 

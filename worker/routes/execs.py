@@ -6,9 +6,10 @@ from covey.engine_api import framing
 from covey.engine_api.answers import Answer, Empty, Taken, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
+from covey.engine_api.types.base import validate
+from covey.engine_api.types.container import ExecStart, validate_exec_create
 from covey.errors import CoveyError
 from worker.containers.engine import Engine
-from worker.routes import door
 
 
 class Execs:
@@ -27,18 +28,11 @@ class Execs:
 
     async def create(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.container import validate_exec_create
-
         validate_exec_create(body)
         return created({"Id": self._engine.exec_create(call.params["id"], body)})
 
     async def start(self, call: Call) -> Answer:
         body = await call.json(required=False)
-        await door.models()
-        from covey.engine_api.types.base import validate
-        from covey.engine_api.types.container import ExecStart
-
         request = validate(ExecStart, body)
         one = self._engine.exec_find(call.params["id"])
         size = list(request.ConsoleSize or []) or None

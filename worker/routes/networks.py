@@ -8,12 +8,13 @@ from typing import Any
 from covey.engine_api.answers import Answer, Empty, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
+from covey.engine_api.types.base import validate
+from covey.engine_api.types.network import NetworkConnect, NetworkDisconnect, validate_network_create
 from covey.errors import InvalidArgument
 from worker.containers import list_filters
 from worker.containers.engine import Engine
 from worker.network.endpoint import Subnet
 from worker.network.network import PREDEFINED
-from worker.routes import door
 from worker.routes.times import seconds
 
 FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type", "until", "label!")
@@ -70,9 +71,6 @@ class Networks:
 
     async def create(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.network import validate_network_create
-
         wanted = validate_network_create(body)
         pools = [
             Subnet(pool.Subnet or "", pool.Gateway or "", pool.IPRange or "", dict(pool.AuxiliaryAddresses))
@@ -113,10 +111,6 @@ class Networks:
 
     async def connect(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.base import validate
-        from covey.engine_api.types.network import NetworkConnect
-
         wanted = validate(NetworkConnect, body)
         if not wanted.Container:
             raise InvalidArgument("Container: give the name or id of a container")
@@ -124,10 +118,6 @@ class Networks:
         return Empty(200)
 
     async def disconnect(self, call: Call) -> Answer:
-        await door.models()
-        from covey.engine_api.types.base import validate
-        from covey.engine_api.types.network import NetworkDisconnect
-
         wanted = validate(NetworkDisconnect, await call.json())
         if not wanted.Container:
             raise InvalidArgument("Container: give the name or id of a container")

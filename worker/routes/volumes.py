@@ -5,9 +5,9 @@ from __future__ import annotations
 from covey.engine_api.answers import Answer, Empty, created
 from covey.engine_api.call import Call
 from covey.engine_api.server import Handler
+from covey.engine_api.types.network import validate_volume_create
 from worker.containers.engine import Engine
 from worker.rootfs import views
-from worker.routes import door
 
 
 class Volumes:
@@ -31,9 +31,6 @@ class Volumes:
 
     async def create(self, call: Call) -> Answer:
         body = await call.json()
-        await door.models()
-        from covey.engine_api.types.network import validate_volume_create
-
         wanted = validate_volume_create(body)
         self._engine.options.policy.check_volume(body.get("DriverOpts") or {})
         known = {one.name for one in self._engine.volumes.list()}

@@ -20,7 +20,7 @@ CONFIG_LIMIT = 1000 * 1024
 MINIMUM_CERTIFICATE_LIFE = 3600 * 10**9
 
 
-class DrainFields(Model):
+class DrainFields(Model, frozen=True, kw_only=True):
     """Ours: how a drained node is emptied. ``Parallelism`` moves at once (absent is 1, 0 all) in ``Order`` (absent: each
     service's own), until ``Deadline`` nanoseconds have passed (absent or 0: none)."""
 
@@ -29,7 +29,7 @@ class DrainFields(Model):
     Deadline: Natural | None = None
 
 
-class NodeSpec(Model):
+class NodeSpec(Model, frozen=True, kw_only=True):
     """What the user wants of a node."""
 
     Name: str | None = None
@@ -39,7 +39,7 @@ class NodeSpec(Model):
     Drain: DrainFields | None = None
 
 
-class RaftFields(Model):
+class RaftFields(Model, frozen=True, kw_only=True):
     SnapshotInterval: Natural | None = None
     KeepOldSnapshots: Natural | None = None
     LogEntriesForSlowFollowers: Natural | None = None
@@ -47,15 +47,15 @@ class RaftFields(Model):
     HeartbeatTick: Int64 | None = None
 
 
-class OrchestrationFields(Model):
+class OrchestrationFields(Model, frozen=True, kw_only=True):
     TaskHistoryRetentionLimit: Int64 | None = None
 
 
-class DispatcherFields(Model):
+class DispatcherFields(Model, frozen=True, kw_only=True):
     HeartbeatPeriod: Int64 | None = None
 
 
-class CAConfigFields(Model):
+class CAConfigFields(Model, frozen=True, kw_only=True):
     NodeCertExpiry: Int64 | None = None
     ExternalCAs: ListOf[dict[str, Any]]
     SigningCACert: str | None = None
@@ -63,7 +63,7 @@ class CAConfigFields(Model):
     ForceRotate: Natural | None = None
 
 
-class SwarmSpec(Model):
+class SwarmSpec(Model, frozen=True, kw_only=True):
     """Settings of the cluster."""
 
     Name: str | None = None
@@ -76,7 +76,7 @@ class SwarmSpec(Model):
     TaskDefaults: dict[str, Any] | None = None
 
 
-class SwarmInit(Model):
+class SwarmInit(Model, frozen=True, kw_only=True):
     """POST /swarm/init. Addresses are ``host[:port]`` or an interface's name."""
 
     ListenAddr: str | None = None
@@ -91,7 +91,7 @@ class SwarmInit(Model):
     Spec: SwarmSpec | None = None
 
 
-class SwarmJoin(Model):
+class SwarmJoin(Model, frozen=True, kw_only=True):
     """POST /swarm/join."""
 
     ListenAddr: str | None = None
@@ -102,7 +102,7 @@ class SwarmJoin(Model):
     Availability: Literal["", "active", "pause", "drain"] | None = None
 
 
-class SecretSpec(Model):
+class SecretSpec(Model, frozen=True, kw_only=True):
     """``Data`` is base64 (standard or URL-safe)."""
 
     Name: str | None = None
@@ -112,7 +112,7 @@ class SecretSpec(Model):
     Templating: DriverConfigFields | None = None
 
 
-class ConfigSpec(Model):
+class ConfigSpec(Model, frozen=True, kw_only=True):
     Name: str | None = None
     Labels: StringMap
     Data: str | None = None

@@ -21,30 +21,30 @@ PORT_KEY = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII 
 HOST_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 
-class PortBinding(Model):
+class PortBinding(Model, frozen=True, kw_only=True):
     """``HostPort`` is text: empty (the daemon chooses), a port, or a range ``8000-8010`` to choose from."""
 
     HostIp: str | None = None
     HostPort: str | None = None
 
 
-class RestartPolicyFields(Model):
+class RestartPolicyFields(Model, frozen=True, kw_only=True):
     Name: str | None = None
     MaximumRetryCount: Int64 | None = None
 
 
-class LogConfigFields(Model):
+class LogConfigFields(Model, frozen=True, kw_only=True):
     Type: str | None = None
     Config: StringMap
 
 
-class DeviceMapping(Model):
+class DeviceMapping(Model, frozen=True, kw_only=True):
     PathOnHost: str
     PathInContainer: str | None = None
     CgroupPermissions: str | None = None
 
 
-class ContainerLimits(Model):
+class ContainerLimits(Model, frozen=True, kw_only=True):
     """Part of HostConfig that ``/containers/{id}/update`` may change too. 0 is unset; -1 unlimited where that exists."""
 
     CpuShares: Int64 | None = None
@@ -64,7 +64,7 @@ class ContainerLimits(Model):
     RestartPolicy: RestartPolicyFields | None = None
 
 
-class HostConfigFields(ContainerLimits):
+class HostConfigFields(ContainerLimits, frozen=True, kw_only=True):
     """What depends on the host."""
 
     Binds: ListOf[str]
@@ -108,13 +108,13 @@ class HostConfigFields(ContainerLimits):
     ReadonlyPaths: list[str] | None = None
 
 
-class IPAMConfigFields(Model):
+class IPAMConfigFields(Model, frozen=True, kw_only=True):
     IPv4Address: str | None = None
     IPv6Address: str | None = None
     LinkLocalIPs: ListOf[str]
 
 
-class EndpointSettings(Model):
+class EndpointSettings(Model, frozen=True, kw_only=True):
     """How the container is attached to one network."""
 
     IPAMConfig: IPAMConfigFields | None = None
@@ -124,11 +124,11 @@ class EndpointSettings(Model):
     MacAddress: str | None = None
 
 
-class NetworkingConfigFields(Model):
+class NetworkingConfigFields(Model, frozen=True, kw_only=True):
     EndpointsConfig: MapOf[EndpointSettings | None]
 
 
-class ContainerCreate(Model):
+class ContainerCreate(Model, frozen=True, kw_only=True):
     """POST /containers/create: what is portable, with ``HostConfig`` and ``NetworkingConfig`` inside."""
 
     Image: str | None = None
@@ -157,7 +157,7 @@ class ContainerCreate(Model):
     NetworkingConfig: NetworkingConfigFields | None = None
 
 
-class ExecCreate(Model):
+class ExecCreate(Model, frozen=True, kw_only=True):
     """POST /containers/{id}/exec."""
 
     AttachStdin: bool | None = None
@@ -173,7 +173,7 @@ class ExecCreate(Model):
     WorkingDir: str | None = None
 
 
-class ExecStart(Model):
+class ExecStart(Model, frozen=True, kw_only=True):
     """POST /exec/{id}/start."""
 
     Detach: bool | None = None

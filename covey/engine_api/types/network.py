@@ -15,20 +15,20 @@ from covey.engine_api.types.base import ListOf, Model, StringMap, refuse, valida
 from covey.engine_api.types.container import EndpointSettings
 
 
-class IPAMPool(Model):
+class IPAMPool(Model, frozen=True, kw_only=True):
     Subnet: str | None = None
     IPRange: str | None = None
     Gateway: str | None = None
     AuxiliaryAddresses: StringMap
 
 
-class IPAMFields(Model):
+class IPAMFields(Model, frozen=True, kw_only=True):
     Driver: str | None = None
     Config: ListOf[IPAMPool]
     Options: StringMap
 
 
-class NetworkCreate(Model):
+class NetworkCreate(Model, frozen=True, kw_only=True):
     """POST /networks/create."""
 
     Name: str | None = None
@@ -47,21 +47,21 @@ class NetworkCreate(Model):
     Labels: StringMap
 
 
-class NetworkConnect(Model):
+class NetworkConnect(Model, frozen=True, kw_only=True):
     """POST /networks/{id}/connect."""
 
     Container: str | None = None
     EndpointConfig: EndpointSettings | None = None
 
 
-class NetworkDisconnect(Model):
+class NetworkDisconnect(Model, frozen=True, kw_only=True):
     """POST /networks/{id}/disconnect."""
 
     Container: str | None = None
     Force: bool | None = None
 
 
-class VolumeCreate(Model):
+class VolumeCreate(Model, frozen=True, kw_only=True):
     """POST /volumes/create; no name: the daemon chooses one."""
 
     Name: str | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from covey.engine_api.types.base import ListOf, Model
 
 
-class Proposed(Model):
+class Proposed(Model, frozen=True, kw_only=True):
     """A service by ``ID``, or by ``Name`` (else the Spec's), as it shall be; one that is not there would be created.
 
     ``Create``: it must not be there, as when one is made; then it needs no name.
@@ -19,7 +19,7 @@ class Proposed(Model):
     Spec: dict[str, Any]
 
 
-class AssumedFields(Model):
+class AssumedFields(Model, frozen=True, kw_only=True):
     """What would be made before the services: bodies of networks' creation, and ids by which specs name secrets, configs."""
 
     Networks: ListOf[dict[str, Any]]
@@ -27,7 +27,7 @@ class AssumedFields(Model):
     Configs: ListOf[str]
 
 
-class PlanRequest(Model):
+class PlanRequest(Model, frozen=True, kw_only=True):
     """``Remove``: ids or names of services."""
 
     Services: ListOf[Proposed]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import msgspec
 
 from covey.engine_api.types.base import Int64, ListOf, Model, Natural, Port, StringMap
 
 
-class HealthcheckFields(Model):
+class HealthcheckFields(Model, frozen=True, kw_only=True):
     """``Test``: [] inherits, ["NONE"] disables, ["CMD", …] or ["CMD-SHELL", line] runs. 0 inherits a duration."""
 
     Test: ListOf[str]
@@ -25,7 +25,7 @@ class HealthcheckFields(Model):
     StartInterval: Int64 | None = None
 
 
-class BindOptionsFields(Model):
+class BindOptionsFields(Model, frozen=True, kw_only=True):
     Propagation: str | None = None
     NonRecursive: bool | None = None
     CreateMountpoint: bool | None = None
@@ -33,25 +33,25 @@ class BindOptionsFields(Model):
     ReadOnlyForceRecursive: bool | None = None
 
 
-class DriverConfigFields(Model):
+class DriverConfigFields(Model, frozen=True, kw_only=True):
     Name: str | None = None
     Options: StringMap
 
 
-class VolumeOptionsFields(Model):
+class VolumeOptionsFields(Model, frozen=True, kw_only=True):
     NoCopy: bool | None = None
     Labels: StringMap
     DriverConfig: DriverConfigFields | None = None
     Subpath: str | None = None
 
 
-class TmpfsOptionsFields(Model):
+class TmpfsOptionsFields(Model, frozen=True, kw_only=True):
     SizeBytes: Natural | None = None
     Mode: Natural | None = None
     Options: list[list[str]] | None = None
 
 
-class Mount(Model):
+class Mount(Model, frozen=True, kw_only=True):
     """A mount of a service or of ``HostConfig.Mounts``."""
 
     Type: str | None = None
@@ -64,7 +64,7 @@ class Mount(Model):
     TmpfsOptions: TmpfsOptionsFields | None = None
 
 
-class FileTarget(Model):
+class FileTarget(Model, frozen=True, kw_only=True):
     """Where a secret or config appears: a name under /run/secrets, or a path; ``Mode`` as in stat."""
 
     Name: str | None = None
@@ -73,26 +73,26 @@ class FileTarget(Model):
     Mode: Natural | None = None
 
 
-class SecretReference(Model):
+class SecretReference(Model, frozen=True, kw_only=True):
     File: FileTarget | None = None
     SecretID: str | None = None
     SecretName: str | None = None
 
 
-class ConfigReference(Model):
+class ConfigReference(Model, frozen=True, kw_only=True):
     File: FileTarget | None = None
     Runtime: dict[str, Any] | None = None
     ConfigID: str | None = None
     ConfigName: str | None = None
 
 
-class DNSConfigFields(Model):
+class DNSConfigFields(Model, frozen=True, kw_only=True):
     Nameservers: ListOf[str]
     Search: ListOf[str]
     Options: ListOf[str]
 
 
-class Ulimit(Model):
+class Ulimit(Model, frozen=True, kw_only=True):
     """Soft and hard limit of one resource; -1 is unlimited."""
 
     Name: str
@@ -100,7 +100,7 @@ class Ulimit(Model):
     Hard: Int64 = 0
 
 
-class ContainerSpecFields(Model):
+class ContainerSpecFields(Model, frozen=True, kw_only=True):
     """The container of each task."""
 
     Image: str | None = None
@@ -130,29 +130,29 @@ class ContainerSpecFields(Model):
     CapabilityAdd: ListOf[str]
     CapabilityDrop: ListOf[str]
     Ulimits: ListOf[Ulimit]
-    OomScoreAdj: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    OomScoreAdj: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
 
 
-class Limit(Model):
+class Limit(Model, frozen=True, kw_only=True):
     NanoCPUs: Int64 | None = None
     MemoryBytes: Int64 | None = None
     Pids: Int64 | None = None
 
 
-class Reservation(Model):
+class Reservation(Model, frozen=True, kw_only=True):
     NanoCPUs: Int64 | None = None
     MemoryBytes: Int64 | None = None
     GenericResources: ListOf[dict[str, Any]]
 
 
-class ResourcesFields(Model):
+class ResourcesFields(Model, frozen=True, kw_only=True):
     Limits: Limit | None = None
     Reservations: Reservation | None = None
     SwapBytes: Int64 | None = None
-    MemorySwappiness: Annotated[int, Field(ge=-1, le=100)] | None = None
+    MemorySwappiness: Annotated[int, msgspec.Meta(ge=-1, le=100)] | None = None
 
 
-class RestartPolicyFields(Model):
+class RestartPolicyFields(Model, frozen=True, kw_only=True):
     """``MaxAttempts`` 0 is no limit; ``Window`` 0 is unbounded. The last two are ours: docs/updates.md."""
 
     Condition: str | None = None
@@ -163,27 +163,27 @@ class RestartPolicyFields(Model):
     BackoffReset: Int64 | None = None
 
 
-class SpreadFields(Model):
+class SpreadFields(Model, frozen=True, kw_only=True):
     SpreadDescriptor: str = ""
 
 
-class Preference(Model):
+class Preference(Model, frozen=True, kw_only=True):
     Spread: SpreadFields | None = None
 
 
-class Platform(Model):
+class Platform(Model, frozen=True, kw_only=True):
     Architecture: str | None = None
     OS: str | None = None
 
 
-class PlacementFields(Model):
+class PlacementFields(Model, frozen=True, kw_only=True):
     Constraints: ListOf[str]
     Preferences: ListOf[Preference]
     MaxReplicas: Natural | None = None
     Platforms: ListOf[Platform]
 
 
-class NetworkAttachment(Model):
+class NetworkAttachment(Model, frozen=True, kw_only=True):
     """``Target`` is a network's id or name."""
 
     Target: str | None = None
@@ -191,7 +191,7 @@ class NetworkAttachment(Model):
     DriverOpts: StringMap
 
 
-class TaskSpec(Model):
+class TaskSpec(Model, frozen=True, kw_only=True):
     """What every task of the service is."""
 
     ContainerSpec: ContainerSpecFields | None = None
@@ -206,18 +206,18 @@ class TaskSpec(Model):
     Runtime: str | None = None
 
 
-class ReplicatedFields(Model):
+class ReplicatedFields(Model, frozen=True, kw_only=True):
     """``Replicas`` absent is 1."""
 
     Replicas: int | None = None
 
 
-class ReplicatedJobFields(Model):
+class ReplicatedJobFields(Model, frozen=True, kw_only=True):
     MaxConcurrent: int | None = None
     TotalCompletions: int | None = None
 
 
-class ServiceMode(Model):
+class ServiceMode(Model, frozen=True, kw_only=True):
     """Exactly one of these."""
 
     Replicated: ReplicatedFields | None = None
@@ -226,7 +226,7 @@ class ServiceMode(Model):
     GlobalJob: dict[str, Any] | None = None
 
 
-class UpdateConfigFields(Model):
+class UpdateConfigFields(Model, frozen=True, kw_only=True):
     """How an update or rollback proceeds; ``Parallelism`` 0 is all at once."""
 
     Parallelism: Natural | None = None
@@ -237,7 +237,7 @@ class UpdateConfigFields(Model):
     Order: Literal["", "stop-first", "start-first"] | None = None
 
 
-class PortConfig(Model):
+class PortConfig(Model, frozen=True, kw_only=True):
     """``PublishedPort`` absent or 0: the cluster chooses."""
 
     Name: str | None = None
@@ -247,17 +247,17 @@ class PortConfig(Model):
     PublishMode: Literal["", "ingress", "host"] | None = None
 
 
-class EndpointSpecFields(Model):
+class EndpointSpecFields(Model, frozen=True, kw_only=True):
     Mode: Literal["", "vip", "dnsrr"] | None = None
     Ports: ListOf[PortConfig]
 
 
-class ServiceSpec(Model):
+class ServiceSpec(Model, frozen=True, kw_only=True):
     """What the user asked for."""
 
     Name: str | None = None
     Labels: StringMap
-    TaskTemplate: TaskSpec = Field(default_factory=lambda: TaskSpec.model_validate({}))
+    TaskTemplate: TaskSpec
     Mode: ServiceMode | None = None
     UpdateConfig: UpdateConfigFields | None = None
     RollbackConfig: UpdateConfigFields | None = None

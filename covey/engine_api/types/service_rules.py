@@ -178,7 +178,7 @@ def _check_placement(field: str, placement: PlacementFields | None, check: Check
 
 def _check_own_placement(name: str | None, placement: PlacementFields | None, labels: Mapping[str, str]) -> None:
     """What Docker does not know: fields of ours under Placement, or labels that stand in for them."""
-    ours = dict(placement.model_extra or {}) if placement is not None else {}
+    ours = placement.unknown() if placement is not None else {}
     field = "TaskTemplate.Placement"
     try:
         policy = read_placement(ours, labels)
@@ -200,7 +200,7 @@ def _check_mode(mode: ServiceMode | None) -> None:
     if mode is None:
         return
     given = [name for name in MODES if getattr(mode, name) is not None]
-    unknown = sorted(set(mode.model_extra or {}) - {"Cron"})
+    unknown = sorted(set(mode.unknown()) - {"Cron"})
     if unknown:
         raise refuse(f"Mode.{unknown[0]}", f"unknown service mode: use one of {', '.join(MODES)}")
     if len(given) > 1:

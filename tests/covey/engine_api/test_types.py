@@ -183,6 +183,7 @@ CONTAINER = "TaskTemplate.ContainerSpec"
         ("UpdateConfig.Delay", -1, "UpdateConfig.Delay", "update-delay cannot be negative"),
         ("UpdateConfig.MaxFailureRatio", 1.5, "UpdateConfig.MaxFailureRatio", "less than 0 or bigger than 1"),
         ("UpdateConfig.Order", "sideways", "UpdateConfig.Order", "stop-first"),
+        ("UpdateConfig.Order", "x - at `$.Name[0]`", "UpdateConfig.Order", "must be '', 'stop-first' or 'start-first'"),
         ("EndpointSpec.Ports.0.TargetPort", 0, "EndpointSpec.Ports[0].TargetPort", "target port"),
         ("EndpointSpec.Ports.0.PublishedPort", 65536, "EndpointSpec.Ports[0].PublishedPort", "at most 65535"),
         ("EndpointSpec.Mode", "dnsrr", "EndpointSpec.Ports[0].PublishMode", "can't be used with dnsrr mode"),
@@ -284,6 +285,39 @@ def test_containers_that_cannot_be(part, words):
     with pytest.raises(InvalidArgument) as error:
         validate_container_create({"Image": "busybox", **part})
     assert words in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"Labels": {"a": "b", "c": 1}}, "Labels.c: must be a string"),
+        ({"Volumes": {"/a": 3}}, "Volumes./a: must be an object"),
+        (
+            {"HostConfig": {"PortBindings": {"53/udp": None, "80/tcp": [{}, {"HostPort": 80}]}}},
+            "HostConfig.PortBindings.80/tcp[1].HostPort: must be a string",
+        ),
+        (
+            {"networkingconfig": {"EndpointsConfig": {"n": {"aliases": ["a", 1]}}}},
+            "NetworkingConfig.EndpointsConfig.n.Aliases[1]: must be a string",
+        ),
+        ({"HostConfig": {"Devices": [{"PathOnHost": "/dev/null"}, {}]}}, "HostConfig.Devices[1].PathOnHost: is required"),
+        ({"HostConfig": {"CpuShares": 2**70}}, f"HostConfig.CpuShares: must be less than {2**63}"),
+        ({"HostConfig": {"Memory": 1.0}}, "HostConfig.Memory: must be a whole number"),
+        ({"HostConfig": {"Privileged": 1}}, "HostConfig.Privileged: must be true or false"),
+        ({"HostConfig": []}, "HostConfig: must be an object"),
+        ({"Cmd": 3}, "Cmd: must be a string or a list"),
+        ({"Cmd": ["a", 3]}, "Cmd[1]: must be a string"),
+    ],
+)
+def test_the_place_of_a_fault_is_named(part, message):
+    with pytest.raises(InvalidArgument) as error:
+        validate_container_create({"Image": "busybox", **part})
+    assert error.value.message == message
+
+
+def test_a_field_called_as_the_object_is_internally_stays_a_field_that_nobody_knows():
+    given = {"Image": "busybox", "(received)": 1, "received": 2, "HostConfig": {"(received)": {}}}
+    assert validate_container_create(given).stored() == given
 
 
 def test_container_names():
