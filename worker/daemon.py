@@ -19,6 +19,8 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvloop
+
 from covey import tunnel
 from covey.clock import SystemClock
 from covey.engine_api.listeners import listen_plain, listen_tls, listen_unix, tls_context
@@ -106,7 +108,7 @@ def run(options: DaemonOptions) -> int:
         check_node()
         _allow_files()
         with hold(options.data_root):
-            asyncio.run(_daemon(options))
+            uvloop.run(_daemon(options))
     except* CoveyError as group:
         refusals = [str(refusal) for refusal in _leaves(group)]
     for refusal in refusals:

@@ -38,6 +38,7 @@ class Asked:
     launching: Launching
     directory: Path
     cgroup: Cgroup
+    rootfs: Path
 
     @property
     def log(self) -> Path:
@@ -65,11 +66,15 @@ class Asked:
 
 
 class Direct:
-    """``ordered``: what is decided of a container is sent along, as the daemon does; else its process decides."""
+    """``ordered``: what is decided of a container is sent along, as the daemon does; else its process decides.
 
-    def __init__(self, boxes: Boxes, *, ordered: bool) -> None:
+    ``lean``: its root is sent along, too, and it begins in the zygote's lean mount namespace.
+    """
+
+    def __init__(self, boxes: Boxes, *, ordered: bool, lean: bool) -> None:
         self._boxes = boxes
         self.ordered = ordered
+        self._lean = lean
         self._asked: list[Asked] = []
 
     async def ask(self, args: list[str], **changes: Any) -> Asked:
@@ -82,9 +87,16 @@ class Direct:
         request: dict[str, Any] = {"bundle": str(directory), "log": log, "init": False}
         if self.ordered:
             request["orders"] = ways.orders_for(config, directory, False).to_plain()
-        line = await self._boxes.zygote.fork_container(ident, directory, request, self._boxes.parent)
+        zygote, root = self._boxes.zygote, ""
+        if self._lean:
+            assert zygote.roots is not None, "the zygote could make itself a lean mount namespace"
+            # Tests keep their containers beside the zygote's directory, of which the namespace has all that is not a mount.
+            zygote.roots, root = Path("/"), config["root"]["path"]
+        line = await zygote.fork_container(ident, directory, request, self._boxes.parent, root)
         shim = Shim.newborn(directory)
-        asked = Asked(shim, shim.launching(line), directory, Cgroup(config["linux"]["cgroupsPath"]))
+        asked = Asked(
+            shim, shim.launching(line), directory, Cgroup(config["linux"]["cgroupsPath"]), Path(config["root"]["path"])
+        )
         self._asked.append(asked)
         return asked
 
@@ -100,9 +112,10 @@ class Direct:
             assert not asked.cgroup.exists(), asked.cgroup.path
 
 
-@pytest_asyncio.fixture(params=[True, False], ids=["ordered", "by itself"])
+@pytest_asyncio.fixture(params=[(True, False), (True, True), (False, False)], ids=["ordered", "lean", "by itself"])
 async def direct(boxes, request):
-    asked = Direct(boxes, ordered=request.param)
+    ordered, lean = request.param
+    asked = Direct(boxes, ordered=ordered, lean=lean)
     yield asked
     await asked.clear()
 
@@ -113,6 +126,9 @@ async def test_a_life_without_a_worker_until_something_is_wanted(direct):
     assert workers(asked.keeper) == []
     assert Path(f"/proc/{init}/comm").read_text() == "sleep\n"
     assert not asked.log.exists()
+    root = os.stat(asked.rootfs)
+    held = [entry.name for entry in os.scandir(f"/proc/{asked.keeper}/fd") if os.path.samestat(os.stat(entry.path), root)]
+    assert held == [], "nobody but the container keeps its root busy"
     # Pages that the zygote has written since are its last shim's; another one shows what a shim has for good.
     await (await direct.ask(["sleep", "100"])).started()
     assert own_kib(asked.keeper) < OWN_KIB
@@ -236,7 +252,7 @@ async def test_what_it_cannot_do_alone_is_unfit(direct):
 
 async def test_a_zygote_of_other_code_is_given_no_orders(boxes, monkeypatch):
     monkeypatch.setattr(boxes.zygote, "orders", False)
-    asked = Direct(boxes, ordered=True)
+    asked = Direct(boxes, ordered=True, lean=False)
     try:
         one = await asked.ask(["sh", "-c", "exit 3"])
         await one.started()

@@ -55,7 +55,7 @@ async def test_addresses_that_do_not_answer_are_passed_over() -> None:
     async with port(MANAGER, admit) as address:
         _, reply = await identity.join(["127.0.0.1:1", address], AUTHORITY.token, "w1", "active")
     assert reply.node_id == "w1"
-    with pytest.raises(Unavailable, match=r"no manager answered \(127.0.0.1:1: .*Connect call failed.*port 2377"):
+    with pytest.raises(Unavailable, match=r"no manager answered \(127.0.0.1:1: .*Connection refused.*port 2377"):
         await identity.join(["127.0.0.1:1"], AUTHORITY.token, "w1", "active")
 
 

@@ -87,15 +87,16 @@ class Line:
     def send(self, body: Mapping[str, Any]) -> None:
         self.writer.write(frame(body))
 
-    def send_with_connection(self, data: bytes, what: str) -> socket.socket:
+    def send_with_connection(self, data: bytes, what: str, *more: int) -> socket.socket:
         """Send over a line at rest, with a new connection, on which the answers come; nothing comes on this line.
 
-        ``data``: a frame; ``what``: the request's name. Raises ShimGone where the other end has gone, or does not take it.
+        ``data``: a frame; ``what``: the request's name; ``more``: descriptors that go along. Raises ShimGone where the other
+        end has gone, or does not take it.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs, socket.socket(fileno=os.dup(self.writer.get_extra_info("socket").fileno())) as whole:
-                sent = socket.send_fds(whole, [data], [theirs.fileno()])
+                sent = socket.send_fds(whole, [data], [theirs.fileno(), *more])
         except OSError as error:
             ours.close()
             raise ShimGone(f"{self.path} ended before it read {what}: {error}") from None

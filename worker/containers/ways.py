@@ -6,6 +6,7 @@ The order of a start is start's.
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from worker.containers.pool import Sandbox
 from worker.containers.record import Container
 from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim, machine_hierarchies
 from worker.containers.shim_socket import ShimGone
-from worker.runtime import birth, capabilities, orders, spec
+from worker.runtime import birth, capabilities, mount_options, orders, spec
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import UNFIT, RuntimeFault
 from worker.runtime.launch import Host as Machine
@@ -69,7 +70,7 @@ async def launch(
         undo.push_async_callback(end_recorded, directory)
         given = orders_for(config, directory, settings["init"]).to_plain()
         request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"], "orders": given}
-        line = await host.zygote.fork_container(container.id, directory, request, parent)
+        line = await host.zygote.fork_container(container.id, directory, request, parent, root_alone(config, directory))
         if line is not None:
             shim = Shim.newborn(directory)
             return shim, shim.launching(line)
@@ -77,6 +78,14 @@ async def launch(
     undo.push_async_callback(end_shim, pid, started)
     shim = Shim.newborn(directory, (pid, started))
     return shim, await shim.launch(directory, config=config, **settings)
+
+
+def root_alone(config: dict[str, Any], directory: Path) -> str:
+    """Where its root is mounted, if that is all it needs of what is mounted on the machine after the boot; else ""."""
+    binds = (mount["source"] for mount in config["mounts"] if mount_options.is_bind(mount))
+    if config["linux"].get("rootfsPropagation") or not all(os.path.dirname(source) == str(directory) for source in binds):
+        return ""
+    return str(config["root"]["path"])
 
 
 def orders_for(config: dict[str, Any], directory: Path, with_init: bool) -> orders.Orders:

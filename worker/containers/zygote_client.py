@@ -25,10 +25,14 @@ class Zygote:
     """The process that forks shims; ``pid`` and ``start_time`` identify it.
 
     ``containers``, ``orders``: whether it is new enough for ``fork_container``, and of the same code as we, for the orders.
+    ``roots``: below which directory a container may lie whose root comes along; None where it takes none.
     """
 
-    def __init__(self, client: Client, pid: int, *, containers: bool = False, orders: bool = False) -> None:
+    def __init__(
+        self, client: Client, pid: int, *, containers: bool = False, orders: bool = False, roots: Path | None = None
+    ) -> None:
         self._client = client
+        self.roots = roots
         self.pid = pid
         self.containers = containers
         self.orders = orders
@@ -42,9 +46,9 @@ class Zygote:
         if hello["version"] != VERSION:
             client.close()
             raise ShimGone(f"the zygote at {socket_path} speaks version {hello['version']}, not {VERSION}")
-        return cls(
-            client, hello["pid"], containers=bool(hello.get("containers")), orders=hello.get("orders") == _form_of_orders()
-        )
+        same = hello.get("orders") == _form_of_orders()
+        roots = socket_path.parent if same and hello["root"] else None
+        return cls(client, hello["pid"], containers=bool(hello.get("containers")), orders=same, roots=roots)
 
     @classmethod
     async def spawn(cls, socket_path: Path, log_path: Path, cgroup_parent: str = "/covey", *, patience: float = 10.0) -> Zygote:
@@ -76,22 +80,29 @@ class Zygote:
         return answer["pid"], answer["start_time"]
 
     async def fork_container(
-        self, ident: str, directory: Path, request: Mapping[str, Any], cgroup_parent: str = "/covey"
+        self, ident: str, directory: Path, request: Mapping[str, Any], cgroup_parent: str = "/covey", root: str = ""
     ) -> Line:
         """Asks for a new shim with its container, which is being made when this returns; both answer on the line.
 
         ``request``: bundle, log and init as in Shim.launch, and ``orders`` (worker.runtime.orders, plain), without which,
-        as with a zygote that does not know them, the process decides for itself. Raises ShimGone.
+        as with a zygote that does not know them, the process decides for itself. ``root``: where the container's root is
+        mounted, if of the machine's mounts it needs no other. Raises ShimGone, OSError.
         """
         body = {"op": "fork_container", "id": ident, "dir": str(directory), "cgroup_parent": cgroup_parent, **request}
         if not self.orders:
             body.pop("orders", None)
         line = await self._client.line()
-        try:
-            connection = line.send_with_connection(zygote.packed(body) if self.orders else frame(body), "fork_container")
-        except BaseException:
-            line.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            undo = stack.enter_context(contextlib.ExitStack())
+            undo.callback(line.close)
+            roots = []
+            if root and self.roots is not None and Path(root).is_relative_to(self.roots):
+                roots.append(mounts.clone(root))
+                stack.callback(os.close, roots[0])
+                body["root"] = root
+            data = zygote.packed(body) if self.orders else frame(body)
+            connection = line.send_with_connection(data, "fork_container", *roots)
+            undo.pop_all()
         self._client.back(line)
         return await Line.over(directory, connection)
 

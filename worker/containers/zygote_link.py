@@ -67,14 +67,14 @@ class ZygoteLink:
         return await (await self.open()).fork_shim(container_id, directory, cgroup_parent, runtime)
 
     async def fork_container(
-        self, container_id: str, directory: Path, request: Mapping[str, Any], cgroup_parent: str
+        self, container_id: str, directory: Path, request: Mapping[str, Any], cgroup_parent: str, root: str = ""
     ) -> Line | None:
         """The line on which a new shim and its container answer; None where the zygote cannot or is not there now."""
         zygote = await self.open()
         if not zygote.containers:
             return None
         try:
-            return await zygote.fork_container(container_id, directory, request, cgroup_parent)
+            return await zygote.fork_container(container_id, directory, request, cgroup_parent, root)
         except ShimGone:
             return None
 

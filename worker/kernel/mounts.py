@@ -6,10 +6,10 @@ about which mounts a container gets. Errors are OSError; those of a new filesyst
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from worker.kernel import syscalls
+from worker.kernel.bare import suppress
 
 _FLAGS: dict[str, tuple[int, int]] = {
     "ro": (syscalls.MOUNT_ATTR_RDONLY, 0),
@@ -79,7 +79,7 @@ def _configure(context: int, options: list[str]) -> None:
 def _kernel_words(context: int) -> str:
     """What the filesystem logged on its context ("e tmpfs: Bad value for 'size'"), for the error message."""
     lines: list[str] = []
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         while len(lines) < 4:
             lines.append(os.read(context, 1024).decode("utf-8", "replace").strip())
     return f" ({'; '.join(lines)})" if lines else ""

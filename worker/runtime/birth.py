@@ -6,8 +6,7 @@ sends it along with a bundle, so that a shim need not read the bundle; ``to_json
 
 from __future__ import annotations
 
-from typing import Any
-
+from worker.kernel.bare import Any
 from worker.runtime import hooks
 from worker.runtime.errors import SpecFault
 from worker.runtime.mount_options import has_mapped_trees, map_text

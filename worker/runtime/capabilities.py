@@ -5,9 +5,8 @@ Names and numbers are include/uapi/linux/capability.h. Which names a container g
 
 from __future__ import annotations
 
-from typing import Any
-
 from worker.kernel import syscalls
+from worker.kernel.bare import Any
 from worker.runtime.errors import SpecFault
 
 NAMES: tuple[str, ...] = (

@@ -7,14 +7,11 @@ is. Which limit is written to which file is worker.runtime.limits (pure); v2's d
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import signal
-from collections.abc import Iterable
-from typing import Any
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, Iterable, signal, suppress
 from worker.kernel.mounts import unescape
 from worker.runtime import device_filter, limits
 from worker.runtime.errors import RuntimeFault
@@ -234,7 +231,7 @@ class Cgroup:
             files = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
         os.chown(directory, uid, -1)
         for file in files:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.chown(f"{directory}/{file}", uid, -1)
 
     def _memory_now(self) -> tuple[int | None, int | None]:
@@ -254,7 +251,7 @@ class Cgroup:
         found: set[int] = set()
         for directory in self.directories()[:1]:
             for base in _with_children(directory):
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     found.update(int(line) for line in _read_all(f"{base}/cgroup.procs").split())
         return sorted(found - {0})
 
@@ -263,12 +260,12 @@ class Cgroup:
         pids = self.pids()
         if number == signal.SIGKILL and pids and self.version == 2:
             # The kernel's own way misses nobody who forks meanwhile and hits nobody who got a dead one's number.
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 write(f"{self.directories()[0]}/cgroup.kill", "1")
                 return len(pids)
         count = 0
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.kill(pid, number)
                 count += 1
         return count
@@ -407,5 +404,5 @@ def _delegate(directory: str) -> None:
     available = set(read(f"{directory}/cgroup.controllers").split())
     enabled = set(read(f"{directory}/cgroup.subtree_control").split())
     for name in sorted(available - enabled):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             write(f"{directory}/cgroup.subtree_control", f"+{name}")

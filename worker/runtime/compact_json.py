@@ -6,16 +6,23 @@ objects). ``json.loads`` and ``json.dumps`` touch some 330 KB, these two 80.
 
 from __future__ import annotations
 
-import json
-import json.decoder
-import json.encoder
-import json.scanner
-from typing import Any
+import _json
 
-_scan: Any = json.scanner.make_scanner(json.decoder.JSONDecoder())  # type: ignore[arg-type]
-_encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
-    None, None, json.encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True
-)
+from worker.kernel.bare import Any
+
+
+class _AsUsual:
+    """How ``json.loads`` reads."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = {"-Infinity": -float("inf"), "Infinity": float("inf"), "NaN": float("inf") - float("inf")}.__getitem__
+
+
+_scan: Any = _json.make_scanner(_AsUsual)  # type: ignore[arg-type]
+_encode: Any = _json.make_encoder(None, None, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)  # type: ignore[arg-type]
 
 
 def dumps(value: Any) -> bytes:
@@ -27,7 +34,12 @@ def loads(data: bytes) -> Any:
     text = data.decode()
     try:
         value, end = _scan(text, 0)
-    except StopIteration:
+    except (StopIteration, SystemError):
+        # The latter is a fault whose words are in a module that is not loaded.
         end = -1
-    # White space around, or a fault that has to be told: the long way knows both.
-    return value if end == len(text) else json.loads(text)
+    if end != len(text):
+        # White space around, or a fault that has to be told: the long way knows both.
+        import json
+
+        value = json.loads(text)
+    return value

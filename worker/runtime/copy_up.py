@@ -6,9 +6,10 @@ Owners, modes, times and extended attributes go along as far as the target takes
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
+
+from worker.kernel.bare import suppress
 
 _CHUNK = 1 << 20
 
@@ -63,5 +64,5 @@ def _copy_file(source: int, target: int, name: str) -> None:
 
 def _copy_extended(source: int, target: int) -> None:
     for name in os.listxattr(source):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.setxattr(target, name, os.getxattr(source, name))

@@ -8,7 +8,8 @@ way round, by equal type and numbers. The program asks the exceptions one after 
 from __future__ import annotations
 
 import struct
-from typing import Any
+
+from worker.kernel.bare import Any
 
 _BLOCK, _CHARACTER = 1, 2
 _ACCESS = {"m": 1, "r": 2, "w": 4}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Any
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.filesystem import Tree
 

@@ -5,7 +5,7 @@ Data and pure functions; the nodes are made by init.
 
 from __future__ import annotations
 
-from typing import Any
+from worker.kernel.bare import Any
 
 DEFAULT: tuple[dict[str, Any], ...] = tuple(
     {"path": f"/dev/{name}", "type": "c", "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0}

@@ -8,7 +8,8 @@ knows no wire format beyond ``as_dict`` and ``from_dict``.
 from __future__ import annotations
 
 import errno
-from typing import Any
+
+from worker.kernel.bare import Any
 
 UNFIT = "unfit"
 _REMEDIES = {

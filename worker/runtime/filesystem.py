@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Any, Protocol
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import Any, Protocol
 from worker.runtime import sync
 from worker.runtime.copy_up import copy_up as copy_tree
 from worker.runtime.errors import RuntimeFault

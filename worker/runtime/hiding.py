@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Any
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import Any, Callable
 from worker.runtime.filesystem import Tree
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
+
+from worker.kernel.bare import Any
 
 _PASSWD = "/etc/passwd"
 _MOST = 1 << 20

@@ -7,17 +7,14 @@ beside an event loop. Which state a container is in, and what a failure means fo
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 import select
-import signal
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, Callable, Iterable, NoReturn, signal, suppress
+from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault, SpecFault
 
 KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
@@ -130,7 +127,7 @@ class Background:
         os.close(self.fd)
         if not data:
             return RuntimeFault("kernel", "the process that ran the hooks has died", "hooks"), []
-        body = json.loads(data)
+        body = compact_json.loads(data)
         return (RuntimeFault.from_dict(body["fault"]) if body["fault"] else None), list(body["warnings"])
 
 
@@ -162,13 +159,13 @@ def _background_child(
         except OSError as error:
             fault = RuntimeFault("kernel", f"{error.strerror} {error.filename or ''}".rstrip(), "hooks")
         body = {"fault": fault.as_dict() if fault else None, "warnings": warnings}
-        os.write(3, json.dumps(body).encode())
+        os.write(3, compact_json.dumps(body))
     finally:
         os._exit(0)
 
 
 def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], directory: str | None) -> None:
-    stdin = _memory_file(json.dumps(state).encode())
+    stdin = _memory_file(compact_json.dumps(state))
     stderr = _memory_file(b"")
     said, saying = (_raised(fd) for fd in os.pipe2(os.O_CLOEXEC))
     try:
@@ -200,7 +197,7 @@ def _wait(pid: int, name: str, timeout: int | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not poll.poll(None if deadline is None else max(0, deadline - time.monotonic()) * 1000):
             if deadline is not None and time.monotonic() >= deadline:
-                with contextlib.suppress(ProcessLookupError):
+                with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 raise RuntimeFault("kernel", f"did not end within its timeout of {timeout} s and was killed", name)
@@ -225,7 +222,7 @@ def _hook_child(hook: dict[str, Any], stdin: int, stderr: int, saying: int, dire
         environment = dict(entry.split("=", 1) for entry in hook.get("env") or [])
         os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(3, (error.strerror or str(error)).encode())
     finally:
         os._exit(127)

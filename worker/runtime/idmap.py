@@ -7,9 +7,9 @@ mount's field.
 from __future__ import annotations
 
 import os
-import signal
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import signal
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.mount_options import MappedTree
 

@@ -12,15 +12,13 @@ import fcntl
 import os
 import resource
 import select
-import signal
 import stat
 import struct
 import sys
 import termios
-from collections.abc import Callable
-from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import Any, Callable, NoReturn, signal
 from worker.runtime import capabilities, cgroups, hooks, namespaces, seccomp, sync
 from worker.runtime.device_nodes import DEVICE_STEPS
 from worker.runtime.errors import RuntimeFault, remedy

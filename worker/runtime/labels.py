@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from worker.kernel import safe_paths
+from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault
 
 _ROOTS = {"apparmor": "/sys/kernel/security/apparmor", "selinux": "/sys/fs/selinux"}

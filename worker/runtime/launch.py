@@ -7,10 +7,8 @@ dropped, unless no_new_privileges makes them needless. Nothing is opened, read o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from worker.kernel import mounts, syscalls
+from worker.kernel.bare import Any, Sequence
 from worker.runtime import birth, capabilities, devices, hooks, mount_options, scheduling
 from worker.runtime.birth import AT_CLONE, CLONE_FLAG
 from worker.runtime.errors import SpecFault

@@ -7,9 +7,7 @@ What a version has nothing for is an error. Sources: OCI config-linux.md, the ke
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
+from worker.kernel.bare import Any
 from worker.runtime import devices
 from worker.runtime.errors import SpecFault
 
@@ -58,7 +56,6 @@ _THROTTLE = (
     ("throttleWriteIOPSDevice", "blkio.throttle.write_iops_device", "wiops"),
 )
 _RDMA = (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))
-_PAGE_SIZE = re.compile(r"^[1-9][0-9]*[KMG]B$")
 Current = tuple[int | None, int | None]
 
 
@@ -94,11 +91,16 @@ def _check(resources: dict[str, Any]) -> None:
         if not entry.get("weight") and not entry.get("leafWeight"):
             raise SpecFault("linux.resources.blockIO.weightDevice", "needs weight or leafWeight")
     for entry in resources.get("hugepageLimits") or []:
-        if not _PAGE_SIZE.match(str(entry.get("pageSize"))):
+        if not _is_page_size(str(entry.get("pageSize"))):
             raise SpecFault("linux.resources.hugepageLimits.pageSize", f"{entry.get('pageSize')!r} is not a size such as 2MB")
     for device, entry in (resources.get("rdma") or {}).items():
         if entry.get("hcaHandles") is None and entry.get("hcaObjects") is None:
             raise SpecFault(f"linux.resources.rdma.{device}", "needs hcaHandles or hcaObjects")
+
+
+def _is_page_size(text: str) -> bool:
+    number, unit = text[:-2], text[-2:]
+    return unit in ("KB", "MB", "GB") and number.isascii() and number.isdigit() and number[0] != "0"
 
 
 def _cannot(field: str, version: int) -> SpecFault:

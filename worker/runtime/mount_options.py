@@ -6,9 +6,8 @@ filesystem's own; the kernel refuses it by name.
 
 from __future__ import annotations
 
-from typing import Any
-
 from worker.kernel import mounts
+from worker.kernel.bare import Any
 from worker.runtime.errors import SpecFault
 
 # For whoever mounts at boot, or about what the kernel prints or, by now, does by itself (i_version).

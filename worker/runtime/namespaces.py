@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import Any
 
 from worker.kernel import safe_paths, syscalls
+from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault
 
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h

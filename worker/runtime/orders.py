@@ -6,8 +6,7 @@ asks for a container together with its shim decides beforehand, and the process 
 
 from __future__ import annotations
 
-from typing import Any
-
+from worker.kernel.bare import Any
 from worker.runtime import birth, launch, limits
 from worker.runtime.launch import Host, LaunchPlan
 

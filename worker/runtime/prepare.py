@@ -7,13 +7,11 @@ not write there, the parent makes the cgroup. How bundles are read is the caller
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Callable
-from typing import Any
 
 from worker.kernel import mounts, safe_paths, syscalls
+from worker.kernel.bare import Any, Callable
 from worker.runtime import birth, capabilities, init, launch, orders, sandbox, spec, sync
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -110,7 +108,7 @@ def waiting(load: Load, template: Config, hierarchies: list[Hierarchy], place: s
             if present:
                 os.dup2(ends[0], target)
                 os.close(ends.pop(0))
-        with _seen_from(view):
+        with _SeenFrom(view):
             config = load(claim["bundle"], claim["init"])
             if not sandbox.fits(template, config):
                 raise RuntimeFault(UNFIT, "the bundle asks for what a sandbox made ahead does not have")
@@ -133,16 +131,18 @@ def _clone(path: str, recursive: bool) -> int:
         raise RuntimeFault("invalid", f"bind source {path} does not exist") from None
 
 
-@contextlib.contextmanager
-def _seen_from(view: int) -> Any:
-    """Be in the mount namespace ``view`` for a moment, where the bundle, its sources and the cgroups are; closes it."""
-    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.setns(view, syscalls.CLONE_NEWNS)
-        try:
-            yield
-        finally:
-            syscalls.setns(own, syscalls.CLONE_NEWNS)
-    finally:
-        os.close(own)
-        os.close(view)
+class _SeenFrom:
+    """Being in the mount namespace ``view``, where the bundle, its sources and the cgroups are; closes it."""
+
+    def __init__(self, view: int) -> None:
+        self._view = view
+        self._own = -1
+
+    def __enter__(self) -> None:
+        self._own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(self._view, syscalls.CLONE_NEWNS)
+
+    def __exit__(self, *_: object) -> None:
+        syscalls.setns(self._own, syscalls.CLONE_NEWNS)
+        os.close(self._own)
+        os.close(self._view)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-from collections.abc import Callable, Sequence
-from typing import Any
 
 from worker.kernel import process as kernel_process
 from worker.kernel import safe_paths, syscalls
+from worker.kernel.bare import Any, Callable, Sequence, signal
 from worker.runtime import idmap, init, namespaces, sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup

@@ -8,8 +8,7 @@ makes it unfit, and it takes the ordinary way (worker.runtime.launch.plan_contai
 
 from __future__ import annotations
 
-from typing import Any
-
+from worker.kernel.bare import Any
 from worker.runtime import launch
 from worker.runtime.birth import CLONE_FLAG, needs_parent
 from worker.runtime.launch import Host, Step

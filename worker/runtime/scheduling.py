@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault, SpecFault
 
 POLICIES = {

@@ -6,10 +6,9 @@ Compiling belongs to worker.runtime.seccomp_compile, which only a bundle that br
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, Iterable
 from worker.runtime.errors import SpecFault
 
 _FLAGS = {

@@ -5,11 +5,11 @@ One connection, one message, one descriptor. Filters and processes are other mod
 
 from __future__ import annotations
 
-import array
-import json
-import socket
-from typing import Any
+import _socket
+import struct
 
+from worker.kernel.bare import Any
+from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
 _PATIENCE = 10.0
@@ -24,13 +24,13 @@ def deliver(path: str, metadata: str, fd: int, state: dict[str, Any], pid: int) 
     if metadata:
         body["metadata"] = metadata
     body["state"] = state
-    data = json.dumps(body).encode()
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    data = compact_json.dumps(body)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         connection.settimeout(_PATIENCE)
         connection.connect(path)
         # The descriptor goes with the first part only.
-        sent = connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        sent = connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", fd))])
         connection.sendall(data[sent:])
     except OSError as error:
         words = error.strerror or str(error)

@@ -8,15 +8,13 @@ below ``linux`` is worker.runtime.spec_linux's.
 from __future__ import annotations
 
 import os
-import re
-from typing import Any
 
+from worker.kernel.bare import Any
 from worker.runtime import compact_json, hooks, mount_options, scheduling, spec_linux
 from worker.runtime.errors import SpecFault
 
 Config = dict[str, Any]
 
-_VERSION = re.compile(r"^1\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$")
 """Semantic versions (semver.org, 2.0.0) of the major version that this runtime follows."""
 _RLIMITS = frozenset(
     (
@@ -99,12 +97,27 @@ def load(bundle: str, ident: str = "", cgroup_parent: str = "/covey", config_fil
     return dict(config)
 
 
+def _is_version(text: str) -> bool:
+    """Whether it is a version 1.x.y, perhaps with marks of a pre-release or a build (semver.org 2.0)."""
+    text, plus, build = text.partition("+")
+    text, minus, early = text.partition("-")
+    for mark, words in ((plus, build), (minus, early)):
+        if mark and not all(_is_plain(word.replace("-", "0")) for word in words.split(".")):
+            return False
+    major, *rest = text.split(".")
+    return major == "1" and len(rest) == 2 and all(_is_plain(one) and one.isdigit() and one == str(int(one)) for one in rest)
+
+
+def _is_plain(word: str) -> bool:
+    return word.isascii() and word.isalnum()
+
+
 def check(config: object) -> None:
     """Raise SpecFault for the first field that cannot be run."""
     if not isinstance(config, dict):
         raise SpecFault("config.json", "must be an object")
     version = config.get("ociVersion")
-    if not isinstance(version, str) or not _VERSION.match(version):
+    if not isinstance(version, str) or not _is_version(version):
         raise SpecFault("ociVersion", f"{version!r} is not a 1.x version of the specification")
     for path, keys, kind in _TYPED:
         value: Any = config

@@ -5,11 +5,9 @@ Limits are worker.runtime.limits', which refuses what it cannot express when it 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
+from worker.kernel.bare import Any, Callable
 from worker.runtime import scheduling
 from worker.runtime.errors import SpecFault
 from worker.runtime.namespaces import FLAGS
@@ -18,7 +16,6 @@ NAMESPACE_TYPES = tuple(FLAGS)
 _NOT_MET = (("intelRdt", "this runtime does not drive resctrl: assign the cgroup's processes from outside, or leave it out"),)
 """Known fields that mean something and cannot be met: refused, never dropped in silence."""
 _CLOCKS = ("monotonic", "boottime")
-_DEVICE_NAME = re.compile(r"[^\s/:]{1,15}")  # dev_valid_name() of net/core/dev.c
 _MOST_ID = 2**32 - 1
 
 
@@ -74,7 +71,8 @@ def _check_cgroups_path(path: str) -> None:
         raise SpecFault("linux.cgroupsPath", "must not contain ..")
     if path and not set(path.split("/")) - {"", "."}:
         raise SpecFault("linux.cgroupsPath", "is the root of all cgroups, in which everything of the machine runs")
-    if re.fullmatch(r"[^/]*\.slice:[^/:]*:[^/:]*", path):
+    slice_, *rest = path.rsplit(":", 2)
+    if "/" not in path and len(rest) == 2 and slice_.endswith(".slice"):
         raise SpecFault(
             "linux.cgroupsPath", f"{path!r} is for systemd's driver; this runtime writes cgroups itself: name a path"
         )
@@ -138,11 +136,16 @@ def _check_net_devices(devices: dict[str, Any], namespaces: set[str]) -> None:
     for name, entry in devices.items():
         inside = (entry or {}).get("name") or name
         for given in (name, inside):
-            if not isinstance(given, str) or not _DEVICE_NAME.fullmatch(given) or given in (".", ".."):
+            if not isinstance(given, str) or not _is_device_name(given):
                 raise SpecFault(f"linux.netDevices.{name}", f"{given!r} is not the name of a network device")
         if inside in seen and "%d" not in inside:
             raise SpecFault(f"linux.netDevices.{name}.name", f"{inside!r} is given to two devices")
         seen.add(inside)
+
+
+def _is_device_name(name: str) -> bool:
+    """As dev_valid_name() of net/core/dev.c."""
+    return 0 < len(name) < 16 and name not in (".", "..") and not any(one.isspace() or one in "/:" for one in name)
 
 
 def _check_seccomp(seccomp: dict[str, Any]) -> None:
@@ -157,11 +160,17 @@ def _check_seccomp(seccomp: dict[str, Any]) -> None:
             raise SpecFault(f"linux.seccomp.syscalls[{index}].names", "must hold at least one name")
 
 
-_IPC_SYSCTLS = re.compile(r"kernel\.(msg(max|mnb|mni|_next_id)|sem(_next_id)?|shm(all|max|mni|_rmid_forced|_next_id))")
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}"
+    for name in (
+        "msgmax", "msgmnb", "msgmni", "msg_next_id", "sem", "sem_next_id",
+        "shmall", "shmmax", "shmmni", "shm_rmid_forced", "shm_next_id",
+    )
+)  # fmt: skip
 _SYSCTL_NAMESPACE: tuple[tuple[Callable[[str], bool], str], ...] = (
     (lambda key: key.startswith("net."), "network"),
     (lambda key: key.startswith("fs.mqueue."), "ipc"),
-    (lambda key: _IPC_SYSCTLS.fullmatch(key) is not None, "ipc"),
+    (lambda key: key in _IPC_SYSCTLS, "ipc"),
     (lambda key: key in ("kernel.hostname", "kernel.domainname"), "uts"),
     (lambda key: key.startswith("user.max_"), "user"),
 )

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import _socket
 import os
-import socket
 import struct
-from collections.abc import Sequence
-from typing import Any
 
+from worker.kernel.bare import Any, Sequence
 from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 
@@ -25,13 +23,12 @@ MAPPED, PLACED, CLAIM, START, DETACH = "mapped", "placed", "claim", "start", "de
 HOOKS, LISTENER, RESUME, TREE = "hooks", "listener", "resume", "tree"
 _LIMIT = 65536
 _MOST_FDS = 8
-_ROOM = socket.CMSG_LEN(_MOST_FDS * 4)
-# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
-AF_UNIX, SOCK_SEQPACKET, SOL_SOCKET = int(socket.AF_UNIX), int(socket.SOCK_SEQPACKET), int(socket.SOL_SOCKET)
+_ROOM = _socket.CMSG_LEN(_MOST_FDS * 4)
+AF_UNIX, SOCK_SEQPACKET, SOL_SOCKET = _socket.AF_UNIX, _socket.SOCK_SEQPACKET, _socket.SOL_SOCKET
 SCM_RIGHTS, MSG_NOSIGNAL, MSG_CMSG_CLOEXEC = (
-    int(socket.SCM_RIGHTS),
-    int(socket.MSG_NOSIGNAL),
-    int(socket.MSG_CMSG_CLOEXEC),
+    _socket.SCM_RIGHTS,
+    _socket.MSG_NOSIGNAL,
+    _socket.MSG_CMSG_CLOEXEC,
 )
 _WORDS = 2048
 
@@ -112,8 +109,8 @@ def adopt(fd: int) -> Channel:
 
 def accept(listener: int) -> Channel:
     """The next connection to a listening socket of this kind."""
-    sock = socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, listener)
+    sock = _socket.socket(AF_UNIX, SOCK_SEQPACKET, 0, listener)
     try:
-        return adopt(sock.accept()[0].detach())
+        return adopt(sock._accept()[0])  # type: ignore[attr-defined]
     finally:
         sock.detach()

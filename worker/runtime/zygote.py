@@ -8,21 +8,17 @@ the runtime need not know it.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import errno
 import gc
 import marshal
 import os
 import select
-import signal
-import socket
 import struct
 import time
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 from worker.kernel import process
+from worker.kernel.bare import Any, Callable, signal, suppress
 from worker.runtime import compact_json
 from worker.runtime.errors import remedy
 
@@ -39,17 +35,17 @@ _LENGTH = struct.Struct(">I")
 _LIMIT = 1 << 20
 _RETRY = 0.05
 _PEER = struct.Struct("iII")
-# As plain numbers: the socket module's are enums, and each use of one touches pages that every shim would copy.
-AF_UNIX, SOCK_STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
-_MSG_CMSG_CLOEXEC, _ROOM = int(socket.MSG_CMSG_CLOEXEC), _socket.CMSG_LEN(4)
+AF_UNIX, SOCK_STREAM = _socket.AF_UNIX, _socket.SOCK_STREAM
+_MSG_CMSG_CLOEXEC, _ROOM = _socket.MSG_CMSG_CLOEXEC, _socket.CMSG_LEN(8)
 _FD = struct.Struct("i")
-_SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
+_SOL_SOCKET, _SO_PEERCRED = _socket.SOL_SOCKET, _socket.SO_PEERCRED
 
 Divide = Callable[[int], Any]
 """Forks the new process once more; the parent is the shim that is told of, and closes the descriptor it is given. Answers in
 the child what ``Begin`` needs of it, and None in the parent, once that one's life is over."""
-Tend = Callable[[int, bytes], None]
-"""What a shim does that was asked for together with its container: (a connection that came with the request; the request)."""
+Tend = Callable[[int, int, bytes], None]
+"""What a shim does that was asked for together with its container: (a connection that came with the request; a detached copy of
+the container's root that came too, or -1; the request)."""
 Begin = Callable[[dict[str, Any], _socket.socket, Any], None]
 """What the child does: (the request, its listener, the answer of ``Divide``)."""
 
@@ -130,7 +126,7 @@ class Zygote:
     alone with. So a request for a shim is read, carried out and answered by the shim itself.
     """
 
-    def __init__(self, path: str, divide: Divide, begin: Begin, tend: Tend) -> None:
+    def __init__(self, path: str, divide: Divide, begin: Begin, tend: Tend, *, takes_root: bool = False) -> None:
         self._path = path
         self._divide = divide
         self._begin = begin
@@ -139,7 +135,8 @@ class Zygote:
         self._identity = os.stat(path).st_ino
         self._poll = select.poll()
         self._peers: dict[int, tuple[_socket.socket, bytearray]] = {}
-        self._passed = -1
+        self._takes_root = takes_root
+        self._passed = self._root = -1
         self._stopped = False
         self._orders = form_of_orders()
 
@@ -177,7 +174,7 @@ class Zygote:
                         return
                     self._let_go()
         if not self._is_replaced():
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(self._path)
 
     def _is_replaced(self) -> bool:
@@ -202,10 +199,13 @@ class Zygote:
             return False
 
     def _let_go(self) -> None:
-        """Of the connection that came with the last request, which is the shim's."""
+        """Of what came with the last request, which is the shim's."""
         if self._passed >= 0:
             os.close(self._passed)
             self._passed = -1
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
 
     def _accept(self) -> None:
         try:
@@ -237,7 +237,9 @@ class Zygote:
             data, rights = b"", []
         for _, _, packed in rights:
             self._let_go()
-            (self._passed,) = _FD.unpack(packed)
+            (self._passed,) = _FD.unpack_from(packed)
+            if len(packed) > _FD.size:
+                (self._root,) = _FD.unpack_from(packed, _FD.size)
         if not data:
             self._drop(fd)
             return None
@@ -270,7 +272,13 @@ class Zygote:
     def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request["op"]
         if op == "hello":
-            return {"version": VERSION, "pid": os.getpid(), "containers": True, "orders": self._orders}
+            return {
+                "version": VERSION,
+                "pid": os.getpid(),
+                "containers": True,
+                "orders": self._orders,
+                "root": self._takes_root,
+            }
         if op == "ping":
             return {}
         if op == "stop":
@@ -288,7 +296,7 @@ class Zygote:
                 os.close(fd)
         if passed >= 0:
             try:
-                self._tend(passed, body)
+                self._tend(passed, self._root, body)
             except OSError as error:
                 _say(passed, _fault(error))
             return
@@ -308,7 +316,7 @@ class Zygote:
         if not _say(asker, {"pid": pid, "start_time": process.start_time(pid)}):
             # Whoever wanted it is gone, and knows of none.
             listener.close()
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(os.path.join(request["dir"], "shim.sock"))
             return
         os.close(asker)

@@ -7,13 +7,12 @@ standard library, out of every shim.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from functools import partial
 
 from worker.kernel import safe_paths, syscalls
-from worker.runtime import cgroups, init
+from worker.kernel.bare import partial, suppress
+from worker.runtime import cgroups, init, lean
 from worker.runtime.zygote import Zygote
 from worker.shim import direct, handover, keeper
 from worker.shim.rehearsal import rehearse
@@ -29,22 +28,32 @@ def main() -> None:
     # What a shim that was killed leaves is reaped here at once: a pid namespace goes only when all of its processes are
     # reaped, and not every machine's first process is quick at it.
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         # Every shim inherits it; without CAP_SYS_RESOURCE they keep the daemon's score.
         safe_paths.write_proc("self/oom_score_adj", str(_OOM_SCORE))
     found = cgroups.hierarchies()
     if len(sys.argv) > 2:
         _enter(sys.argv[2], found)
     rehearse(found)
+    lean_namespace = -1
+    with suppress(OSError):
+        # Without one each start copies all of the machine's mounts.
+        lean_namespace = lean.make(os.path.dirname(os.path.abspath(sys.argv[1])))
 
     def resume(handed: keeper.Handed, channel: keeper.Channel) -> None:
         handover.resume(handed, channel, found)
+
+    def tend(line: int, root: int, request: bytes) -> None:
+        seen = direct.Sight(root, lean_namespace)
+        given = [line] if root < 0 else [line, root]
+        keeper.tend(given, partial(direct.become, request, line, seen, found), resume)
 
     Zygote(
         sys.argv[1],
         lambda asker: keeper.divide(asker, resume),
         lambda request, listener, channel: handover.begin(request, listener, channel, found),
-        lambda line, request: keeper.tend(line, partial(direct.become, request, line, found), resume),
+        tend,
+        takes_root=lean_namespace >= 0,
     ).serve()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -58,7 +67,7 @@ def _enter(parent: str, hierarchies: list[cgroups.Hierarchy]) -> None:
     Out of the daemon's cgroup, which may be emptied when the daemon is stopped. Who cannot move stays: the end of that
     cgroup would be the containers'.
     """
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         group = cgroups.Cgroup(f"{parent}/shims", hierarchies)
         group.create()
         group.enter()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
-from typing import Any
 
+from worker.kernel.bare import Any, Callable
 from worker.runtime import compact_json
 from worker.runtime.errors import RuntimeFault
 from worker.shim.loop import HANGUP, READ, WRITE, Loop

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-from collections.abc import Callable
 
+from worker.kernel.bare import Callable, suppress
 from worker.runtime.errors import RuntimeFault
 from worker.shim.loop import READ, Loop
 
@@ -36,7 +35,7 @@ class ConsoleSocket:
         loop.add(self._listener.fileno(), READ, lambda _: self._accept())
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             connection, _ = self._listener.accept()
             if self._connection is not None:
                 connection.close()
@@ -76,5 +75,5 @@ class ConsoleSocket:
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(self._file)

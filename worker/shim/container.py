@@ -7,15 +7,11 @@ read by the forked child alone: what this process does stays in its memory as lo
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, Callable, partial, signal, suppress
 from worker.runtime import birth, orders, prepare, spec
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup, Hierarchy
@@ -365,7 +361,7 @@ class Container:
                 self.state = "paused" if frozen else "running"
                 reply({})
             elif time.monotonic() > deadline:
-                with contextlib.suppress(OSError):
+                with suppress(OSError):
                     group.freeze(False)
                 reply(RuntimeFault("kernel", f"container {self.ident} did not freeze in {_PAUSE_PATIENCE:.0f} s"))
             else:

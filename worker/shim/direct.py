@@ -12,12 +12,11 @@ from __future__ import annotations
 import _socket
 import os
 import select
-import socket
 import struct
 import time
-from typing import Any, NoReturn
 
-from worker.kernel import process
+from worker.kernel import process, syscalls
+from worker.kernel.bare import Any, NoReturn
 from worker.runtime import birth, compact_json, init, prepare, sync, zygote
 from worker.runtime.cgroups import Cgroup, Hierarchy
 from worker.runtime.errors import UNFIT, RuntimeFault
@@ -28,17 +27,19 @@ from worker.shim import bundle, keeper, records
 from worker.shim.handover import FIRST_QUIET
 from worker.shim.keeper import EXCEPTIONAL, READABLE
 
-_PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
+_PEEK, _DONTWAIT = _socket.MSG_PEEK, _socket.MSG_DONTWAIT
 _LENGTH = struct.Struct(">I")
 _START_LIMIT = 4096
 _WORDS = 2048
 
 
-def become(body: bytes, line: int, hierarchies: list[Hierarchy], channel: _socket.socket, keeper_pid: int) -> NoReturn:
+def become(
+    body: bytes, line: int, seen: Sight, hierarchies: list[Hierarchy], channel: _socket.socket, keeper_pid: int
+) -> NoReturn:
     """The whole life of that process until it executes; never returns. ``body``: the request; ``line``: where it came from."""
     code = 1
     try:
-        made = Maker(line, channel, keeper_pid, hierarchies)
+        made = Maker(line, channel, keeper_pid, hierarchies, seen)
         try:
             plan = made.create(zygote.request_for_container(body))
             if not made.wait_asked_to_start():
@@ -50,6 +51,22 @@ def become(body: bytes, line: int, hierarchies: list[Hierarchy], channel: _socke
             made.tell(fault)
     finally:
         os._exit(code)
+
+
+class Sight:
+    """``root``: a detached copy of the container's root. ``lean``: the mount namespace to begin in, if there is one."""
+
+    __slots__ = ("lean", "root")
+
+    def __init__(self, root: int = -1, lean: int = -1) -> None:
+        self.root = root
+        self.lean = lean
+
+    def enter(self, made: init.Init, path: str) -> None:
+        """Look at no more mounts than needed, where the root that should be at ``path`` came with the request."""
+        if self.root >= 0 and self.lean >= 0:
+            syscalls.setns(self.lean, syscalls.CLONE_NEWNS)
+            made.sources[path, True] = [self.root]
 
 
 class Announcing(sync.Channel):
@@ -67,7 +84,10 @@ class Announcing(sync.Channel):
 class Maker:
     """Makes a container out of this process, and serves whoever asked for it meanwhile."""
 
-    def __init__(self, line: int, channel: _socket.socket, keeper_pid: int, hierarchies: list[Hierarchy]) -> None:
+    def __init__(
+        self, line: int, channel: _socket.socket, keeper_pid: int, hierarchies: list[Hierarchy], seen: Sight | None = None
+    ) -> None:
+        self._seen = seen
         self._line = _socket.socket(AF_UNIX, SOCK_STREAM, 0, line)
         self._channel = channel
         self._keeper = keeper_pid
@@ -110,6 +130,8 @@ class Maker:
         if oom is not None:
             fd, priority = oom
             self._fds.append(("oom-v2", fd, EXCEPTIONAL) if priority else ("oom", fd, READABLE))
+        if self._seen is not None and "root" in request:
+            self._seen.enter(self.init, request["root"])
         init.perform(self.init, plan.create)
         answer = {**self._identity, "init_pid": self._pid, "init_start_time": self._started}
         if plan.warnings:

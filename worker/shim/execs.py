@@ -5,9 +5,7 @@ It decides how many ended ones are remembered. How an exec is made is its contai
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
+from worker.kernel.bare import Any, Callable
 from worker.runtime.errors import RuntimeFault
 from worker.shim.loop import Loop
 from worker.shim.process import Process

@@ -11,8 +11,8 @@ from __future__ import annotations
 import _socket
 import marshal
 import os
-from typing import Any
 
+from worker.kernel.bare import Any
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.zygote import AF_UNIX, SOCK_STREAM
 from worker.shim.keeper import EXCEPTIONAL, READABLE, Channel, Handed

@@ -5,9 +5,8 @@ One line an entry; ``attrs`` only where there are some. Files and lines are work
 
 from __future__ import annotations
 
-import json
 import time
-from json.encoder import encode_basestring
+from _json import encode_basestring
 
 from worker.shim.logfile import STREAM_NAME, LogFile
 
@@ -18,7 +17,8 @@ class JsonLog(LogFile):
     def begin(self, attrs: dict[str, str]) -> None:
         self._second = -1
         self._prefix = ""
-        self._attrs = f',"attrs":{json.dumps(attrs, separators=(",", ":"), ensure_ascii=False)}' if attrs else ""
+        entries = ",".join(f"{encode_basestring(name)}:{encode_basestring(value)}" for name, value in attrs.items())
+        self._attrs = f',"attrs":{{{entries}}}' if attrs else ""
 
     def entry(self, stream: int, text: bytes) -> bytes:
         log = encode_basestring(text.decode("utf-8", "replace"))

@@ -18,13 +18,11 @@ import _socket
 import marshal
 import os
 import select
-import signal
 import struct
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, Callable, NoReturn, Sequence, signal
 from worker.runtime import zygote
 from worker.runtime.sync import AF_UNIX, MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
 
@@ -122,10 +120,12 @@ def divide(asker: int, resume: Callable[[Handed, Channel], None]) -> Channel | N
     return None
 
 
-def tend(line: int, become: Callable[[_socket.socket, int], NoReturn], resume: Callable[[Handed, Channel], None]) -> None:
+def tend(
+    given: Sequence[int], become: Callable[[_socket.socket, int], NoReturn], resume: Callable[[Handed, Channel], None]
+) -> None:
     """Fork the container's process, which is to ``become`` it over (its channel to us, our pid), until our life is over.
 
-    ``line``: the connection on which all was asked for. Workers do ``resume``, and come out of here too. Raises OSError
+    ``given``: descriptors that are that process's alone. Workers do ``resume``, and come out of here too. Raises OSError
     where there is no process to be had, and has done nothing then.
     """
     _take_name()
@@ -135,7 +135,8 @@ def tend(line: int, become: Callable[[_socket.socket, int], NoReturn], resume: C
         ours.close()
         become(theirs, keeper)
     theirs.close()
-    os.close(line)
+    for fd in given:
+        os.close(fd)
     handed = received(ours)
     if handed is None:
         # It could not become what was asked for, and has said so.

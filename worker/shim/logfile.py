@@ -7,15 +7,13 @@ is counted and never stops the container. Readers are worker.containers.logs.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import struct
 import time
 import zlib
-from typing import Any
 
 from worker.kernel import syscalls
+from worker.kernel.bare import Any, signal, suppress
 
 ENTRY_LIMIT = 16 * 1024
 STREAM_NAME = {1: "stdout", 2: "stderr"}
@@ -116,7 +114,7 @@ class LogFile:
             self._fd = -1
 
     def store(self, entries: list[bytes]) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             # For the first entry, and where a rotation that found no descriptor has left it closed.
             self.open()
         pending: list[bytes] = []
@@ -153,7 +151,7 @@ class LogFile:
                 break
             written -= len(entry)
         if written:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.ftruncate(self._fd, self._size - written)
                 self._size -= written
                 self.lost_bytes += written
@@ -175,26 +173,26 @@ class LogFile:
             if self._compress:
                 self._start_compressing()
         except OSError:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self.open()
 
     def _shift(self, number: int) -> None:
         """path.<number - 1> becomes path.<number>, compressed or not."""
         if number == 1:
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.rename(self._path, f"{self._path}.1")
             return
         for suffix, other in (("", ".gz"), (".gz", "")):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.rename(f"{self._path}.{number - 1}{suffix}", f"{self._path}.{number}{suffix}")
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     os.unlink(f"{self._path}.{number}{other}")
 
     def _start_compressing(self) -> None:
         """In a child: twenty megabytes take longer than the container's other output can wait."""
         pid = os.fork()
         if pid:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._compressing = os.pidfd_open(pid)
             return
         try:
@@ -208,7 +206,7 @@ class LogFile:
     def _is_compressed(self, *, wait: bool = False) -> bool:
         """Whether no child is at it, whose file is to keep its name. By descriptor: a loop may have reaped it long ago."""
         if self._compressing >= 0:
-            with contextlib.suppress(ChildProcessError):
+            with suppress(ChildProcessError):
                 if os.waitid(os.P_PIDFD, self._compressing, os.WEXITED | (0 if wait else os.WNOHANG)) is None:
                     return False
             os.close(self._compressing)

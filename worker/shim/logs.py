@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault
 from worker.shim.jsonlog import JsonLog
 from worker.shim.locallog import LocalLog

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
-from collections.abc import Callable
+
+from worker.kernel.bare import Callable, signal
 
 READ, WRITE, HANGUP, PRIORITY = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP, select.EPOLLPRI
 

@@ -6,17 +6,15 @@ Which request does what is a table here; what it does is worker.shim.container.
 from __future__ import annotations
 
 import _socket
-import contextlib
 import os
 import time
-from typing import Any
 
+from worker.kernel.bare import Any, suppress
 from worker.runtime.cgroups import Hierarchy
 from worker.runtime.errors import RuntimeFault, remedy
 from worker.runtime.zygote import peer_allowed
 from worker.shim.connection import Connection
 from worker.shim.container import Container, Reply
-from worker.shim.foreign import ForeignContainer
 from worker.shim.loop import READ, Loop, Timer
 from worker.shim.streams import STDERR, STDOUT
 
@@ -50,7 +48,13 @@ class Shim:
         self._connections: list[Connection] = []
         self._listening: list[Connection] = []
         of = (self.loop, ident, directory, self._broadcast, hierarchies, keeper)
-        self.container = ForeignContainer(*of, runtime) if runtime else Container(*of)
+        if runtime:
+            # No other shim needs what it brings along.
+            from worker.shim.foreign import ForeignContainer
+
+            self.container: Container = ForeignContainer(*of, runtime)
+        else:
+            self.container = Container(*of)
         self._deadline: float | None = None
         self._claim: Timer | None = None
 
@@ -155,7 +159,7 @@ class Shim:
         self.loop.remove(self._listener.fileno())
         self._listener.close()
         for name in ("shim.sock", "shim.json"):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.unlink(os.path.join(self._directory, name))
         self._deadline = time.monotonic() + _LINGER
         self.loop.call_later(0, self._end_when_delivered)

@@ -6,12 +6,9 @@ a fault means for it, is worker.shim.container's.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
+from worker.kernel.bare import Any, Callable, partial, suppress
 from worker.runtime import hooks, mount_options, seccomp_listener, sync
 from worker.runtime.errors import RuntimeFault
 from worker.runtime.process import Launch
@@ -45,7 +42,7 @@ class Outside:
                 failed(fault)
                 return
             # It may have been killed meanwhile; its end is told elsewhere.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 launched.resume({"state": state})
 
         if kind == sync.HOOKS:

@@ -5,13 +5,10 @@ It is told by the loop, and tells its owner by callbacks. Which states a contain
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
 
+from worker.kernel.bare import Any, Callable, Sequence, signal, suppress
 from worker.runtime import sync
 from worker.runtime.birth import Birth
 from worker.runtime.cgroups import Cgroup
@@ -189,7 +186,7 @@ class Process:
         """As ``signal``, and to what it has started that has not left its process group."""
         if self.exit_code is not None or not self.pid:
             return False
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
         return True
 

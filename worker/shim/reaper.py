@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-
+from worker.kernel.bare import Callable, suppress
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import RuntimeFault
 from worker.shim.loop import Loop
@@ -22,7 +20,7 @@ def wind_up(loop: Loop, group: Cgroup, done: Callable[[], None], wanted: Callabl
         if not wanted():
             return
         if group.kill():
-            with contextlib.suppress(OSError, RuntimeFault):
+            with suppress(OSError, RuntimeFault):
                 group.freeze(False)
         if group.remove() or left <= 0:
             done()

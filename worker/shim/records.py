@@ -5,12 +5,10 @@ Both are written to a temporary file, synced and renamed: a reader sees all of i
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-from typing import Any
 
 from worker.kernel import process
+from worker.kernel.bare import Any, suppress
 from worker.runtime import compact_json
 
 VERSION = 1
@@ -27,7 +25,7 @@ def write(directory: str, name: str, body: dict[str, Any], *, durable: bool) -> 
             os.fsync(fd)
         os.rename(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(temporary)
         raise OSError(error.errno, error.strerror, path) from None
     finally:
@@ -42,9 +40,9 @@ def identity(ident: str, keeper: int, cgroup: str | None) -> dict[str, Any]:
 def forget(directory: str) -> None:
     """Remove socket, identity and, when nothing else is in it, the directory of a shim that ends and leaves no exit."""
     for name in ("shim.sock", "shim.json"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(os.path.join(directory, name))
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.rmdir(directory)
 
 
@@ -52,7 +50,7 @@ def read(directory: str, name: str) -> dict[str, Any] | None:
     """The record, or None where there is none (or one of a version nobody knows)."""
     try:
         with open(os.path.join(directory, name), "rb") as file:
-            body = json.load(file)
+            body = compact_json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return body if isinstance(body, dict) and body.get("version") == VERSION else None

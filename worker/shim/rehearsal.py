@@ -7,14 +7,12 @@ of a start. Nothing is decided here, nothing is left, and what fails is only not
 
 from __future__ import annotations
 
-import contextlib
+import _socket
 import os
-import signal
-import socket
-from typing import Any, NoReturn
 
 from worker.kernel import mounts, safe_paths, syscalls
 from worker.kernel import process as kernel_process
+from worker.kernel.bare import Any, NoReturn, signal, suppress
 from worker.runtime import (
     birth,
     capabilities,
@@ -86,7 +84,7 @@ def rehearse(hierarchies: list[Hierarchy]) -> None:
         directory = f"/tmp/covey-rehearsal-{os.urandom(8).hex()}"
         os.mkdir(directory, 0o700)
         try:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 _plan(hierarchies)
                 _make(directory)
                 _furnish(hierarchies)
@@ -95,7 +93,7 @@ def rehearse(hierarchies: list[Hierarchy]) -> None:
                 _tend()
                 _become(directory)
         finally:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 _remove(directory)
 
 
@@ -155,7 +153,7 @@ def _furnish(hierarchies: list[Hierarchy]) -> None:
             *launch.device_steps(_LINUX, user_namespace=False),
             *launch.hiding_steps({**_LINUX, "sysctl": {}}),
         ):
-            with contextlib.suppress(OSError, RuntimeFault):
+            with suppress(OSError, RuntimeFault):
                 init.perform(tree, [step])
     finally:
         os.close(tree.root_fd)
@@ -168,7 +166,7 @@ def _live(directory: str, hierarchies: list[Hierarchy]) -> None:
     listener = zygote.listen(os.path.join(directory, "shim.sock"))
     shim = Shim("rehearsal", directory, listener, hierarchies, os.getpid())
     loop, container = shim.loop, shim.container
-    client = socket.socket(socket.AF_UNIX)
+    client = _socket.socket(_socket.AF_UNIX)
     client.connect(f"{directory}/shim.sock")
     log = logs.opened(loop, {"driver": "json-file", "path": f"{directory}/log"})
 
@@ -224,7 +222,7 @@ def _keep() -> None:
 def _tend() -> None:
     """A keeper whose container is started, ends at once, and has a worker that ends it all."""
     read, write = os.pipe2(os.O_CLOEXEC)
-    ours, theirs = socket.socketpair()
+    ours, theirs = _socket.socketpair()
     watched = [(read, keeper.READABLE), (ours.fileno(), keeper.READABLE), (write, 0)]
 
     def become(channel: Any, keeper_pid: int) -> NoReturn:
@@ -235,7 +233,7 @@ def _tend() -> None:
         os._exit(0)
 
     os.write(write, b"x")
-    keeper.tend(theirs.detach(), become, resume)
+    keeper.tend([theirs.detach()], become, resume)
     syscalls.prctl(syscalls.PR_SET_NAME, b"covey-zygote")
     ours.close()
     os.close(read)
@@ -269,9 +267,9 @@ class _Rehearsed(direct.Maker):
 
 def _become(directory: str) -> None:
     """What the process of a container does that serves itself, but for what would change this one."""
-    daemon, line = socket.socketpair()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with daemon, ours, theirs:
+    daemon, line = _socket.socketpair()
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
         hierarchy = Hierarchy(f"{directory}/cgroup", ("cpu", "devices", "memory", "pids"), 1)
         with open(f"{directory}/config.json", "wb") as file:
             file.write(compact_json.dumps(_CONFIG))
@@ -291,6 +289,9 @@ def _become(directory: str) -> None:
         handed = keeper.received(ours)
         for fd in handed.fds if handed is not None else ():
             os.close(fd)
+    finally:
+        for one in (daemon, ours, theirs):
+            one.close()
 
 
 def _planned(steps: list[Step]) -> Any:

@@ -7,15 +7,14 @@ it was sent. It is forked, not threaded: a process with threads must not fork co
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
-import signal
-import socket
 import struct
 import time
-from collections import deque
 
 from worker.kernel import syscalls
+from worker.kernel.bare import deque, signal
 from worker.shim.logfile import LogFile
 from worker.shim.loop import WRITE, Loop
 
@@ -39,7 +38,7 @@ class Ring:
         self._sending = b""
         self._watched = False
         self._postponed = False
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
         self.dropped = 0
         log.sink = self._take
         # The writer opens it for itself; that it can be opened is known by now.
@@ -73,10 +72,10 @@ class Ring:
     def _full(self, entry: bytes) -> bool:
         return bool(self._queue) and self._waiting + len(entry) > self._limit
 
-    def _writer(self) -> socket.socket | None:
+    def _writer(self) -> _socket.socket | None:
         """The writer's socket; None while there can be no further process."""
         if self._socket is None:
-            ours, theirs = socket.socketpair()
+            ours, theirs = _socket.socketpair()
             try:
                 if os.fork() == 0:
                     try:
@@ -107,7 +106,7 @@ class Ring:
             return
         try:
             while data := self._next():
-                sent = writer.send(data, socket.MSG_NOSIGNAL)
+                sent = writer.send(data, _socket.MSG_NOSIGNAL)
                 self._sending = data[sent:]
         except BlockingIOError:
             self._watch(True)
@@ -153,11 +152,11 @@ class Ring:
         try:
             while data := self._next():
                 self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-                sent = self._socket.send(data, socket.MSG_NOSIGNAL)
+                sent = self._socket.send(data, _socket.MSG_NOSIGNAL)
                 self._sending = data[sent:]
             self._socket.sendall(_FLUSH)
             self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-            (self._log.lost_bytes,) = _ANSWER.unpack(self._socket.recv(_ANSWER.size, socket.MSG_WAITALL))
+            (self._log.lost_bytes,) = _ANSWER.unpack(self._socket.recv(_ANSWER.size, _socket.MSG_WAITALL))
             self._socket.setblocking(False)
         except (OSError, struct.error):
             self._drop_writer()
@@ -169,7 +168,7 @@ class Ring:
         self._drop_writer()
 
 
-def _write_all(sock: socket.socket, log: LogFile) -> None:
+def _write_all(sock: _socket.socket, log: LogFile) -> None:
     """The writer: entries come with their length before them, 0 asks for an answer once all before it is written."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -7,14 +7,13 @@ connection speaks is worker.shim.connection.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import struct
 import termios
-from typing import Protocol
 
+from worker.kernel.bare import Protocol, suppress
 from worker.runtime.init import Stdio
 from worker.shim.logs import Log
 from worker.shim.loop import READ, WRITE, Loop
@@ -208,7 +207,7 @@ class Streams:
     def skip(self) -> None:
         """Forget what the pipes hold: whoever made the process has written it, not the process."""
         for fd in self._outputs:
-            with contextlib.suppress(BlockingIOError):
+            with suppress(BlockingIOError):
                 while os.read(fd, _CHUNK):
                     pass
 

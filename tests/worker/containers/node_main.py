@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from covey.engine_api.listeners import listen_unix
 from covey.engine_api.server import Server
 from worker.containers import runtimes
@@ -49,4 +51,4 @@ async def serve(root: Path, cgroup: str, more: dict[str, Any], added: list[str])
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    asyncio.run(serve(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))
+    uvloop.run(serve(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4:]))

@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +200,19 @@ def test_networks(node: Node) -> None:
     finally:
         node.clear()
         node.docker("network", "rm", "net1")
+
+
+def test_what_is_mounted_on_the_machine_after_the_daemons_start_is_bound(node: Node, tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    late.mkdir()
+    node.out("run", "--rm", "busybox", "true")
+    subprocess.run(node.inside("mount", "-t", "tmpfs", "tmpfs", str(late)), check=True)
+    try:
+        subprocess.run(node.inside("touch", str(late / "file")), check=True)
+        for _ in range(3):
+            assert node.out("run", "--rm", "-v", f"{late}:/late", "busybox", "ls", "/late") == "file"
+    finally:
+        subprocess.run(node.inside("umount", str(late)), check=True)
 
 
 def test_volumes_binds_and_tmpfs(node: Node) -> None:
