@@ -13,19 +13,20 @@ from worker.kernel import safe_paths
 from worker.kernel.bare import Any
 from worker.runtime.errors import RuntimeFault
 
-_ROOTS = {"apparmor": "/sys/kernel/security/apparmor", "selinux": "/sys/fs/selinux"}
+ROOTS = {"apparmor": "/sys/kernel/security/apparmor", "selinux": "/sys/fs/selinux"}
+"""Where the machine shows that it runs the module."""
 _NAMES = {"apparmor": "AppArmor", "selinux": "SELinux"}
 
 
 def present(module: str) -> bool:
     """Whether this machine's kernel runs the security module."""
-    root = _ROOTS[module]
+    root = ROOTS[module]
     return os.path.isdir(root) and bool(os.listdir(root))
 
 
 def require_module(init: Any, module: str, field: str) -> None:
     if not present(module):
-        words = f"this machine runs no {_NAMES[module]} (nothing at {_ROOTS[module]}): leave the field out"
+        words = f"this machine runs no {_NAMES[module]} (nothing at {ROOTS[module]}): leave the field out"
         raise RuntimeFault("invalid", f"{field}: {words}", "config.json")
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 
 from worker.kernel import mounts, syscalls
+from worker.runtime import labels
 
-_KEPT = ("/", "/dev", "/proc", "/sys")
-_KEPT_WITH_ALL = "/sys/fs/cgroup"
+_LOOKED_AT = ("/dev", "/proc", "/sys", *labels.ROOTS.values())
+_WITH_ALL_BELOW = "/sys/fs/cgroup"
 
 
 def make(place: str) -> int:
@@ -61,5 +62,5 @@ def _empty(place: str) -> None:
 
 def is_kept(point: str, place: str) -> bool:
     """Whether what is mounted at ``point`` is needed by who looks at ``place``. Absolute paths without links."""
-    below = point.rstrip("/") + "/"
-    return point in _KEPT or (f"{point}/").startswith(f"{_KEPT_WITH_ALL}/") or f"{place}/".startswith(below)
+    within = point.rstrip("/") + "/"
+    return within.startswith(f"{_WITH_ALL_BELOW}/") or any(f"{one}/".startswith(within) for one in (*_LOOKED_AT, place))

@@ -35,6 +35,11 @@ def test_the_smallest_config_is_good():
     spec.check(GOOD)
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "1.2.10-rc.1", "1.0.2-a-b+build-1.x", "1.3.0+x"])
+def test_versions_that_are_ours(version):
+    spec.check({**GOOD, "ociVersion": version})
+
+
 def test_unknown_fields_are_let_through():
     spec.check({**GOOD, "vendor": {"x": 1}, "annotations": {"a": "b"}})
 
@@ -44,6 +49,12 @@ def test_unknown_fields_are_let_through():
     [
         ("ociVersion", "2.0.0", "ociVersion"),
         ("ociVersion", "latest", "ociVersion"),
+        ("ociVersion", "1.0", "ociVersion"),
+        ("ociVersion", "1.00.0", "ociVersion"),
+        ("ociVersion", "1.0.0-", "ociVersion"),
+        ("ociVersion", "1.0.0-a..b", "ociVersion"),
+        ("ociVersion", "1.0.0+ä", "ociVersion"),
+        ("ociVersion", "1.²3.0", "ociVersion"),
         ("root", None, "root.path"),
         ("root.readonly", "yes", "root.readonly"),
         ("process", None, "process"),
