@@ -18,7 +18,7 @@ from worker.containers.pool import Sandbox
 from worker.containers.record import Container
 from worker.containers.shim_client import Launching, Shim, end_recorded, end_shim, machine_hierarchies
 from worker.containers.shim_socket import ShimGone
-from worker.runtime import birth, capabilities, mount_options, orders, spec
+from worker.runtime import birth, capabilities, orders, spec
 from worker.runtime.cgroups import Cgroup
 from worker.runtime.errors import UNFIT, RuntimeFault
 from worker.runtime.launch import Host as Machine
@@ -26,6 +26,18 @@ from worker.shim import bundle, logs
 
 _OF_A_SANDBOX = (UNFIT, "bad-state", "kernel")
 """Codes of faults that may be the sandbox's rather than the bundle's."""
+
+
+NETWORK_FILES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
+"""Where in a container files of its run directory are bound; all else that is bound may be a mount of its own."""
+_WITHOUT_MOUNTS = frozenset(
+    (
+        "devices", "domainname", "hostname", "join_cgroup", "links", "make_directory", "mask_paths", "mount_cgroup",
+        "mount_filesystem", "oom_score_adj", "pivot", "private_mounts", "readonly_path", "readonly_root", "require_module",
+        "sysctl", "unshare",
+    )
+)  # fmt: skip
+"""Steps that look at nothing which worker.runtime.lean leaves out."""
 
 
 class ShortWayClosed(Exception):
@@ -68,9 +80,9 @@ async def launch(
     plain = not program and not live.pending and not settings["stdin"] and logs.is_plain(settings["log"])
     if short and plain and birth.of_container(config).alone:
         undo.push_async_callback(end_recorded, directory)
-        given = orders_for(config, directory, settings["init"]).to_plain()
-        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"], "orders": given}
-        line = await host.zygote.fork_container(container.id, directory, request, parent, root_alone(config, directory))
+        given = orders_for(config, directory, settings["init"])
+        request = {"bundle": str(directory), "log": settings["log"], "init": settings["init"], "orders": given.to_plain()}
+        line = await host.zygote.fork_container(container.id, directory, request, parent, root_alone(given, directory))
         if line is not None:
             shim = Shim.newborn(directory)
             return shim, shim.launching(line)
@@ -80,12 +92,19 @@ async def launch(
     return shim, await shim.launch(directory, config=config, **settings)
 
 
-def root_alone(config: dict[str, Any], directory: Path) -> str:
-    """Where its root is mounted, if that is all it needs of what is mounted on the machine after the boot; else ""."""
-    binds = (mount["source"] for mount in config["mounts"] if mount_options.is_bind(mount))
-    if config["linux"].get("rootfsPropagation") or not all(os.path.dirname(source) == str(directory) for source in binds):
-        return ""
-    return str(config["root"]["path"])
+def root_alone(given: orders.Orders, directory: Path) -> str:
+    """Where its root is mounted, if that is all its process needs of what is mounted on the machine; else ""."""
+    root = ""
+    for name, arguments in given.plan.create:
+        if name == "open_root":
+            root = arguments["path"]
+        elif name == "mount_bind":
+            place = arguments["destination"]
+            if place not in NETWORK_FILES or arguments["source"] != f"{directory}/{os.path.basename(place)}":
+                return ""
+        elif name not in _WITHOUT_MOUNTS:
+            return ""
+    return root
 
 
 def orders_for(config: dict[str, Any], directory: Path, with_init: bool) -> orders.Orders:

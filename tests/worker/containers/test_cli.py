@@ -215,6 +215,11 @@ def test_what_is_mounted_on_the_machine_after_the_daemons_start_is_bound(node: N
         subprocess.run(node.inside("umount", str(late)), check=True)
 
 
+def test_shared_memory_that_others_may_join_is_a_file_system_of_its_size(node: Node) -> None:
+    line = node.out("run", "--rm", "--ipc", "shareable", "--shm-size", "8m", "busybox", "df", "-k", "/dev/shm").splitlines()[-1]
+    assert line.split()[1] == "8192", line
+
+
 def test_volumes_binds_and_tmpfs(node: Node) -> None:
     node.docker("volume", "create", "vol1")
     node.docker("run", "--rm", "-v", "vol1:/data", "busybox", "sh", "-c", "echo kept > /data/f")
