@@ -200,7 +200,7 @@ class Client:
         if answer is None:
             thing.possible += 1
             if thing.may == {DOWN}:
-                thing.codes.add(FAILED_START)
+                thing.may_have_failed(FAILED_START)
             if thing.auto:
                 thing.may.add(GONE)
         elif answer.status == 0:
@@ -212,7 +212,7 @@ class Client:
     def _perhaps_refused(self, thing: Thing) -> None:
         """A start without an answer may have failed for what is lacked, and that be on record."""
         if self.faulty():
-            thing.codes.add(FAILED_START)
+            thing.may_have_failed(FAILED_START)
 
     def start_twice(self, thing: Thing) -> None:
         """One starts it, the other finds it running (or, of a program that ends at once, starts it again)."""

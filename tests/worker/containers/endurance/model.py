@@ -74,6 +74,11 @@ class Thing:
         self.identity = None
         self.possible += 1
 
+    def may_have_failed(self, code: int) -> None:
+        """A start was refused, which may be on record in place of how it ended before."""
+        self.codes.add(code)
+        self.error = ""
+
     def ended(self, *codes: int, error: str = "") -> None:
         self.may, self.codes, self.paused, self.error = {DOWN}, set(codes), {False}, error
 
