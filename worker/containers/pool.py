@@ -239,8 +239,8 @@ def _remove(directory: Path) -> None:
             if known is not None and known.get("start_time"):
                 process.kill_verified(known["pid"], known["start_time"], signal.SIGKILL)
             if sweep(directory):
-                shutil.rmtree(directory, ignore_errors=True)
-                return
+                # Without a descriptor to be had it stays, until there is one.
+                shutil.rmtree(directory)
         time.sleep(POLL)
     if directory.exists():
         log.error("the sandbox in %s cannot be removed now: its shim or its cgroup is still there", directory)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.containers import pool
 from worker.kernel import process
 
 from .conftest import CONTROLLERS, Node, wait_until, zygote_of
@@ -168,3 +171,22 @@ def test_a_running_container_of_the_pool_outlives_daemon_and_zygote(node: Node) 
     assert node.out("exec", "stays", "echo", "ok") == "ok"
     node.docker("stop", "stays")
     assert node.state("stays")["ExitCode"] == 9
+
+
+def test_what_cannot_be_removed_for_want_of_a_descriptor_is_removed_when_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "sandbox-1"
+    directory.mkdir()
+    really, asked = shutil.rmtree, []
+
+    def rmtree(path: Path) -> None:
+        asked.append(path)
+        if len(asked) < 3:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        really(path)
+
+    monkeypatch.setattr(pool.shutil, "rmtree", rmtree)
+    pool._remove(directory)
+    assert not directory.exists()
+    assert len(asked) == 3
