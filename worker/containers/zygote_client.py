@@ -92,17 +92,19 @@ class Zygote:
         if not self.orders:
             body.pop("orders", None)
         line = await self._client.line()
-        with contextlib.ExitStack() as stack:
-            undo = stack.enter_context(contextlib.ExitStack())
-            undo.callback(line.close)
-            roots = []
+        copies: list[int] = []
+        try:
             if root and self.roots is not None and Path(root).is_relative_to(self.roots):
-                roots.append(mounts.clone(root))
-                stack.callback(os.close, roots[0])
+                copies.append(mounts.clone(root))
                 body["root"] = root
             data = zygote.packed(body) if self.orders else frame(body)
-            connection = line.send_with_connection(data, "fork_container", *roots)
-            undo.pop_all()
+            connection = line.send_with_connection(data, "fork_container", *copies)
+        except BaseException:
+            line.close()
+            raise
+        finally:
+            for fd in copies:
+                os.close(fd)
         self._client.back(line)
         return await Line.over(directory, connection)
 

@@ -34,9 +34,7 @@ _FIRST_FD = 3
 # asm-generic/ioctls.h; the termios module has them from Python 3.13 on only.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 # Python ignores the first two, the shim has its own way with the others.
-_OURS = tuple(
-    int(number) for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-)
+_OURS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PTMX, _NULL = os.makedev(5, 2), os.makedev(1, 3)
 _C_LIBRARY_SIGNALS = (32, 33)
 _NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)

@@ -84,9 +84,7 @@ class Announcing(sync.Channel):
 class Maker:
     """Makes a container out of this process, and serves whoever asked for it meanwhile."""
 
-    def __init__(
-        self, line: int, channel: _socket.socket, keeper_pid: int, hierarchies: list[Hierarchy], seen: Sight | None = None
-    ) -> None:
+    def __init__(self, line: int, channel: _socket.socket, keeper_pid: int, hierarchies: list[Hierarchy], seen: Sight) -> None:
         self._seen = seen
         self._line = _socket.socket(AF_UNIX, SOCK_STREAM, 0, line)
         self._channel = channel
@@ -130,7 +128,7 @@ class Maker:
         if oom is not None:
             fd, priority = oom
             self._fds.append(("oom-v2", fd, EXCEPTIONAL) if priority else ("oom", fd, READABLE))
-        if self._seen is not None and "root" in request:
+        if "root" in request:
             self._seen.enter(self.init, request["root"])
         init.perform(self.init, plan.create)
         answer = {**self._identity, "init_pid": self._pid, "init_start_time": self._started}

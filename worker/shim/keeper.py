@@ -30,8 +30,7 @@ MOST_FDS = 64
 _ROOM = _socket.CMSG_LEN(MOST_FDS * 4)
 _LIMIT = 1 << 17
 _ENDED = struct.Struct("ii")
-_FATAL = int(signal.SIGKILL)
-_DONTWAIT = int(_socket.MSG_DONTWAIT)
+_DONTWAIT = _socket.MSG_DONTWAIT
 _FORK_AGAIN = 0.1
 CLIENT = 1
 """Which descriptor of a container's process is the connection of whoever wants it."""
@@ -193,7 +192,7 @@ def fork() -> tuple[int, _socket.socket]:
         theirs.close()
         return worker, ours
     ours.close()
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, _FATAL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != keeper:
         os._exit(1)
     return 0, theirs

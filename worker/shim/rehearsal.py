@@ -273,7 +273,7 @@ def _become(directory: str) -> None:
         hierarchy = Hierarchy(f"{directory}/cgroup", ("cpu", "devices", "memory", "pids"), 1)
         with open(f"{directory}/config.json", "wb") as file:
             file.write(compact_json.dumps(_CONFIG))
-        made = _Rehearsed(line.detach(), theirs, os.getpid(), [hierarchy])
+        made = _Rehearsed(line.detach(), theirs, os.getpid(), [hierarchy], direct.Sight())
         daemon.sendall(zygote.frame({"op": "start", "events": True}))
         machine = prepare.host_of(Cgroup(_LINUX["cgroupsPath"], [hierarchy]))
         given = orders.of_container(_CONFIG, machine, hierarchy.version).to_plain()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -63,7 +63,10 @@ _RELATIONS = {">=": "at least", "<=": "at most"}
 
 
 class _Field(NamedTuple):
-    """``plain``: its type without null and marks. ``empty``: what null and nothing mean, if they mean something."""
+    """``plain``: its type without null and marks. ``empty``: what null and nothing mean, if they mean something.
+
+    ``model``: its own, or that of what it lists or maps to, in which names of another case are looked for.
+    """
 
     type: Any
     plain: Any
@@ -73,7 +76,7 @@ class _Field(NamedTuple):
 
 @functools.cache
 def _fields(kind: type[Model]) -> dict[str, _Field]:
-    """By name. A model's own, or that of a list's or a map's values, is what another case of names is looked for in."""
+    """By name."""
     result = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         if name in kind.__struct_fields__ and name != "received":
@@ -122,9 +125,9 @@ def _named(kind: type[Model], data: Any) -> tuple[Any, Any]:
     return received, read
 
 
-def _renamed(fields: Iterable[str], data: Mapping[Any, Any]) -> dict[Any, Any]:
+def _renamed(fields: Collection[str], data: Mapping[Any, Any]) -> dict[Any, Any]:
     by_lower = {name.lower(): name for name in fields}
-    named = {name: value for name, value in data.items() if name in by_lower.values()}
+    named = {name: value for name, value in data.items() if name in fields}
     for name, value in data.items():
         named.setdefault(by_lower.get(str(name).lower(), name), value)
     return named
